@@ -1,0 +1,1 @@
+"""Factor Transfer: compress a trained network into a small one (Kim, Park, Kwak, NeurIPS 2018)."""

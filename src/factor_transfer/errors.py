@@ -1,0 +1,42 @@
+"""What a person did that cannot work, said in words that help."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Bad input: a file, a recipe, a name, a shape that does not fit.
+
+    The message says what was given, what was expected and what to do. The command line prints it
+    without a traceback and exits with code 2.
+    """
+
+
+class Interrupted(Exception):
+    """The person asked to stop (Ctrl-C). The message says what was kept and how to go on."""
+
+
+def choose(kind: str, name: str, valid: Iterable[str]) -> str:
+    """Return ``name`` if it is one of ``valid``; otherwise say which valid names are nearest.
+
+    Args:
+        kind: what is being named, for the message, such as ``"model"``.
+        name: the name that was given.
+        valid: the names that exist.
+
+    Raises:
+        InputError: if ``name`` is not valid.
+    """
+    valid = list(valid)
+    if name in valid:
+        return name
+    raise InputError(f"unknown {kind} {name!r}{suggest(name, valid)}")
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """A clause that goes behind a wrong ``name``: its nearest valid names, or all of a few."""
+    valid = list(valid)
+    near = get_close_matches(name, valid, n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(repr(n) for n in near)}?"
+    return f"; valid are: {', '.join(valid[:12])}{', …' if len(valid) > 12 else ''}"
