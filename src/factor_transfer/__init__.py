@@ -1,1 +1,25 @@
 """Factor Transfer: compress a trained network into a small one (Kim, Park, Kwak, NeurIPS 2018)."""
+
+from factor_transfer.methods import (
+    Distillation,
+    FactorTransfer,
+    Paraphraser,
+    ParaphraserTraining,
+    Supervised,
+    Translator,
+    factor_loss,
+)
+from factor_transfer.models import build_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Distillation",
+    "FactorTransfer",
+    "Paraphraser",
+    "ParaphraserTraining",
+    "Supervised",
+    "Translator",
+    "build_model",
+    "factor_loss",
+]

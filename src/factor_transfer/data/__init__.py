@@ -1,1 +1,151 @@
-"""Data sets."""
+"""Data sets: real images in memory, split into training, validation and test."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+from annotated_types import Ge, Lt
+
+from factor_transfer.data.augment import Augment
+from factor_transfer.data.batches import Batch, Batches, epoch_seed, in_order
+from factor_transfer.data.cifar import load_cifar10, load_cifar100
+from factor_transfer.data.digits import load_digits
+from factor_transfer.data.folder import load_folder
+from factor_transfer.data.split import Source, Split, stratified
+from factor_transfer.data.synthetic import load_synthetic
+from factor_transfer.errors import InputError, choose
+from factor_transfer.options import settings
+
+__all__ = [
+    "DATASETS",
+    "Augment",
+    "Batch",
+    "Batches",
+    "Data",
+    "Source",
+    "Split",
+    "epoch_seed",
+    "in_order",
+    "open_data",
+    "stratified",
+]
+
+# A data set is a function; its arguments are what a recipe's [data] table may say of it.
+DATASETS: dict[str, Callable[..., Source]] = {
+    "digits": load_digits,
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "folder": load_folder,
+    "synthetic": load_synthetic,
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, ready for training.
+
+    Attributes:
+        classes: names, in the order of the labels.
+        train: what gradients come from.
+        validation: cut from the training images; chooses epochs and settings. May be empty.
+        test: reads the test images. For evaluation alone.
+        mean: of each channel, 0..1, for normalisation.
+        std: of each channel, 0..1.
+    """
+
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Callable[[], Split]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.train.images.shape[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that training sees: classes, images and labels of both splits."""
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        for split in (self.train, self.validation):
+            digest.update(str(tuple(split.images.shape)).encode())
+            digest.update(split.images.contiguous().numpy().data)
+            digest.update(split.labels.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def open_data(
+    name: str,
+    *,
+    validation: Annotated[float, Ge(0), Lt(1)] = 0.1,
+    limit: Annotated[int, Ge(1)] | None = None,
+    split_seed: Annotated[int, Ge(0)] = 0,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    **options: Any,
+) -> Data:
+    """Open a data set and cut a validation split from its training images.
+
+    Args:
+        name: one of ``DATASETS``.
+        validation: the share of the training images that is kept for validation, 0..1; stratified.
+        limit: use only so many of the training images; stratified.
+        split_seed: of the random splits. It is apart from the seeds of training, so that runs of several
+            seeds share their validation images.
+        mean: of each channel, 0..1; measured on the training images if left out.
+        std: of each channel, 0..1; likewise.
+        options: the data set's own keyword arguments, such as ``root``.
+
+    Raises:
+        InputError: unknown name, missing or damaged files, or an empty split.
+    """
+    opener = DATASETS[choose("data set", name, DATASETS)]
+    if "split_seed" in settings(opener):
+        options["split_seed"] = split_seed
+    source = opener(**options)
+    train = source.train
+    if limit is not None and limit < len(train):
+        train = train.subset(stratified(train.labels, limit, split_seed)[0])
+    held_out, kept = stratified(train.labels, round(validation * len(train)), split_seed)
+    train, held = train.subset(kept), train.subset(held_out)
+    if not len(train):
+        raise InputError("no training images are left; give a smaller data.validation or a larger data.limit")
+    measured_mean, measured_std = _statistics(train)
+    return Data(
+        source.classes,
+        train,
+        held,
+        source.test,
+        _per_channel("mean", mean, measured_mean),
+        _per_channel("std", std, measured_std),
+    )
+
+
+def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, 0..1, exact: from a histogram of the 256 values."""
+    means, deviations = [], []
+    for channel in split.images.unbind(1):
+        counts = channel.flatten().bincount(minlength=256).double()
+        values = counts.new_tensor(range(256)) / 255
+        mean = (counts * values).sum() / counts.sum()
+        variance = (counts * (values - mean) ** 2).sum() / counts.sum()
+        means.append(round(mean.item(), 6))
+        # A constant channel carries nothing; dividing it by one leaves it so.
+        deviations.append(round(variance.sqrt().item(), 6) or 1.0)
+    return tuple(means), tuple(deviations)
+
+
+def _per_channel(key: str, given: list[float] | None, measured: tuple[float, ...]) -> tuple[float, ...]:
+    if given is None:
+        return measured
+    if len(given) != len(measured):
+        raise InputError(
+            f"data.{key} has {len(given)} values, the images have {len(measured)} channels: give one a channel"
+        )
+    if key == "std" and min(given) <= 0:
+        raise InputError(f"data.std must be above 0, got {given}")
+    return tuple(given)

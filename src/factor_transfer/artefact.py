@@ -1,0 +1,147 @@
+"""What a stage leaves in its folder, and whether it is what is wanted now.
+
+``weights.safetensors``; ``stage.json``: the inputs it was made from, the model, figures, versions, and the weights'
+SHA-256; ``metrics.jsonl``; while the stage is running, ``last.ckpt``.
+"""
+
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from factor_transfer.checkpoint import State, read_json, read_weights, save_weights, sha256, write_json
+from factor_transfer.errors import InputError
+
+RECORD, WEIGHTS, METRICS, RUNNING = "stage.json", "weights.safetensors", "metrics.jsonl", "last.ckpt"
+_MARK = "recipe.json"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A finished stage.
+
+    Attributes:
+        folder: where it lies.
+        record: what ``stage.json`` says.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def weights(self) -> Path:
+        """The file of its weights."""
+        return self.folder / WEIGHTS
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of its weights: what later stages remember of it."""
+        return self.record["weights_sha256"]
+
+    def state(self) -> State:
+        """Its weights."""
+        return read_weights(self.weights)
+
+
+def find(folder: Path) -> Artefact | None:
+    """The finished stage in ``folder``, or ``None`` if there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not (folder / RECORD).exists():
+        return None
+    record = read_json(folder / RECORD)
+    if not (isinstance(record, dict) and isinstance(record.get("inputs"), dict) and "finished" in record):
+        raise InputError(f"{folder / RECORD} is damaged; add --fresh to make the stage anew")
+    if not record["finished"]:
+        return None
+    found = sha256(folder / WEIGHTS)
+    if found != record.get("weights_sha256"):
+        raise InputError(
+            f"weights {folder / WEIGHTS} are damaged: their SHA-256 is {found[:12]}…, {RECORD} beside them says "
+            f"{str(record.get('weights_sha256'))[:12]}…\nAdd --fresh to the stage's command to make them anew"
+        )
+    return Artefact(folder, record)
+
+
+def begin(folder: Path, inputs: Mapping[str, Any]) -> None:
+    """Write down what a stage is made from, before it starts."""
+    write_json(folder / RECORD, {"finished": False, "inputs": inputs})
+
+
+def finish(folder: Path, state: State, record: Mapping[str, Any]) -> Artefact:
+    """Write a stage's weights and its record; then it is finished, and its checkpoint is removed."""
+    inputs = read_json(folder / RECORD)["inputs"]
+    save_weights(folder / WEIGHTS, state)
+    complete = {
+        "finished": True,
+        **record,
+        "weights_sha256": sha256(folder / WEIGHTS),
+        "inputs": inputs,
+        "versions": {name: version(name) for name in ("factor-transfer", "torch", "lightning-fabric")},
+        "machine": platform.platform(),
+    }
+    write_json(folder / RECORD, complete)
+    (folder / RUNNING).unlink(missing_ok=True)
+    return Artefact(folder, complete)
+
+
+def differences(folder: Path, inputs: Mapping[str, Any]) -> list[str]:
+    """In which inputs the stage in ``folder`` differs from ``inputs``; one line each."""
+    then, now = dict(_flat(read_json(folder / RECORD)["inputs"])), dict(_flat(inputs))
+    return [
+        f"{key}: {_short(then.get(key))} then, {_short(now.get(key))} now"
+        for key in {**then, **now}
+        if then.get(key) != now.get(key)
+    ]
+
+
+def set_aside(folder: Path) -> Path:
+    """Move a stage out of the way, into ``replaced/`` beside it: what was trained is never thrown away."""
+    number = 1
+    while (target := folder.parent / "replaced" / f"{folder.name}-{number}").exists():
+        number += 1
+    target.parent.mkdir(exist_ok=True)
+    folder.rename(target)
+    return target
+
+
+def claim(work_dir: Path, recipe: str) -> None:
+    """Make ``work_dir`` the recipe's own.
+
+    Raises:
+        InputError: it belongs to another recipe, holds something else, or cannot be written.
+    """
+    mark = work_dir / _MARK
+    try:
+        if mark.exists():
+            owner = read_json(mark).get("recipe")
+            if owner != recipe:
+                raise InputError(
+                    f"work dir {work_dir} belongs to the recipe {owner!r}, not to {recipe!r}; "
+                    "give another one with --work-dir"
+                )
+            return
+        if work_dir.exists() and any(work_dir.iterdir()):
+            raise InputError(
+                f"work dir {work_dir} is not empty and was not made by factor-transfer; give another --work-dir"
+            )
+        write_json(mark, {"recipe": recipe})
+    except OSError as error:
+        raise InputError(f"cannot use work dir {work_dir}: {error.strerror}") from error
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else repr(value)
+    return f"{text[:14]}…'" if len(text) > 60 else text

@@ -1,0 +1,142 @@
+"""Files that are written whole or not at all, and read without trusting them.
+
+Weights are safetensors; the state of a running training is read with ``weights_only=True``. Neither can run code.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from factor_transfer.errors import InputError
+
+State = dict[str, Tensor]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file such that a kill at any moment leaves the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp's files are the owner's alone
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as indented JSON, whole or not at all."""
+    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict as safetensors."""
+    content = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    write_whole(path, safetensors.torch.save(content))
+
+
+def read_weights(path: Path) -> State:
+    """Read a state dict: safetensors, or a PyTorch file that holds tensors and nothing else.
+
+    Raises:
+        InputError: missing, truncated or corrupted file, or one that holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load(path.read_bytes())
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read weights {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise InputError(f"weights {path} are damaged: {error}") from error
+    except Exception as error:  # damaged zip archives and pickles fail in many ways
+        raise InputError(f"weights {path} are damaged, or hold more than tensors: {_first(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"weights {path} must be a state dict: a dict from parameter names to tensors")
+    return state
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict, strictly.
+
+    Raises:
+        InputError: layers that are missing, unknown or of another shape; all of them are told apart by name.
+    """
+    own = model.state_dict()
+    faults = [f"missing: {key}" for key in own if key not in state]
+    faults += [f"not in the model: {key}" for key in state if key not in own]
+    faults += [
+        f"{key}: shape {tuple(state[key].shape)} in the file, {tuple(value.shape)} in the model"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if faults:
+        shown = "\n  ".join(faults[:8])
+        more = f"\n  … and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise InputError(f"weights {path} do not fit {type(model).__name__}:\n  {shown}{more}")
+    model.load_state_dict(dict(state))
+
+
+def save_training(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the state of a running training: tensors, numbers, strings, in dicts and lists."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """Read what ``save_training`` wrote.
+
+    Raises:
+        InputError: missing, truncated or corrupted file.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged zip archives and pickles fail in many ways
+        raise InputError(
+            f"checkpoint {path} is damaged: {_first(error)}\nRemove it, or add --fresh, to start the stage anew"
+        ) from error
+
+
+def _first(error: Exception) -> str:
+    """The first line of a message; PyTorch's run over a screen."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,177 @@
+"""The command line. A command is a function; what it does is elsewhere."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from factor_transfer.errors import InputError, Interrupted, choose
+
+if TYPE_CHECKING:  # imported where it is used: `--help` need not wait for PyTorch
+    from factor_transfer.experiment import Experiment
+
+app = typer.Typer(
+    help="Compress a trained network into a small one by Factor Transfer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or a name of `show recipes`.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as student.epochs=10."),
+]
+WorkDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Where results go.  [default: runs/<recipe>]")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew; what is there is kept in <work dir>/replaced.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def demo(
+    work_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where results go.")] = Path("runs/demo"),
+    debug: Debug = False,
+) -> None:
+    """All stages on scikit-learn's handwritten digits, three seeds; ends with a table."""
+    from factor_transfer.pipeline import demo as run_demo
+
+    run_demo(work_dir, _console())
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    work_dir: WorkDir = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also train the student alone, with the same budget.")
+    ] = False,
+    fresh: Fresh = False,
+    debug: Debug = False,
+) -> None:
+    """Teacher, paraphraser and student; what is up to date is reused."""
+    from factor_transfer.pipeline import run as run_stages
+    from factor_transfer.report import results_table
+
+    experiment = _experiment(recipe, overrides, work_dir)
+    summary = run_stages(experiment, baseline, fresh)
+    experiment.console.print(results_table([summary], len(experiment.data.test())))
+
+
+@app.command()
+def teacher(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    work_dir: WorkDir = None,
+    fresh: Fresh = False,
+    debug: Debug = False,
+) -> None:
+    """Stage 1: train the teacher."""
+    from factor_transfer.stages import make_teacher
+
+    make_teacher(_experiment(recipe, overrides, work_dir), fresh)
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    work_dir: WorkDir = None,
+    fresh: Fresh = False,
+    debug: Debug = False,
+) -> None:
+    """Stage 2, connectors pre-training: train the paraphraser on the teacher's features."""
+    from factor_transfer.stages import make_paraphraser
+
+    make_paraphraser(_experiment(recipe, overrides, work_dir), fresh)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    work_dir: WorkDir = None,
+    fresh: Fresh = False,
+    debug: Debug = False,
+) -> None:
+    """Stage 3, distillation training: train the student with the teacher's factors."""
+    from factor_transfer.stages import make_student
+
+    make_student(_experiment(recipe, overrides, work_dir), fresh)
+
+
+@app.command()
+def test(
+    recipe: RecipeArgument,
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Weights, or the folder of a stage.")],
+    overrides: Overrides = None,
+    metrics: Annotated[
+        str, typer.Option(metavar="NAMES", help="Of accuracy, precision, recall, f1, calibration.")
+    ] = "accuracy",
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures here.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Figures of a network on the test split, overall and a class."""
+    from factor_transfer.checkpoint import write_json
+    from factor_transfer.recipe_file import read_recipe
+    from factor_transfer.report import test_table
+    from factor_transfer.scoring import score
+
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    result = score(read_recipe(recipe, overrides or []), checkpoint, names)
+    console = _console()
+    console.print(f"{checkpoint}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %", soft_wrap=True)
+    console.print(test_table(result))
+    if json is not None:
+        write_json(json, result)
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(metavar="models|recipes|taps", help="What to list.")],
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Whose taps.")] = None,
+    debug: Debug = False,
+) -> None:
+    """List models, recipes, or the taps of a model."""
+    from factor_transfer import listing
+
+    choose("thing to show", what, ["models", "recipes", "taps"])
+    if what == "taps" and model is None:
+        raise InputError("whose taps? Say `factor-transfer show taps MODEL`, see `factor-transfer show models`")
+    table = listing.taps(model) if model is not None else getattr(listing, what)()
+    _console().print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point: bad input and Ctrl-C end in one message and an exit code, not in a traceback."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    errors = Console(stderr=True, highlight=False)
+    try:
+        app(args=list(arguments), prog_name="factor-transfer")
+    except (InputError, Interrupted) as error:
+        if "--debug" in arguments:
+            raise
+        stopped = isinstance(error, Interrupted)
+        errors.print("Stopped:" if stopped else "Error:", style="bold yellow" if stopped else "bold red", end=" ")
+        errors.print(str(error), markup=False, soft_wrap=True)
+        sys.exit(130 if stopped else 2)
+
+
+def _console() -> Console:
+    """Standard output; where it is no terminal, wide enough for a table."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def _experiment(recipe: str, overrides: list[str] | None, work_dir: Path | None) -> "Experiment":
+    from factor_transfer.experiment import Experiment
+    from factor_transfer.recipe_file import read_recipe
+
+    overrides = overrides or []
+    read = read_recipe(recipe, overrides)
+    command = shlex.join([recipe, *overrides, *(["--work-dir", str(work_dir)] if work_dir else [])])
+    return Experiment(read, work_dir or Path("runs") / read.name, _console(), command)

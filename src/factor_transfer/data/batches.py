@@ -1,0 +1,76 @@
+"""Batches whose order and augmentation are a function of (seed, epoch)."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from factor_transfer.data.augment import Augment
+from factor_transfer.data.split import Split
+from factor_transfer.errors import InputError
+
+Batch = tuple[Tensor, Tensor]
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed for one epoch of one run: well mixed, so that neighbours have nothing in common."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Batches:
+    """Shuffled, augmented batches of training images.
+
+    A run that is resumed at any epoch walks the same path, since nothing depends on earlier epochs.
+    A last batch of a single image is left out: it has no statistics for batch norm to use.
+
+    Args:
+        split: the training images.
+        batch_size: images a step.
+        seed: of order and augmentation.
+        augment: what is done to the images; ``None`` leaves them as they are.
+        device: where batches are made. The whole split is moved there once.
+
+    Raises:
+        InputError: if the batch is larger than the training set.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        augment: Augment | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if batch_size > len(split):
+            raise InputError(
+                f"a batch of {batch_size} images is larger than the training set of {len(split)}; "
+                "choose a smaller batch_size"
+            )
+        self.images = split.images.to(device)
+        self.labels = split.labels.to(device)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augment = augment or Augment()
+        self.device = device
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.labels), self.batch_size)
+        return full + (rest > 1)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch: uint8 (B, C, H, W) and int64 (B,), on the device."""
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
+        order = torch.randperm(len(self.labels), generator=generator).to(self.device)
+        draws = self.augment.draw(len(self.labels), generator).to(self.device)
+        for step in range(len(self)):
+            window = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            chosen = order[window]
+            yield self.augment.apply(self.images[chosen], draws[window]), self.labels[chosen]
+
+
+def in_order(split: Split, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+    """Every image of ``split`` once, in its order, not augmented: for evaluation."""
+    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        yield images.to(device), labels.to(device)

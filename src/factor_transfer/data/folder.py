@@ -1,0 +1,177 @@
+"""Images in folders, one folder a class."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Lt
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from factor_transfer.data.split import Source, Split, stratified
+from factor_transfer.errors import InputError, suggest
+
+_ENDINGS = {".jpg", ".jpeg", ".png"}
+_MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
+
+
+def load_folder(
+    *,
+    root: str,
+    size: Annotated[int, Ge(1)] | None = None,
+    channels: Literal[1, 3] = 3,
+    test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2,
+    split_seed: Annotated[int, Ge(0)] = 0,
+) -> Source:
+    """JPEG and PNG images in ``root/train/<class>/`` and ``root/test/<class>/``.
+
+    Without a test folder, the test images are taken from ``root/train/<class>/`` or ``root/<class>/`` at
+    random, each class in proportion. Folders within a class's folder belong to it; hidden files and folders,
+    and files with other endings, are passed over. Classes and images are in the order of their names.
+
+    Images are turned as their EXIF data say, and lose their transparency.
+
+    Args:
+        root: the folder.
+        size: scale each image so that its shorter side has this many pixels (bilinear, antialiased), and keep
+            the size×size pixels at its centre. Without it the images must be of one size, and keep it.
+        channels: 3 for colour, 1 for grey.
+        test_fraction: the share of test images where there is no test folder, 0..1.
+        split_seed: which images those are is a function of the images' order and this.
+
+    Returns:
+        The source. Training images are decoded now, test images when asked for.
+
+    Raises:
+        InputError: if there are no classes, a class is empty or unknown to training, an image cannot be
+            read, is too large to be one or of another size, or an argument is out of its range.
+    """
+    if size is not None and size < 1:
+        raise InputError(f"data.size is {size}, expected 1 or more")
+    if channels not in _MODES:
+        raise InputError(f"data.channels is {channels}, expected 1 or 3")
+    if not 0 < test_fraction < 1:
+        raise InputError(f"data.test_fraction is {test_fraction}, expected more than 0 and less than 1")
+    if split_seed < 0:
+        raise InputError(f"data.split_seed is {split_seed}, expected 0 or more")
+    folder = Path(root).expanduser()
+    train_folder, test_folder = folder / "train", folder / "test"
+    if test_folder.is_dir() and not train_folder.is_dir():
+        raise InputError(f"{folder} has a folder 'test' but no folder 'train'")
+    if not train_folder.is_dir():
+        train_folder = folder
+    classes = _classes(train_folder)
+    paths, labels = _list_images(train_folder, classes)
+    if test_folder.is_dir():
+        for name in _classes(test_folder):
+            if name not in classes:
+                raise InputError(f"{test_folder / name}: a class unknown to training{suggest(name, classes)}")
+        test_paths, test_labels = _list_images(test_folder, classes)
+        train_paths, train_labels = paths, labels
+    else:
+        test, train = _divide(labels, test_fraction, split_seed, classes)
+        test_paths, test_labels = [paths[index] for index in test], labels[test]
+        train_paths, train_labels = [paths[index] for index in train], labels[train]
+    like = train_paths[0]
+    return Source(
+        classes,
+        Split(_read_images(train_paths, like, size, channels), train_labels),
+        lambda: Split(_read_images(test_paths, like, size, channels), test_labels),
+    )
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    """The names of the folders in ``folder``, sorted."""
+    try:
+        names = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error}; data.root=… names the folder of images") from error
+    if not names:
+        raise InputError(f"{folder}: has no folders; expected one for each class, with its images in it")
+    return tuple(sorted(names))
+
+
+def _list_images(folder: Path, classes: Sequence[str]) -> tuple[list[Path], Tensor]:
+    """The images of each class that has a folder, and their labels, int64 (N,)."""
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        class_folder = folder / name
+        if not class_folder.is_dir():
+            continue  # a class may have no test images
+        images = sorted(path for path in class_folder.rglob("*") if _is_image(path, class_folder))
+        if not images:
+            raise InputError(f"{class_folder}: has no images ({', '.join(sorted(_ENDINGS))})")
+        paths += images
+        labels += [label] * len(images)
+    return paths, torch.tensor(labels)
+
+
+def _is_image(path: Path, class_folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(class_folder).parts)
+    return path.suffix.lower() in _ENDINGS and not hidden and path.is_file()
+
+
+def _divide(labels: Tensor, fraction: float, seed: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The indices of test and training images, with something of each class to train on."""
+    count = round(fraction * len(labels))
+    if count == 0:
+        raise InputError(f"data.test_fraction={fraction} of {len(labels)} images leaves none for the test")
+    test, train = stratified(labels, count, seed)
+    left = set(labels[train].tolist())
+    for label, name in enumerate(classes):
+        if label not in left:
+            raise InputError(f"data.test_fraction={fraction} leaves no image of class {name!r} for training")
+    return test, train
+
+
+def _read_images(paths: Sequence[Path], like: Path, size: int | None, channels: Literal[1, 3]) -> Tensor:
+    """Decode images, uint8 (N, C, H, W), each of the size that ``like`` has."""
+    height, width, _ = shape = _read_image(like, size, channels).shape
+    images = np.empty((len(paths), channels, height, width), np.uint8)
+
+    def read(index: int) -> None:
+        pixels = _read_image(paths[index], size, channels)
+        if pixels.shape != shape:
+            raise InputError(
+                f"the images differ in size: {like} has {width}×{height} pixels, "
+                f"{paths[index]} has {pixels.shape[1]}×{pixels.shape[0]}; data.size=… scales them to one"
+            )
+        images[index] = pixels.transpose(2, 0, 1)
+
+    with ThreadPoolExecutor() as pool:  # pillow decodes and scales outside the interpreter's lock
+        for _ in pool.map(read, range(len(paths))):
+            pass  # raises the error of the first image that has one, whichever thread was faster
+    return torch.from_numpy(images)
+
+
+def _read_image(path: Path, size: int | None, channels: Literal[1, 3]) -> np.ndarray:
+    """Decode one image, uint8 (H, W, C)."""
+    try:
+        # Opening reads the header alone, and refuses what has twice the pixels that pillow warns at.
+        with Image.open(path, formats=("JPEG", "PNG")) as file:
+            if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:
+                raise InputError(f"{path}: refused, {file.width}×{file.height} pixels are too many")
+            if file.mode.startswith(("I", "F")):
+                raise InputError(f"{path}: its values are not of 8 bits (mode {file.mode}); convert it first")
+            image: Image.Image = ImageOps.exif_transpose(file)
+            if "transparency" in image.info:  # a palette's transparent colours, which only RGBA can hold
+                image = image.convert("RGBA")
+            image = image.convert(_MODES[channels])
+            if size is not None:
+                # Scaling the centre alone gives what a crop afterwards would, to half a pixel, for less work.
+                side = min(image.size)
+                left, top = (image.width - side) / 2, (image.height - side) / 2
+                square = (left, top, left + side, top + side)
+                image = image.resize((size, size), Image.Resampling.BILINEAR, box=square)
+            return np.asarray(image).reshape(image.height, image.width, channels)
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"{path}: refused: {error}") from error
+    # What a damaged image raises depends on its format and on where the damage is.
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as an image: {error}") from error

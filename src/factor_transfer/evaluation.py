@@ -1,0 +1,152 @@
+"""How good a classifier is. Figures are in percent."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import (
+    BinaryCalibrationError,
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+
+from factor_transfer.data import Batch
+from factor_transfer.errors import choose
+from factor_transfer.inference import evaluating
+
+# What `--metrics` may ask for: how to build it over all images, given the number of classes.
+OVERALL: dict[str, Callable[[int], Metric]] = {
+    "accuracy": lambda classes: MulticlassAccuracy(classes, average="micro"),
+    "precision": lambda classes: MulticlassPrecision(classes, average="macro"),
+    "recall": lambda classes: MulticlassRecall(classes, average="macro"),
+    "f1": lambda classes: MulticlassF1Score(classes, average="macro"),
+    "calibration": lambda classes: MulticlassCalibrationError(classes, n_bins=15),
+}
+
+# The same a class. Calibration has another form there, see `_class_calibration`.
+BY_CLASS: dict[str, Callable[[int], Metric]] = {
+    "accuracy": lambda classes: MulticlassAccuracy(classes, average="none"),
+    "precision": lambda classes: MulticlassPrecision(classes, average="none"),
+    "recall": lambda classes: MulticlassRecall(classes, average="none"),
+    "f1": lambda classes: MulticlassF1Score(classes, average="none"),
+}
+
+
+def predict(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """Run a network over images, in evaluation mode.
+
+    Args:
+        model: images -> logits (B, K), on the batches' device.
+        batches: images and labels.
+
+    Returns:
+        Logits (N, K), float32, and labels (N,), on the CPU.
+    """
+    with evaluating(model):
+        outputs = [(model(images).float(), labels) for images, labels in batches]
+    logits, labels = zip(*outputs, strict=True)
+    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+
+
+def mean_losses(method: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    """The losses of a method over images that it is not trained on, in evaluation mode.
+
+    Args:
+        method: images, labels -> losses, see ``methods.base``.
+        batches: images and labels.
+    """
+    sums: dict[str, float] = {}
+    count = 0
+    with evaluating(method):
+        for images, labels in batches:
+            for name, value in method(images, labels).items():
+                sums[name] = sums.get(name, 0.0) + value.item() * len(labels)
+            count += len(labels)
+    return {name: value / count for name, value in sums.items()}
+
+
+def top(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Cross-entropy, and the share of images whose label is the likeliest, or among the five likeliest.
+
+    Args:
+        logits: (N, K).
+        labels: int64 (N,).
+
+    Returns:
+        ``loss``, ``top1`` and ``top5`` (of K < 5 classes, all of them), in percent.
+    """
+    classes = logits.shape[1]
+    accuracies = MetricCollection(
+        {
+            "top1": MulticlassAccuracy(classes, average="micro"),
+            "top5": MulticlassAccuracy(classes, top_k=min(5, classes), average="micro"),
+        }
+    )
+    figures = {name: _percent(value) for name, value in accuracies(logits, labels).items()}
+    return {"loss": F.cross_entropy(logits, labels).item(), **figures}
+
+
+def check_metrics(names: Iterable[str]) -> list[str]:
+    """``names`` without repetitions.
+
+    Raises:
+        InputError: one is not of ``OVERALL``.
+    """
+    return [choose("metric", name, OVERALL) for name in dict.fromkeys(names)]
+
+
+def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...], metrics: Iterable[str]) -> dict[str, Any]:
+    """All that ``factor-transfer test`` reports.
+
+    Args:
+        logits: (N, K).
+        labels: int64 (N,).
+        classes: K names.
+        metrics: of ``OVERALL``. Precision, recall and F1 are averaged over classes; calibration is the expected
+            calibration error in 15 bins (Guo et al. 2017), and of a class that of its probability against "is it
+            this class" (Kull et al. 2019).
+
+    Returns:
+        ``top1``, ``top5``, ``loss``, ``count``, each metric, and under ``classes`` the count and each metric of each
+        class. In percent, but for the counts and the loss.
+
+    Raises:
+        InputError: an unknown metric.
+    """
+    count = len(classes)
+    probabilities = logits.softmax(1)
+    result: dict[str, Any] = {**top(logits, labels), "count": len(labels)}
+    by_class: dict[str, dict[str, float]] = {
+        name: {"count": int((labels == index).sum())} for index, name in enumerate(classes)
+    }
+    for name in check_metrics(metrics):
+        result[name] = _percent(OVERALL[name](count)(probabilities, labels))
+        values = (
+            BY_CLASS[name](count)(probabilities, labels)
+            if name in BY_CLASS
+            else _class_calibration(probabilities, labels)
+        )
+        for class_name, value in zip(classes, values, strict=True):
+            by_class[class_name][name] = _percent(value)
+    return {**result, "classes": by_class}
+
+
+def _class_calibration(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Calibration error of each class's own probability; (K,)."""
+    return torch.stack(
+        [
+            BinaryCalibrationError(n_bins=15)(column, (labels == index).long())
+            for index, column in enumerate(probabilities.unbind(1))
+        ]
+    )
+
+
+def _percent(share: Tensor) -> float:
+    """A share in percent; float32 carries no more than these digits."""
+    return round(100 * share.item(), 4)

@@ -1,0 +1,158 @@
+"""Residual networks (He, Zhang, Ren, Sun: Deep Residual Learning, CVPR 2016).
+
+One class serves both families of the paper: the three-stage networks for CIFAR of depth 6n+2, and the
+four-stage ones for ImageNet. The modules are named as the field names them (``conv1``, ``layer1`` …, ``fc``),
+so that weights from elsewhere fit. ``layer1`` … return the stage's output after its last ReLU.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    """A projection where the shape changes, nothing elsewhere."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = _shortcut(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, channels, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the stride is the 3x3's, as in torchvision."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample = _shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, 4 * channels, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """Stem, stages, global average pooling, one linear layer.
+
+    Args:
+        block: what a stage is made of.
+        depths: blocks of each stage; every stage but the first halves height and width.
+        widths: channels of the stem, then of each stage (before the block's expansion).
+        num_classes: outputs.
+        in_channels: of the images.
+        stem: ``"cifar"`` keeps the resolution (one 3x3 convolution); ``"imagenet"`` quarters it (7x7 with
+            stride 2, then max pooling).
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: Sequence[int],
+        widths: Sequence[int],
+        num_classes: int,
+        in_channels: int = 3,
+        stem: Literal["cifar", "imagenet"] = "cifar",
+    ) -> None:
+        super().__init__()
+        kernel, stride, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
+        channels = widths[0]
+        self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride, padding, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else None
+        self.stages = len(depths)
+        for index, (depth, width) in enumerate(zip(depths, widths[1:], strict=True)):
+            blocks = []
+            for position in range(depth):
+                blocks.append(block(channels, width, 2 if index and not position else 1))
+                channels = width * block.expansion
+            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, in_channels, H, W), normalised -> logits (B, num_classes)."""
+        x = F.relu(self.bn1(self.conv1(images)))
+        if self.maxpool is not None:
+            x = self.maxpool(x)
+        for index in range(self.stages):
+            x = getattr(self, f"layer{index + 1}")(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def cifar_resnet(depth: int, num_classes: int, in_channels: int, *, width: Annotated[int, Ge(1)] = 16) -> ResNet:
+    """Three stages of (depth - 2) / 6 basic blocks; shortcuts are projections where the shape changes.
+
+    Args:
+        depth: 6n + 2.
+        num_classes: outputs.
+        in_channels: of the images.
+        width: channels of the first stage; the others have twice and four times as many.
+    """
+    return ResNet(BasicBlock, [(depth - 2) // 6] * 3, [width, width, 2 * width, 4 * width], num_classes, in_channels)
+
+
+def imagenet_resnet(
+    block: type[BasicBlock] | type[Bottleneck],
+    depths: Sequence[int],
+    num_classes: int,
+    in_channels: int,
+    *,
+    stem: Literal["cifar", "imagenet"] = "imagenet",
+    width: Annotated[int, Ge(1)] = 64,
+) -> ResNet:
+    """Four stages.
+
+    Args:
+        block: what a stage is made of.
+        depths: blocks of each stage.
+        num_classes: outputs.
+        in_channels: of the images.
+        stem: ``"imagenet"`` for large images, ``"cifar"`` for small ones (see ``ResNet``).
+        width: channels of the first stage; each later one has twice as many.
+    """
+    widths = [width, width, 2 * width, 4 * width, 8 * width]
+    return ResNet(block, depths, widths, num_classes, in_channels, stem)
+
+
+RESNETS = {
+    **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
+    "resnet18": partial(imagenet_resnet, BasicBlock, [2, 2, 2, 2]),
+    "resnet34": partial(imagenet_resnet, BasicBlock, [3, 4, 6, 3]),
+    "resnet50": partial(imagenet_resnet, Bottleneck, [3, 4, 6, 3]),
+}

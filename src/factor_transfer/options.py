@@ -1,0 +1,45 @@
+"""Settings as functions declare them: what may be said, of which type, with which default.
+
+A data set, a model or a transfer term is a function or a class. Those of its arguments that are keyword-only or have
+a default are its settings: this turns them into a pydantic model, so that a default stands once, where it is used.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+
+class Options(BaseModel):
+    """Settings: unknown keys are refused, types are not guessed, numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def settings(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The arguments of a function or class that are keyword-only or have a default, by name."""
+    return {
+        parameter.name: parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        or (parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is not parameter.empty)
+    }
+
+
+def options(name: str, *functions: Callable[..., Any], base: type[Options] = Options) -> type[Options]:
+    """A model with a field for each setting of ``functions``.
+
+    Args:
+        name: of the model.
+        functions: or classes, or partials of functions. A setting that two of them share is one field.
+        base: what the model extends; its fields come first.
+    """
+    fields: dict[str, Any] = {}
+    for function in functions:
+        target = function.__init__ if inspect.isclass(function) else getattr(function, "func", function)
+        hints = get_type_hints(target, include_extras=True)
+        for parameter in settings(function).values():
+            required = parameter.default is parameter.empty
+            fields.setdefault(parameter.name, (hints[parameter.name], ... if required else parameter.default))
+    return create_model(name, __base__=base, **fields)

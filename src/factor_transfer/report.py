@@ -1,0 +1,81 @@
+"""What came out: figures on the test split, as tables and as files."""
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from factor_transfer.artefact import Artefact
+from factor_transfer.evaluation import top
+from factor_transfer.experiment import Experiment
+from factor_transfer.models import macs, parameters
+
+
+def network_figures(experiment: Experiment, done: Artefact) -> dict[str, Any]:
+    """A finished network on the test split, and what it costs.
+
+    Returns:
+        ``top1`` and ``top5`` in percent, ``parameters``, ``macs`` of one image, ``bytes`` of the weights' file and
+        ``weights``, its path.
+    """
+    model = experiment.load(done)
+    split = experiment.data.test()
+    figures = top(*experiment.logits(model, split))
+    example = torch.zeros(1, *split.images.shape[1:], device=experiment.fabric.device)
+    return {
+        "top1": figures["top1"],
+        "top5": figures["top5"],
+        "parameters": parameters(model),
+        "macs": macs(model, example),
+        "bytes": done.weights.stat().st_size,
+        "weights": str(done.weights),
+    }
+
+
+NAMES = {"teacher": "teacher", "baseline": "student alone", "student": "student, Factor Transfer"}
+
+
+def results_table(summaries: Sequence[Mapping[str, Any]], test_images: int) -> Table:
+    """Teacher, student alone and student with Factor Transfer, over the seeds of ``summaries``."""
+    seeds = f", {len(summaries)} seeds" if len(summaries) > 1 else ""
+    table = Table(box=box.MARKDOWN)
+    table.add_column("")
+    for heading in ("parameters", "MACs", "file", f"top-1 % ({test_images:,} test images{seeds})"):
+        table.add_column(heading, justify="right")
+    table.add_column("weights", overflow="fold")
+    for key, name in NAMES.items():
+        rows = [summary[key] for summary in summaries if summary[key] is not None]
+        if rows:
+            first = rows[0]
+            table.add_row(
+                name,
+                f"{first['parameters']:,}",
+                f"{first['macs']:,}",
+                f"{first['bytes'] / 1000:,.0f} kB",
+                spread([row["top1"] for row in rows]),
+                first["weights"] if len(rows) == 1 else f"{first['weights']} …",
+            )
+    return table
+
+
+def test_table(result: Mapping[str, Any]) -> Table:
+    """What ``factor-transfer test`` found: all images, then class by class."""
+    by_class: Mapping[str, Mapping[str, Any]] = result["classes"]
+    names = [key for key in next(iter(by_class.values())) if key != "count"]
+    table = Table(box=box.MARKDOWN)
+    table.add_column("class")
+    table.add_column("images", justify="right")
+    for name in names:
+        table.add_column(f"{name} %", justify="right")
+    table.add_row("all", str(result["count"]), *[f"{result[name]:.2f}" for name in names], end_section=True)
+    for label, figures in by_class.items():
+        table.add_row(label, str(figures["count"]), *[f"{figures[name]:.2f}" for name in names])
+    return table
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± sample standard deviation, or a single value."""
+    return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"

@@ -1,0 +1,100 @@
+"""What a person and a program see of a running training."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from factor_transfer.checkpoint import write_whole
+from factor_transfer.errors import InputError
+
+# What the figures of an epoch are called on the screen, in this order; percent where they are accuracies.
+_SHOWN = {
+    "loss": "loss {:.4f}",
+    "relative_error": "relative error {:.3f}",
+    "accuracy": "accuracy {:.2f}",
+    "validation_top1": "validation top-1 {:.2f}",
+    "validation_relative_error": "validation relative error {:.3f}",
+    "images_per_s": "{:,.0f} images/s",
+}
+
+
+class RunLog:
+    """The progress of one stage: a live bar on a terminal, a line an epoch elsewhere, and ``metrics.jsonl``.
+
+    Args:
+        console: where to show it.
+        stage: its name, for the person.
+        path: the JSONL file; one object an epoch.
+    """
+
+    def __init__(self, console: Console, stage: str, path: Path) -> None:
+        self.console = console
+        self.stage = stage
+        self.path = path
+        self.progress: Progress | None = None
+
+    def start(self, epochs: int, steps: int, done: int) -> None:
+        """Begin, or go on behind ``done`` epochs; lines of later ones, if a kill left any, are dropped."""
+        self.epochs, self.steps, self.first = epochs, steps, done
+        self.began = time.perf_counter()
+        lines = self.path.read_bytes().splitlines(keepends=True)[:done] if self.path.exists() else []
+        write_whole(self.path, b"".join(lines))
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self.progress.start()
+            total, at = epochs * steps, done * steps
+            self.task = self.progress.add_task(f"{self.stage}", total=total, completed=at, figures="")
+
+    def step(self, epoch: int, step: int, losses: Mapping[str, float], images_per_s: float) -> None:
+        """Show a step of epoch 0.. and its losses."""
+        if self.progress is not None:
+            figures = f"epoch {epoch + 1}  {describe({**losses, 'images_per_s': images_per_s})}"
+            self.progress.update(self.task, completed=epoch * self.steps + step + 1, figures=figures)
+
+    def epoch(self, epoch: int, figures: Mapping[str, Any]) -> None:
+        """Record an epoch 0.. that is complete."""
+        record = {"stage": self.stage, "epoch": epoch + 1, **figures}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+        left = (time.perf_counter() - self.began) / (epoch + 1 - self.first) * (self.epochs - epoch - 1)
+        text = f"{self.stage}  epoch {epoch + 1:>{len(str(self.epochs))}}/{self.epochs}  {describe(figures)}"
+        if self.progress is None:
+            # soft_wrap: a line stays a line in a file, however narrow the console is thought to be.
+            self.console.print(f"{text}  {duration(left)} left", highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self.progress is not None:
+            self.progress.stop()
+
+
+def describe(figures: Mapping[str, Any]) -> str:
+    """Figures in words: loss, its parts in brackets, and the rest."""
+    parts = [f"{key[5:]} {value:.4f}" for key, value in figures.items() if key.startswith("loss_")]
+    words = [form.format(figures[key]) for key, form in _SHOWN.items() if key in figures]
+    if parts and words:
+        words[0] += f" ({' + '.join(parts)})"
+    return "  ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``h:mm:ss``."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}"

@@ -1,0 +1,265 @@
+"""CIFAR's two layouts, read from small files that are written here, and the pickles' guard."""
+
+import os
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factor_transfer.data.cifar import CIFAR10_CLASSES, load_cifar10, load_cifar100
+from factor_transfer.data.pickles import load_pickled_dict
+from factor_transfer.errors import InputError
+
+BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
+
+
+def pixels(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3072), np.uint8)
+
+
+def python2_pickle(data: np.ndarray, key: str, labels: list[int]) -> bytes:
+    """What Python 2 wrote for ``{"data": data, key: labels}``, protocol 2, opcode by opcode."""
+
+    def string(text: str) -> bytes:
+        return b"U" + bytes([len(text)]) + text.encode()
+
+    raw = data.tobytes()
+    minus_one = b"J\xff\xff\xff\xff"
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85" + string("b") + b"\x87Rq\x04"
+        # The state: (version, shape, dtype, column-major, bytes). The dtype has a state of its own.
+        b"(K\x01" + b"K" + bytes([len(data)]) + b"M\x00\x0c\x86"
+        b"cnumpy\ndtype\nq\x05" + string("u1") + b"K\x00K\x01\x87Rq\x06"
+        b"(K\x03" + string("|") + b"NNN" + minus_one + minus_one + b"K\x00tb"
+        b"\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
+    )
+    numbers = b"]q\x07(" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+    return b"\x80\x02}q\x01(" + string("data") + array + string(key) + numbers + b"u."
+
+
+def write_cifar10(root: Path, *, python: bool, count: int = 2) -> Path:
+    folder = root / ("cifar-10-batches-py" if python else "cifar-10-batches-bin")
+    folder.mkdir()
+    for number, batch in enumerate([*BATCHES, "test_batch"]):
+        data, labels = pixels(count, number), [(number + i) % 10 for i in range(count)]
+        if python:
+            (folder / batch).write_bytes(python2_pickle(data, "labels", labels))
+        else:
+            records = np.concatenate([np.array(labels, np.uint8)[:, None], data], axis=1)
+            (folder / f"{batch}.bin").write_bytes(records.tobytes())
+    return folder
+
+
+@pytest.mark.parametrize("python", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_cifar10_is_read_from_both_layouts(tmp_path: Path, python: bool, inside: bool) -> None:
+    folder = write_cifar10(tmp_path, python=python)
+    source = load_cifar10(root=str(folder if inside else tmp_path))
+    assert source.classes == CIFAR10_CLASSES
+    assert source.train.images.shape == (10, 3, 32, 32)
+    assert source.train.images.dtype == torch.uint8
+    assert source.train.labels.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+    # The sixth image is the second of the third batch; the planes are red, green, blue, each row by row.
+    expected = pixels(2, 2)[1]
+    assert source.train.images[5, 1, 3, 7] == expected[1024 + 3 * 32 + 7]
+    test = source.test()
+    assert test.labels.tolist() == [5, 6]
+    assert torch.equal(test.images, torch.from_numpy(pixels(2, 5)).view(2, 3, 32, 32))
+
+
+def test_binary_is_preferred_and_the_test_file_read_late(tmp_path: Path) -> None:
+    write_cifar10(tmp_path, python=True, count=3)
+    folder = write_cifar10(tmp_path, python=False)
+    (folder / "test_batch.bin").write_bytes(b"damaged")
+    source = load_cifar10(root=str(tmp_path))
+    assert len(source.train) == 10
+    with pytest.raises(InputError, match=r"test_batch\.bin: 7 bytes, expected records of 3,073"):
+        source.test()
+
+
+def test_class_names_come_from_the_meta_file(tmp_path: Path) -> None:
+    folder = write_cifar10(tmp_path, python=False)
+    (folder / "batches.meta.txt").write_text("\n".join("abcdefghij") + "\n\n")
+    assert load_cifar10(root=str(tmp_path)).classes == tuple("abcdefghij")
+    (folder / "batches.meta.txt").write_text("a\nb\n")
+    with pytest.raises(InputError, match=r"batches\.meta\.txt: names 2 classes, expected 10"):
+        load_cifar10(root=str(tmp_path))
+
+
+def test_python_class_names(tmp_path: Path) -> None:
+    folder = write_cifar10(tmp_path, python=True)
+    names = [name.encode() for name in "abcdefghij"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}))
+    assert load_cifar10(root=str(tmp_path)).classes == tuple("abcdefghij")
+    (folder / "batches.meta").write_bytes(pickle.dumps({"labels": 3}))
+    with pytest.raises(InputError, match=r"batches\.meta: 'label_names' is not a list"):
+        load_cifar10(root=str(tmp_path))
+
+
+@pytest.mark.parametrize("python", [False, True])
+def test_cifar100_has_fine_and_coarse_labels(tmp_path: Path, python: bool) -> None:
+    folder = tmp_path / ("cifar-100-python" if python else "cifar-100-binary")
+    folder.mkdir()
+    data, coarse, fine = pixels(3), [0, 19, 4], [99, 0, 57]
+    for name in ("train", "test"):
+        if python:
+            content = {"data": data, "coarse_labels": coarse, "fine_labels": fine}
+            (folder / name).write_bytes(pickle.dumps(content, 4))
+        else:
+            labels = np.array([coarse, fine], np.uint8).T
+            (folder / f"{name}.bin").write_bytes(np.concatenate([labels, data], axis=1).tobytes())
+    source = load_cifar100(root=str(tmp_path))
+    assert source.train.labels.tolist() == fine
+    assert source.classes == tuple(str(number) for number in range(100))
+    assert torch.equal(source.test().images, torch.from_numpy(data).view(3, 3, 32, 32))
+    groups = [f"group {number}" for number in range(20)]
+    if python:
+        (folder / "meta").write_bytes(pickle.dumps({"coarse_label_names": groups}, 2))
+    else:
+        (folder / "coarse_label_names.txt").write_text("\n".join(groups))
+    source = load_cifar100(root=str(tmp_path), coarse=True)
+    assert source.train.labels.tolist() == coarse
+    assert source.classes == tuple(groups)
+
+
+def test_nothing_found_says_where_and_how(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cifar-10-batches-bin, .*cifar-10-batches-py or .*download=true"):
+        load_cifar10(root=str(tmp_path))
+    with pytest.raises(InputError, match=r"cifar-100-binary, .*cifar-100-python or .*data\.root"):
+        load_cifar100(root=str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("name", ["data_batch_4.bin", "test_batch.bin"])
+def test_every_batch_must_be_there(tmp_path: Path, name: str) -> None:
+    (write_cifar10(tmp_path, python=False) / name).unlink()
+    with pytest.raises(InputError, match=f"incomplete, {name} missing"):
+        load_cifar10(root=str(tmp_path))
+
+
+def test_damaged_binary_files(tmp_path: Path) -> None:
+    file = write_cifar10(tmp_path, python=False) / "data_batch_2.bin"
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:-1], whole + b"\0"):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"data_batch_2\.bin: .* bytes, expected records"):
+            load_cifar10(root=str(tmp_path))
+    file.write_bytes(whole[:3073] + b"\x0a" + whole[3074:])
+    with pytest.raises(InputError, match=r"data_batch_2\.bin: image 1 has label 10, expected 0\.\.9"):
+        load_cifar10(root=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"data": pixels(2), "labels": [1]}, "1 labels in 'labels' for 2 images"),
+        ({"data": pixels(2), "labels": [1, 10]}, "image 1 has label 10"),
+        ({"data": pixels(2), "labels": [1, -1]}, "not a list of numbers"),
+        ({"data": pixels(2), "labels": [1, "2"]}, "not a list of numbers"),
+        ({"data": pixels(2), "labels": b"12"}, "not a list of numbers"),
+        ({"data": pixels(2)[:, :-1], "labels": [1, 2]}, "expected uint8 of shape"),
+        ({"data": pixels(0), "labels": []}, "expected uint8 of shape"),
+        ({"data": np.array(3, np.uint8), "labels": []}, "expected uint8 of shape"),
+        ({"data": b"x", "labels": []}, "'data' is bytes"),
+        ({"data": pixels(1).astype(np.float32), "labels": [0]}, "array of 'f4', expected 'u1'"),
+        ([1, 2], "expected a dict, found a list"),
+        ({"data": {1}, "labels": pickle.PickleBuffer}, r"asks for .*PickleBuffer"),
+    ],
+)
+def test_damaged_python_files(tmp_path: Path, content: object, message: str) -> None:
+    file = write_cifar10(tmp_path, python=True) / "data_batch_3"
+    file.write_bytes(pickle.dumps(content, 4))
+    with pytest.raises(InputError, match=f"data_batch_3.*{message}"):
+        load_cifar10(root=str(tmp_path))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("module", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
+def test_pickles_of_python_3(tmp_path: Path, protocol: int, order: str, module: bytes) -> None:
+    file = tmp_path / "batch"
+    data = np.asarray(pixels(2), order="F" if order == "F" else "C")
+    pickled = pickle.dumps({"data": data, "labels": [1, 2]}, protocol)
+    if protocol < 4:  # where names are lines, not counted text
+        pickled = pickled.replace(b"numpy._core.multiarray", module)
+    file.write_bytes(pickled)
+    content = load_pickled_dict(file)
+    assert np.array_equal(np.asarray(content["data"]), data)
+    assert content["labels"] == [1, 2]
+
+
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, protocol: int) -> None:
+    file, target = tmp_path / "batch", tmp_path / "made"
+    file.write_bytes(pickle.dumps({"data": Malicious(target)}, protocol))
+    with pytest.raises(InputError, match=r"batch: refused, the pickle asks for (posix|nt)\.mkdir"):
+        load_pickled_dict(file)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("name", ["numpy\nload", "numpy.core.multiarray\nfromfile", "builtins\neval", "os\nsystem"])
+def test_other_names_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "batch").write_bytes(f"c{name}\n.".encode())
+    with pytest.raises(InputError, match=name.replace("\n", r"\.")):
+        load_pickled_dict(tmp_path / "batch")
+
+
+def test_unreadable_pickles(tmp_path: Path) -> None:
+    whole = pickle.dumps({"a": 1})
+    for damaged in (b"", whole[:-1], whole + b".", b"\xff" * 20):
+        (tmp_path / "batch").write_bytes(damaged)
+        with pytest.raises(InputError, match="batch: cannot be read as a pickled CIFAR file"):
+            load_pickled_dict(tmp_path / "batch")
+    with pytest.raises(InputError, match=r"absent: cannot be read .* FileNotFoundError"):
+        load_pickled_dict(tmp_path / "absent")
+
+
+SMALL = python2_pickle(pixels(1), "labels", [3])
+STRUCTURE = [at for at in range(len(SMALL)) if not 200 <= at < 200 + 3000]  # the pixels hold no opcodes
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(at=st.sampled_from(STRUCTURE), byte=st.none() | st.integers(0, 255))
+def test_any_damaged_byte_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, at: int, byte: int | None
+) -> None:
+    root = tmp_path_factory.getbasetemp() / "damaged"
+    folder = root / "cifar-10-batches-py"
+    if not folder.exists():
+        root.mkdir()
+        write_cifar10(root, python=True, count=1)
+    damaged = SMALL[:at] if byte is None else SMALL[:at] + bytes([byte]) + SMALL[at + 1 :]
+    (folder / "data_batch_1").write_bytes(damaged)
+    try:
+        source = load_cifar10(root=str(root))
+    except InputError:
+        return
+    assert source.train.images.shape == (5, 3, 32, 32)
+
+
+REAL = Path(os.environ.get("FACTOR_TRANSFER_CIFAR10", Path(__file__).parents[2] / "data"))
+
+
+@pytest.mark.skipif(
+    not (REAL / "cifar-10-batches-bin").is_dir(),
+    reason=f"no CIFAR-10 in {REAL}; FACTOR_TRANSFER_CIFAR10 names the folder of cifar-10-batches-bin",
+)
+def test_the_real_cifar10() -> None:
+    source = load_cifar10(root=str(REAL))
+    assert source.classes == CIFAR10_CLASSES
+    for split, size in ((source.train, 5_000), (source.test(), 1_000)):
+        assert split.labels.bincount().tolist() == [size] * 10
+    means = [channel.sum(dtype=torch.int64).item() / channel.numel() / 255 for channel in source.train.images.unbind(1)]
+    assert means == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)
