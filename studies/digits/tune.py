@@ -18,7 +18,7 @@ from factor_transfer.experiment import Experiment
 from factor_transfer.recipe_file import read_recipe
 from factor_transfer.stages import make_paraphraser, make_student, make_student_alone, make_teacher
 
-SPLITS = range(8)
+SPLITS = range(12)
 QUIET = Console(quiet=True)
 
 

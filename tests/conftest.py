@@ -1,0 +1,101 @@
+"""What all tests share: a recipe that trains in seconds, and the command line run in this process."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from factor_transfer.cli import main
+
+# One thread: tests are small, and sums come out the same whatever else the machine is doing.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+TINY = """
+[data]
+name = "synthetic"
+train = 96
+validation = 0.25
+
+[augment]
+crop_padding = 1
+flip = true
+
+[teacher]
+model = "resnet8"
+args = { width = 8 }
+epochs = 3
+batch_size = 24
+schedule = "cosine"
+
+[paraphraser]
+epochs = 3
+batch_size = 24
+learning_rate = 0.01
+
+[student]
+model = "resnet8"
+args = { width = 4 }
+epochs = 3
+batch_size = 24
+schedule = "step"
+milestones = [2]
+
+[transfer.factor]
+beta = 50
+"""
+
+
+@dataclass
+class Outcome:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line: ``run("train", recipe)``."""
+
+    def call(*arguments: str | Path) -> Outcome:
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as leave:
+            code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        printed = capsys.readouterr()
+        return Outcome(code, printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the checkout's ``runs`` or ``data``, and none leaves anything in it."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A recipe whose three stages train in about a second."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work dir of a finished run of the tiny recipe, with its baseline. Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.toml").write_text(TINY)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["run", str(folder / "tiny.toml"), "--work-dir", str(folder / "work"), "--baseline"])
+    return folder / "work"

@@ -1,0 +1,144 @@
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from factor_transfer import Distillation, FactorTransfer, Paraphraser, Supervised, Translator, build_model, factor_loss
+from factor_transfer.methods import Frozen, Term, load_trained_state, trained_state
+from factor_transfer.models import Normalize
+
+IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+def distillation(beta: float = 20.0) -> tuple[Distillation, nn.Module, nn.Module, FactorTransfer, Paraphraser]:
+    torch.manual_seed(0)
+    teacher, student = build_model("resnet8", 4, width=4), build_model("resnet8", 4, width=2)
+    paraphraser = Paraphraser(16, batch_norm=True)
+    term = FactorTransfer(paraphraser, Translator(8, 8), "layer3", "layer3", beta=beta)
+    return Distillation(student, teacher, {"factor": term}), student, teacher, term, paraphraser
+
+
+def test_the_loss_is_cross_entropy_plus_beta_times_the_factor_loss() -> None:
+    method, student, teacher, term, paraphraser = distillation(beta=20.0)
+    losses = method.eval()(IMAGES, LABELS)
+    seen: dict[str, Tensor] = {}
+    for name, model in (("teacher", teacher), ("student", student)):
+        stage = model.get_submodule("layer3")
+        stage.register_forward_hook(lambda module, args, output, name=name: seen.update({name: output}))
+    logits = student(IMAGES)
+    teacher(IMAGES)
+    cross_entropy = F.cross_entropy(logits, LABELS)
+    distance = factor_loss(term.translator(seen["student"]), paraphraser.encode(seen["teacher"]))
+    assert losses["loss_ce"].item() == pytest.approx(cross_entropy.item())
+    assert losses["loss_factor"].item() == pytest.approx(20 * distance.item())
+    assert losses["loss"].item() == pytest.approx(cross_entropy.item() + 20 * distance.item())
+    assert losses["accuracy"].item() == pytest.approx(100 * (logits.argmax(1) == LABELS).float().mean().item())
+    assert all(value.dim() == 0 for value in losses.values())
+
+
+def test_a_training_step_changes_student_and_translator_and_nothing_else() -> None:
+    method, student, teacher, term, paraphraser = distillation()
+    frozen = {**teacher.state_dict(prefix="t."), **paraphraser.state_dict(prefix="p.")}
+    before = {key: value.clone() for key, value in frozen.items()}
+    trained = {**student.state_dict(prefix="s."), **term.translator.state_dict(prefix="x.")}
+    start = {key: value.clone() for key, value in trained.items()}
+    method.train()
+    parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, 0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        method(IMAGES, LABELS)["loss"].backward()
+        optimizer.step()
+    # Bitwise, batch norm's running statistics too: the frozen networks were in evaluation mode.
+    assert all(torch.equal(frozen[key], before[key]) for key in frozen)
+    assert [key for key in trained if torch.equal(trained[key], start[key])] == []
+    assert all(p.grad is None for p in [*teacher.parameters(), *paraphraser.parameters()])
+
+
+def test_frozen_parts_stay_in_evaluation_mode_whatever_train_says() -> None:
+    method, student, teacher, term, paraphraser = distillation()
+    for mode in (True, False, True):
+        method.train(mode)
+        term.train(mode)
+        assert not any(m.training for m in [*teacher.modules(), *paraphraser.encoder.modules()])
+        assert all(m.training is mode for m in [*student.modules(), *term.translator.modules()])
+
+
+def test_gradient_of_the_factor_loss_reaches_what_it_must() -> None:
+    method, student, _, term, _ = distillation()
+    method(IMAGES, LABELS)["loss_factor"].backward()
+    reached = {name for name, p in student.named_parameters() if p.grad is not None and p.grad.any()}
+    # All that lies before the tap, and nothing behind it.
+    assert reached == {name for name, _ in student.named_parameters() if not name.startswith("fc")}
+    assert all(p.grad is not None and p.grad.any() for p in term.translator.parameters())
+
+
+def test_ready_targets_give_the_same_losses() -> None:
+    method, *_ = distillation()
+    method.eval()
+    targets = method.targets(IMAGES)
+    assert not targets["factor"].requires_grad
+    worked_out, ready = method(IMAGES, LABELS), method(IMAGES, LABELS, targets)
+    assert all(torch.equal(worked_out[name], ready[name]) for name in worked_out)
+
+
+def test_the_teacher_stops_at_its_tap_unless_a_term_wants_logits() -> None:
+    class Logits(Term):
+        teacher_logits = True
+
+        def target(self, logits: Tensor | None, features: Mapping[str, Tensor]) -> Tensor:
+            assert logits is not None
+            return logits
+
+        def forward(self, logits: Tensor, features: Mapping[str, Tensor], target: Tensor, labels: Tensor) -> Tensor:
+            return F.mse_loss(logits, target)
+
+    method, student, teacher, term, _ = distillation()
+    calls: list[str] = []
+    teacher.get_submodule("fc").register_forward_hook(lambda *_: calls.append("fc"))
+    method(IMAGES, LABELS)
+    assert calls == []
+    both = Distillation(student, teacher, {"factor": term, "logits": Logits()})
+    losses = both(IMAGES, LABELS)
+    assert calls == ["fc"]
+    parts = [losses[name] for name in ("loss_ce", "loss_factor", "loss_logits")]
+    assert losses["loss"].item() == pytest.approx(sum(part.item() for part in parts))
+
+
+def test_each_network_has_its_own_normalisation() -> None:
+    _, student, teacher, term, _ = distillation()
+    raw = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    for_student, for_teacher = Normalize((0.5,) * 3, (0.25,) * 3), Normalize((0.4,) * 3, (0.2,) * 3)
+    method = Distillation(student, teacher, {"factor": term}, for_student, for_teacher).eval()
+    losses = method(raw, LABELS)
+    plain = Distillation(student, teacher, {"factor": term}).eval()
+    by_hand = plain(for_student(raw), LABELS, plain.targets(for_teacher(raw)))
+    assert losses["loss"].item() == pytest.approx(by_hand["loss"].item())
+
+
+def test_the_trained_state_holds_no_frozen_part_and_goes_back() -> None:
+    method, student, *_ = distillation()
+    state = {key: value.clone() for key, value in trained_state(method).items()}
+    assert not any("teacher" in key or "encoder" in key for key in state)
+    assert any(key.startswith("terms.factor.translator.") for key in state)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.zero_()
+    load_trained_state(method, state)
+    assert all(torch.equal(value, state[key]) for key, value in trained_state(method).items())
+    with pytest.raises(RuntimeError, match="missing"):
+        load_trained_state(method, dict(list(state.items())[1:]))
+
+
+def test_supervised_is_cross_entropy() -> None:
+    model = build_model("resnet8", 4, width=2).eval()
+    losses = Supervised(model)(IMAGES, LABELS)
+    assert losses["loss"].item() == pytest.approx(F.cross_entropy(model(IMAGES), LABELS).item())
+
+
+def test_frozen_builds_no_graph() -> None:
+    layer = nn.Linear(2, 2)
+    assert not Frozen(layer)(torch.ones(1, 2, requires_grad=True)).requires_grad
