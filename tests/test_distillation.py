@@ -1,12 +1,15 @@
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conftest import Run
 from factor_transfer import Distillation, FactorTransfer, Paraphraser, Supervised, Translator, build_model, factor_loss
-from factor_transfer.methods import Frozen, Term, load_trained_state, trained_state
+from factor_transfer.methods import TERMS, Frozen, Pair, Term, load_trained_state, trained_state
 from factor_transfer.models import Normalize
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -142,3 +145,31 @@ def test_supervised_is_cross_entropy() -> None:
 def test_frozen_builds_no_graph() -> None:
     layer = nn.Linear(2, 2)
     assert not Frozen(layer)(torch.ones(1, 2, requires_grad=True)).requires_grad
+
+
+def test_terms_of_ones_own_add_up_in_a_recipe(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hint(Term):
+        """A method of one's own: the mean of the student's feature follows the teacher's."""
+
+        def __init__(self, pair: Pair, weight: float = 2.0) -> None:
+            super().__init__()
+            self.weight = weight
+            self.teacher_taps, self.student_taps = (pair.teacher_tap,), (pair.student_tap,)
+
+        @classmethod
+        def between(cls, pair: Pair, **settings: float) -> "Hint":
+            return cls(pair, **settings)
+
+        def target(self, logits: Tensor | None, features: Mapping[str, Tensor]) -> Tensor:
+            return features[self.teacher_taps[0]].mean((1, 2, 3))
+
+        def forward(self, logits: Tensor, features: Mapping[str, Tensor], target: Tensor, labels: Tensor) -> Tensor:
+            return F.mse_loss(features[self.student_taps[0]].mean((1, 2, 3)), target)
+
+    monkeypatch.setitem(TERMS, "hint", Hint)
+    result = run("run", tiny, "transfer.hint.weight=3.5")
+    assert result.code == 0, result.err
+    lines = Path("runs/tiny/student-factor+hint-seed0/metrics.jsonl").read_text().splitlines()
+    figures = json.loads(lines[0])
+    assert figures["loss"] == pytest.approx(sum(figures[f"loss_{part}"] for part in ("ce", "factor", "hint")), rel=1e-5)
+    assert "hint" in run("run", tiny, "transfer.hnt.weight=3.5").err

@@ -1,5 +1,4 @@
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -106,15 +105,4 @@ def test_any_text_gives_a_recipe_or_one_message(tmp_path: Path, text: str | byte
     path = tmp_path / "any.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     with pytest.raises(InputError, match=r"any\.toml"):
-        read_recipe(path)
-
-
-def test_the_readme_shows_a_recipe_that_is_one(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    blocks = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
-    assert blocks
-    for number, block in enumerate(blocks):
-        tomllib.loads(block)
-        path = tmp_path / f"{number}.toml"
-        path.write_text(block)
         read_recipe(path)

@@ -53,9 +53,7 @@ def find(folder: Path) -> Artefact | None:
     """
     if not (folder / RECORD).exists():
         return None
-    record = read_json(folder / RECORD)
-    if not (isinstance(record, dict) and isinstance(record.get("inputs"), dict) and "finished" in record):
-        raise InputError(f"{folder / RECORD} is damaged; add --fresh to make the stage anew")
+    record = _read_record(folder)
     if not record["finished"]:
         return None
     found = sha256(folder / WEIGHTS)
@@ -74,7 +72,7 @@ def begin(folder: Path, inputs: Mapping[str, Any]) -> None:
 
 def finish(folder: Path, state: State, record: Mapping[str, Any]) -> Artefact:
     """Write a stage's weights and its record; then it is finished, and its checkpoint is removed."""
-    inputs = read_json(folder / RECORD)["inputs"]
+    inputs = _read_record(folder)["inputs"]
     save_weights(folder / WEIGHTS, state)
     complete = {
         "finished": True,
@@ -91,7 +89,7 @@ def finish(folder: Path, state: State, record: Mapping[str, Any]) -> Artefact:
 
 def differences(folder: Path, inputs: Mapping[str, Any]) -> list[str]:
     """In which inputs the stage in ``folder`` differs from ``inputs``; one line each."""
-    then, now = dict(_flat(read_json(folder / RECORD)["inputs"])), dict(_flat(inputs))
+    then, now = dict(_flat(_read_record(folder)["inputs"])), dict(_flat(inputs))
     return [
         f"{key}: {_short(then.get(key))} then, {_short(now.get(key))} now"
         for key in {**then, **now}
@@ -132,6 +130,13 @@ def claim(work_dir: Path, recipe: str) -> None:
         write_json(mark, {"recipe": recipe})
     except OSError as error:
         raise InputError(f"cannot use work dir {work_dir}: {error.strerror}") from error
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    record = read_json(folder / RECORD)
+    if not (isinstance(record, dict) and isinstance(record.get("inputs"), dict) and "finished" in record):
+        raise InputError(f"{folder / RECORD} is damaged; add --fresh to the stage's command to make it anew")
+    return record
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

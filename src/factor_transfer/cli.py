@@ -55,11 +55,11 @@ def run(
 ) -> None:
     """Teacher, paraphraser and student; what is up to date is reused."""
     from factor_transfer.pipeline import run as run_stages
-    from factor_transfer.report import results_table
+    from factor_transfer.report import print_results
 
     experiment = _experiment(recipe, overrides, work_dir)
     summary = run_stages(experiment, baseline, fresh)
-    experiment.console.print(results_table([summary], len(experiment.data.test())))
+    print_results(experiment.console, [summary], len(experiment.data.test()))
 
 
 @app.command()
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     errors = Console(stderr=True, highlight=False)
     try:
         app(args=list(arguments), prog_name="factor-transfer")
-    except (InputError, Interrupted) as error:
+    except (InputError, Interrupted, OSError) as error:  # OSError: a full disk, a folder that may not be written
         if "--debug" in arguments:
             raise
         stopped = isinstance(error, Interrupted)

@@ -8,7 +8,7 @@ from rich.console import Console
 from factor_transfer.checkpoint import write_json
 from factor_transfer.experiment import Experiment
 from factor_transfer.recipe_file import read_recipe
-from factor_transfer.report import network_figures, results_table, spread
+from factor_transfer.report import network_figures, print_results, spread
 from factor_transfer.stages import make_paraphraser, make_student, make_student_alone, make_teacher
 
 DEMO_RECIPE = "digits/resnet20-resnet8"
@@ -48,11 +48,12 @@ def demo(work_dir: Path, console: Console) -> None:
         folder = work_dir / f"seed{seed}"
         experiment = Experiment(recipe, folder, console, f"{DEMO_RECIPE} {' '.join(overrides)} --work-dir {folder}")
         summaries.append(run(experiment, baseline=True))
-    console.print(results_table(summaries, len(experiment.data.test())))
+    print_results(console, summaries, len(experiment.data.test()))
     gains = [summary["student"]["top1"] - summary["baseline"]["top1"] for summary in summaries]
     each = ", ".join(f"{gain:+.2f}" for gain in gains)
     console.print(
         f"Factor Transfer changes the student's top-1 by {spread(gains)} points (mean ± standard deviation of the "
         f"paired differences: {each}).",
         highlight=False,
+        soft_wrap=True,
     )

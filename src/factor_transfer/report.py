@@ -1,11 +1,14 @@
 """What came out: figures on the test split, as tables and as files."""
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from factor_transfer.artefact import Artefact
@@ -38,27 +41,32 @@ def network_figures(experiment: Experiment, done: Artefact) -> dict[str, Any]:
 NAMES = {"teacher": "teacher", "baseline": "student alone", "student": "student, Factor Transfer"}
 
 
-def results_table(summaries: Sequence[Mapping[str, Any]], test_images: int) -> Table:
-    """Teacher, student alone and student with Factor Transfer, over the seeds of ``summaries``."""
-    seeds = f", {len(summaries)} seeds" if len(summaries) > 1 else ""
+def print_results(console: Console, summaries: Sequence[Mapping[str, Any]], test_images: int) -> None:
+    """Teacher, student alone and student with Factor Transfer over the runs of ``summaries``, and where they lie."""
+    runs = f" over {len(summaries)} seeds, mean ± standard deviation" if len(summaries) > 1 else ""
     table = Table(box=box.MARKDOWN)
     table.add_column("")
-    for heading in ("parameters", "MACs", "file", f"top-1 % ({test_images:,} test images{seeds})"):
+    for heading in ("parameters", "MACs", "file", "top-1 %"):
         table.add_column(heading, justify="right")
-    table.add_column("weights", overflow="fold")
+    places = []
     for key, name in NAMES.items():
         rows = [summary[key] for summary in summaries if summary[key] is not None]
         if rows:
             first = rows[0]
-            table.add_row(
-                name,
-                f"{first['parameters']:,}",
-                f"{first['macs']:,}",
-                f"{first['bytes'] / 1000:,.0f} kB",
-                spread([row["top1"] for row in rows]),
-                first["weights"] if len(rows) == 1 else f"{first['weights']} …",
-            )
-    return table
+            size = f"{first['bytes'] / 1000:,.0f} kB"
+            top1 = spread([row["top1"] for row in rows])
+            table.add_row(name, f"{first['parameters']:,}", f"{first['macs']:,}", size, top1)
+            places.append(f"{name}: {_pattern([row['weights'] for row in rows])}")
+    console.print(table)
+    console.print(f"Top-1 on {test_images:,} test images{runs}. The weights:", highlight=False, soft_wrap=True)
+    for place in places:
+        console.print(f"  {place}", highlight=False, soft_wrap=True)
+
+
+def _pattern(paths: Sequence[str]) -> str:
+    """One path for several: an asterisk for the end of each part in which they differ."""
+    parts = zip(*[Path(path).parts for path in paths], strict=True)
+    return str(Path(*[part[0] if len(set(part)) == 1 else os.path.commonprefix(part) + "*" for part in parts]))  # noqa: RUF071 (strings it is)
 
 
 def test_table(result: Mapping[str, Any]) -> Table:

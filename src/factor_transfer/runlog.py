@@ -58,14 +58,17 @@ class RunLog:
             total, at = epochs * steps, done * steps
             self.task = self.progress.add_task(f"{self.stage}", total=total, completed=at, figures="")
 
+        self.validation: dict[str, Any] = {}  # of the last complete epoch
+
     def step(self, epoch: int, step: int, losses: Mapping[str, float], images_per_s: float) -> None:
         """Show a step of epoch 0.. and its losses."""
         if self.progress is not None:
-            figures = f"epoch {epoch + 1}  {describe({**losses, 'images_per_s': images_per_s})}"
+            figures = f"epoch {epoch + 1}  {describe({**losses, **self.validation, 'images_per_s': images_per_s})}"
             self.progress.update(self.task, completed=epoch * self.steps + step + 1, figures=figures)
 
     def epoch(self, epoch: int, figures: Mapping[str, Any]) -> None:
         """Record an epoch 0.. that is complete."""
+        self.validation = {key: value for key, value in figures.items() if key.startswith("validation_")}
         record = {"stage": self.stage, "epoch": epoch + 1, **figures}
         try:
             with self.path.open("a", encoding="utf-8") as file:

@@ -15,14 +15,7 @@ from factor_transfer.engine import Selection, fit
 from factor_transfer.errors import InputError
 from factor_transfer.evaluation import mean_losses, top
 from factor_transfer.experiment import Experiment
-from factor_transfer.methods import (
-    Distillation,
-    FactorTransfer,
-    ParaphraserTraining,
-    Supervised,
-    Term,
-    Translator,
-)
+from factor_transfer.methods import TERMS, Distillation, Pair, ParaphraserTraining, Supervised, Term
 from factor_transfer.recipe import Training
 from factor_transfer.runlog import RunLog, duration
 
@@ -74,7 +67,7 @@ def make_student(experiment: Experiment, fresh: bool = False) -> Artefact:
     torch.manual_seed(section.seed)
     student = experiment.build(section)
     model = experiment.load(teacher)
-    terms = _terms(experiment, student, paraphraser)
+    terms = _terms(experiment, student, model, paraphraser)
     method = Distillation(student, model, terms, experiment.normalize(), experiment.normalize())
     return _train(experiment, folder, section, method, student, experiment.describe(section))
 
@@ -92,14 +85,20 @@ def make_student_alone(experiment: Experiment, fresh: bool = False) -> Artefact:
     return _train(experiment, folder, section, method, student, experiment.describe(section))
 
 
-def _terms(experiment: Experiment, student: nn.Module, paraphraser: Artefact) -> dict[str, Term]:
-    """The terms of the recipe."""
+def _terms(experiment: Experiment, student: nn.Module, teacher: nn.Module, paraphraser: Artefact) -> dict[str, Term]:
+    """The terms of the recipe, between these two networks."""
     teacher_tap, student_tap = experiment.taps
-    channels, _, _ = experiment.feature_shape(student, student_tap)
-    trained = experiment.load_paraphraser(paraphraser)
-    translator = Translator(channels, trained.factor_channels).to(experiment.fabric.device)
-    settings = experiment.recipe.terms["factor"].model_dump()
-    return {"factor": FactorTransfer(trained, translator, teacher_tap, student_tap, **settings)}
+    pair = Pair(
+        teacher_tap,
+        student_tap,
+        experiment.feature_shape(teacher, teacher_tap),
+        experiment.feature_shape(student, student_tap),
+        experiment.load_paraphraser(paraphraser),
+    )
+    return {
+        name: TERMS[name].between(pair, **settings.model_dump()).to(experiment.fabric.device)
+        for name, settings in experiment.recipe.terms.items()
+    }
 
 
 def _begin(experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fresh: bool) -> Artefact | None:

@@ -68,7 +68,7 @@ class Taps(nn.Module):
                 if path in features:
                     raise InputError(f"tap {path!r} is called more than once a pass; choose the module around it")
                 features[path] = output
-                versions[path] = output._version
+                versions[path] = _version(output)
                 if not self.logits and len(features) == len(self.paths):
                     raise _Reached
 
@@ -85,12 +85,17 @@ class Taps(nn.Module):
         for path in self.paths:
             if path not in features:
                 raise InputError(f"tap {path!r} is not reached by the network's forward pass")
-            if features[path]._version != versions[path]:
+            if _version(features[path]) != versions[path]:
                 raise InputError(
                     f"the feature of tap {path!r} is changed in place by what follows it (an in-place "
                     "activation?); tap that module instead, or build the network without in-place operations"
                 )
         return logits, features
+
+
+def _version(feature: Tensor) -> int:
+    """How often it was changed in place; PyTorch does not count that in inference mode."""
+    return 0 if feature.is_inference() else feature._version
 
 
 def shapes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,8 @@ as they enter the sum; anything else is a figure to show. What is not inside a `
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,11 +86,30 @@ class Supervised(nn.Module):
         return {"loss": loss, "accuracy": accuracy(logits, labels)}
 
 
+@dataclass(frozen=True)
+class Pair:
+    """What a term may be made from.
+
+    Attributes:
+        teacher_tap: the teacher's feature.
+        student_tap: the student's.
+        teacher_shape: of that feature: channels, height, width.
+        student_shape: likewise.
+        paraphraser: trained on the teacher's feature.
+    """
+
+    teacher_tap: str
+    student_tap: str
+    teacher_shape: tuple[int, int, int]
+    student_shape: tuple[int, int, int]
+    paraphraser: nn.Module
+
+
 class Term(nn.Module):
     """One way to learn from a teacher: a loss beside the student's cross-entropy.
 
     A term says what it wants from both networks, turns the teacher's side into a target, and compares the
-    student with it. Its keyword-only arguments are what a recipe's ``[transfer.NAME]`` may say.
+    student with it. Those of its arguments that have a default are what a recipe's ``[transfer.NAME]`` may say.
 
     Attributes:
         weight: what its loss is multiplied by.
@@ -102,6 +122,11 @@ class Term(nn.Module):
     teacher_taps: tuple[str, ...] = ()
     student_taps: tuple[str, ...] = ()
     teacher_logits: bool = False
+
+    @classmethod
+    def between(cls, pair: Pair, **settings: Any) -> Self:
+        """The term for two networks, with all that it needs between them; how a recipe's terms are made."""
+        raise NotImplementedError
 
     def target(self, logits: Tensor | None, features: Mapping[str, Tensor]) -> Tensor:
         """What the teacher says. It depends on the frozen side alone, and carries no gradient."""

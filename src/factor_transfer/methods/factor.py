@@ -7,14 +7,14 @@ keeps is the *factor*. The translator, at the student, learns to say the same.
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.errors import InputError
-from factor_transfer.methods.base import Frozen, Losses, Term
+from factor_transfer.methods.base import Frozen, Losses, Pair, Term
 from factor_transfer.taps import Taps
 
 LEAK = 0.1  # slope of the leaky ReLUs, as in the authors' code
@@ -153,6 +153,14 @@ class FactorTransfer(Term):
         self.student_taps = (student_tap,)
         self.weight = beta
         self.p = p
+
+    @classmethod
+    def between(cls, pair: Pair, **settings: Any) -> Self:
+        """The term for two networks, with a new translator of the pair's shapes."""
+        if not isinstance(pair.paraphraser, Paraphraser):
+            raise InputError(f"factor transfer needs a Paraphraser, got a {type(pair.paraphraser).__name__}")
+        translator = Translator(pair.student_shape[0], pair.paraphraser.factor_channels)
+        return cls(pair.paraphraser, translator, pair.teacher_tap, pair.student_tap, **settings)
 
     def target(self, logits: Tensor | None, features: Mapping[str, Tensor]) -> Tensor:
         """The teacher's factor (B, z, H, W)."""

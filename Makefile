@@ -1,0 +1,38 @@
+# make demo   all stages on handwritten digits, in about two minutes
+# make test   the test suite
+# make check  lint and types
+# Each sets up .venv first, once. Needs python3 >= 3.11.4; PYTHON=… names another one.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+
+.PHONY: demo test check clean
+
+demo: .venv/installed
+	$(BIN)/factor-transfer demo
+
+test: .venv/installed-dev
+	$(BIN)/pytest
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11, 4) or sys.exit("Python 3.11.4 or newer is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=…")'
+	$(PYTHON) -m venv .venv
+
+# Installed anew when what is to be installed changes.
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing into .venv (once; about a minute)"
+	$(INSTALL) .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(INSTALL) '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv

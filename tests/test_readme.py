@@ -1,0 +1,45 @@
+"""What the README says works."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from conftest import Run
+from factor_transfer.recipe_file import read_recipe
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_recipe_is_one(tmp_path: Path) -> None:
+    (recipe,) = blocks("toml")
+    (tmp_path / "pictures.toml").write_text(recipe)
+    assert read_recipe(tmp_path / "pictures.toml").name == "pictures"
+
+
+def test_the_library_example_runs() -> None:
+    (example,) = blocks("python")
+    names: dict[str, object] = {}
+    exec(example, names)
+    assert names["losses"]
+
+
+def test_the_tree_names_every_module() -> None:
+    tree = README[README.index("## Where things are") :]
+    package = Path(__file__).parents[1] / "src" / "factor_transfer"
+    modules = [path for path in package.rglob("*.py") if not path.name.startswith("__")]
+    assert [path.stem for path in modules if not re.search(rf"\b{path.stem}\b", tree)] == []
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "teacher", "pretrain", "train", "test", "show"])
+def test_every_command_is_described(command: str, run: Run) -> None:
+    assert f"    factor-transfer {command} " in README
+    result = run(command, "--help")
+    assert result.code == 0
+    options = set(re.findall(r"--[a-z-]+", README[README.index("## The command line") : README.index("## CIFAR-10")]))
+    missing = [option for option in re.findall(r"--[a-z-]+", result.out) if option not in options | {"--help"}]
+    assert missing == []
