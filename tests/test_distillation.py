@@ -59,6 +59,7 @@ def test_a_training_step_changes_student_and_translator_and_nothing_else() -> No
     assert all(torch.equal(frozen[key], before[key]) for key in frozen)
     assert [key for key in trained if torch.equal(trained[key], start[key])] == []
     assert all(p.grad is None for p in [*teacher.parameters(), *paraphraser.parameters()])
+    assert not any(p.requires_grad for p in [*teacher.parameters(), *paraphraser.encoder.parameters()])
 
 
 def test_frozen_parts_stay_in_evaluation_mode_whatever_train_says() -> None:

@@ -60,6 +60,15 @@ def test_an_all_zero_factor_gives_no_nan_and_no_infinite_gradient() -> None:
     assert student.grad is not None
     assert student.grad.isfinite().all()
     assert student.grad.abs().max() < 1
+    # It counts as the zero vector it is, and learns nothing from a direction that it has not.
+    elements = student[0].numel()
+    unit = student[2] / student[2].norm() - teacher[2] / teacher[2].norm()
+    rows = [
+        (teacher[0] / teacher[0].norm()).abs().sum(),
+        (student[1] / student[1].norm()).abs().sum(),
+        unit.abs().sum(),
+    ]
+    assert loss.item() == pytest.approx(sum(row.item() for row in rows) / (3 * elements), rel=1e-5)
     assert not student.grad[0].any()
     assert student.grad[1].any()
 

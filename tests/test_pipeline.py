@@ -73,6 +73,22 @@ def test_what_is_not_up_to_date_is_made_anew_and_the_former_kept(
     assert (work / STUDENT / "weights.safetensors").read_bytes() != former
 
 
+def test_other_images_or_another_paraphraser_make_a_stage_out_of_date(
+    finished: Path, tmp_path: Path, tiny: Path, run: Run
+) -> None:
+    work = copied(finished, tmp_path)
+    figures = json.loads((work / "teacher" / "stage.json").read_text())
+    same = [f"data.mean={figures['mean']}", f"data.std={figures['std']}"]
+    assert "up to date" in run("teacher", tiny, *same, "--work-dir", work).out
+    # The same statistics of other images: their fingerprint tells.
+    assert "data: " in run("teacher", tiny, *same, "data.noise=0.4", "--work-dir", work).out
+    shutil.rmtree(work)
+    copied(finished, tmp_path)
+    assert run("pretrain", tiny, "paraphraser.epochs=1", "--work-dir", work).code == 0
+    result = run("train", tiny, "paraphraser.epochs=1", "--work-dir", work)
+    assert "made anew, its inputs differ (paraphraser: " in result.out
+
+
 def test_fresh_makes_the_named_stage_anew(finished: Path, tmp_path: Path, tiny: Path, run: Run) -> None:
     work = copied(finished, tmp_path)
     weights = work / "paraphraser" / "weights.safetensors"
@@ -144,6 +160,12 @@ def test_test_agrees_with_the_summary(finished: Path, tmp_path: Path, tiny: Path
             assert figures["count"] == 32
             assert set(figures["classes"]) == {f"pattern {index}" for index in range(4)}
             assert f"{figures['f1']:.2f}" in result.out
+
+
+def test_a_network_is_tested_with_its_own_normalisation(finished: Path, tiny: Path, run: Run) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    result = run("test", tiny, finished / STUDENT, "data.mean=[0.9,0.9,0.9]", "data.std=[0.01,0.01,0.01]")
+    assert f"top-1 {summary['student']['top1']:.2f} %" in result.out
 
 
 def test_weights_without_their_record_are_tested_by_their_layers(
