@@ -59,6 +59,9 @@ def work(finished: Path, tmp_path: Path) -> Path:
         ("transfer={}", "name a term: .*transfer.factor"),
         ("student.model=resnet21", "unknown student.model 'resnet21'; did you mean 'resnet"),
         ("data.name=cifar11", "unknown data set 'cifar11'; did you mean 'cifar10'"),
+        ("student={model='resnet8', epochs=1, nesterov=true, momentum=0.0}", "nesterov needs a momentum"),
+        ("teacher.seed=100000000000000000000", "teacher.seed: .*less than"),
+        ("paraphraser.rate=1000", "paraphraser.rate: .*less than"),
         ("device=tpu", "device: .*'auto', 'cpu'"),
     ],
 )
@@ -162,6 +165,27 @@ def test_images_of_differing_sizes_without_size(tiny: Path, tmp_path: Path, run:
     refused(run("teacher", tiny, pictures(tmp_path / "p", (8, 9))), r"8×8.*9×9|9×9.*8×8", r"data\.size")
 
 
+def test_one_class_or_a_class_without_training_images(tiny: Path, tmp_path: Path, run: Run) -> None:
+    override = pictures(tmp_path / "p")
+    shutil.rmtree(tmp_path / "p" / "b")
+    refused(run("teacher", tiny, override), "one class only, 'a'")
+    refused(run("teacher", tiny, "data.limit=3"), "no training image is left of class 'pattern")
+
+
+def test_testing_on_images_that_may_have_been_trained_on(tiny: Path, tmp_path: Path, run: Run) -> None:
+    override, small = (
+        pictures(tmp_path / "p"),
+        ["teacher.batch_size=8", "paraphraser.batch_size=8", "student.batch_size=8"],
+    )
+    assert run("teacher", tiny, override, *small).code == 0
+    assert run("test", tiny, "runs/tiny/teacher", override).code == 0
+    refused(run("test", tiny, "runs/tiny/teacher", override, "data.split_seed=1"), "another cut of the images")
+
+
+def test_other_channels(finished: Path, tiny: Path, run: Run) -> None:
+    refused(run("test", tiny, finished / "teacher", "data.channels=1"), "takes images of 3 channels, .* have 1")
+
+
 def test_a_batch_larger_than_the_training_set(tiny: Path, run: Run) -> None:
     refused(run("run", tiny, "student.batch_size=73"), "student.batch_size is 73, larger .* of 72 images")
     assert not Path("runs/tiny/teacher").exists()
@@ -249,10 +273,44 @@ def test_a_work_dir_that_belongs_to_another_recipe(work: Path, tiny: Path, tmp_p
 def test_a_loss_that_is_not_finite(tiny: Path, run: Run) -> None:
     explode = ["teacher.schedule=step", "teacher.milestones=[2]", "teacher.gamma=1e38"]
     result = run("teacher", tiny, *explode)
-    refused(result, r"not finite in epoch 3, step \d: loss (nan|inf), accuracy", "last good checkpoint is kept")
+    refused(result, r"not finite in epoch 3, step \d: loss (nan|inf), accuracy", r"checkpoint is kept: .*last\.ckpt")
     checkpoint = read_training(Path("runs/tiny/teacher/last.ckpt"))
     assert checkpoint["epoch"] == 2
     assert all(value.isfinite().all() for value in checkpoint["method"].values())
+
+
+def test_weights_that_the_last_step_broke(tiny: Path, run: Run) -> None:
+    """One step an epoch: the loss was still finite, what it left is not, and is neither kept nor passed on."""
+    result = run("run", tiny, "teacher.batch_size=72", "teacher.learning_rate=1e38", "teacher.epochs=1")
+    refused(result, "not finite at the end of epoch 1: ", "lower learning_rate")
+    assert "checkpoint is kept" not in result.err
+    assert not Path("runs/tiny/teacher/weights.safetensors").exists()
+    assert not Path("runs/tiny/paraphraser").exists()
+
+
+def test_a_stage_folder_of_unknown_origin_is_not_gone_on_with(work: Path, tiny: Path, run: Run) -> None:
+    (work / STUDENT / "stage.json").unlink()
+    result = run("run", tiny, "--work-dir", work)
+    assert result.code == 0
+    assert f"kept in {work / 'replaced' / STUDENT}-1" in result.out.replace("\n", " ")
+
+
+def test_damaged_records(work: Path, tiny: Path, run: Run) -> None:
+    record = json.loads((work / "teacher" / "stage.json").read_text())
+    for damage in ({"model": {"name": "resnet8"}}, {"mean": [0.5]}, {"classes": None}):
+        (work / "teacher" / "stage.json").write_text(json.dumps({**record, **damage}))
+        refused(run("test", tiny, work / "teacher"), "teacher/stage.json is damaged|takes images of 3 channels")
+    for text in ("[]", "{", '{"finished": true}'):
+        (work / "teacher" / "stage.json").write_text(text)
+        refused(run("run", tiny, "--work-dir", work), r"teacher/stage\.json")
+    (work / "recipe.json").write_text("[]")
+    refused(run("run", tiny, "--work-dir", work), "belongs to the recipe None")
+
+
+def test_missing_weights_say_how_to_get_them_back(work: Path, tiny: Path, run: Run) -> None:
+    (work / STUDENT / "weights.safetensors").unlink()
+    refused(run("run", tiny, "--work-dir", work), "are missing; add --fresh")
+    assert run("train", tiny, "--work-dir", work, "--fresh").code == 0
 
 
 def test_ctrl_c(tiny: Path, tmp_path: Path, run: Run) -> None:
@@ -276,7 +334,9 @@ def test_ctrl_c(tiny: Path, tmp_path: Path, run: Run) -> None:
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130
-    kept = re.search(r"Stopped: stopped in teacher; epoch (\d+) of 90 is kept in .*last\.ckpt\nThe same command", error)
+    kept = re.search(
+        r"Stopped: stopped in teacher; epoch (\d+) of 90 is kept in .*last\.ckpt\nThe same command, without", error
+    )
     assert kept, error
     assert "Traceback" not in error
     result = run(*arguments)

@@ -37,6 +37,7 @@ class Dropped(nn.Module):
 
 def train(folder: Path, epochs: int = 4, fabric: Fabric | None = None, **changes: Any) -> Outcome:
     torch.manual_seed(0)
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
     model = Dropped()
     figures: Iterator[float] = iter(changes.pop("validation", [50.0, 70.0, 70.0, 60.0, 10.0, 10.0]))
     settings: dict[str, Any] = {
@@ -46,10 +47,10 @@ def train(folder: Path, epochs: int = 4, fabric: Fabric | None = None, **changes
         "log": RunLog(Console(quiet=True), "student", folder / "metrics.jsonl"),
     }
     return fit(
-        fabric or Fabric(accelerator="cpu", devices=1),
+        fabric,
         Supervised(model, Normalize((0.5,) * 3, (0.25,) * 3)),
         model,
-        Batches(Split(IMAGES, LABELS), 16, 0, Augment(crop_padding=1, flip=True)),
+        Batches(Split(IMAGES, LABELS), 16, 0, Augment(crop_padding=1, flip=True), fabric.device),
         epochs=epochs,
         checkpoint=folder / "last.ckpt",
         **{**settings, **changes},
@@ -135,7 +136,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
         return {**losses, "loss": losses["loss"] * (float("inf") if steps == 8 else 1.0)}
 
     monkeypatch.setattr(Supervised, "forward", broken)
-    with pytest.raises(InputError, match=r"not finite in epoch 3, step 2: loss inf, accuracy .*\n.*checkpoint is kept"):
+    with pytest.raises(InputError, match=r"not finite in epoch 3, step 2: loss inf, accuracy .*\n.*kept: .*last\.ckpt"):
         train(tmp_path)
     kept = read_training(tmp_path / "last.ckpt")
     assert kept["epoch"] == 2
@@ -168,12 +169,16 @@ def test_bfloat16_by_choice(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_on_a_gpu(tmp_path: Path) -> None:
-    assert all(value.device.type == "cpu" for value in train(tmp_path).state.values())
+    fabric = Fabric(accelerator="cuda", devices=1, precision="bf16-mixed")
+    outcome = train(tmp_path, epochs=12, validation=[10.0] * 12, fabric=fabric)
+    assert all(value.device.type == "cpu" for value in outcome.state.values())
+    lines = metrics(tmp_path)
+    assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
 
 
 def test_a_live_bar_on_a_terminal(tmp_path: Path) -> None:
     screen = io.StringIO()
-    console = Console(force_terminal=True, width=200, file=screen)
+    console = Console(force_terminal=True, width=80, file=screen)
     train(tmp_path, log=RunLog(console, "student", tmp_path / "metrics.jsonl"))
     shown = screen.getvalue()
     for words in ("student", "12/12", "epoch 4", "loss", "accuracy", "images/s", "0:00:0"):

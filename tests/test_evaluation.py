@@ -61,6 +61,13 @@ def test_calibration_is_the_gap_of_confidence_and_accuracy_in_15_bins() -> None:
     assert all(figures["calibration"] == pytest.approx(0, abs=1e-3) for figures in sure["classes"].values())
 
 
+def test_a_class_without_images_has_no_figures() -> None:
+    kept = LABELS != 3
+    result = measure(LOGITS[kept], LABELS[kept], CLASSES, ALL)
+    assert result["classes"]["d"] == {"count": 0, **dict.fromkeys(["top1", "top5", *ALL])}
+    assert result["classes"]["e"]["top1"] == result["classes"]["e"]["recall"]
+
+
 def test_an_unknown_metric_is_answered_with_the_nearest() -> None:
     with pytest.raises(InputError, match="unknown metric 'recal'; did you mean 'recall'"):
         measure(LOGITS, LABELS, CLASSES, ["recal"])

@@ -160,12 +160,19 @@ def test_test_agrees_with_the_summary(finished: Path, tmp_path: Path, tiny: Path
             assert figures["count"] == 32
             assert set(figures["classes"]) == {f"pattern {index}" for index in range(4)}
             assert f"{figures['f1']:.2f}" in result.out
+            for name in ("top1", "top5"):  # as many images of each class
+                mean = sum(each[name] for each in figures["classes"].values()) / 4
+                assert mean == pytest.approx(figures[name], abs=1e-3)
 
 
 def test_a_network_is_tested_with_its_own_normalisation(finished: Path, tiny: Path, run: Run) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     result = run("test", tiny, finished / STUDENT, "data.mean=[0.9,0.9,0.9]", "data.std=[0.01,0.01,0.01]")
     assert f"top-1 {summary['student']['top1']:.2f} %" in result.out
+    assert "Note: this network was trained on other images" not in result.out
+    assert (
+        "Note: this network was trained on other images" in run("test", tiny, finished / STUDENT, "data.limit=50").out
+    )
 
 
 def test_weights_without_their_record_are_tested_by_their_layers(
@@ -190,6 +197,17 @@ def test_a_teacher_can_be_given(finished: Path, tmp_path: Path, tiny: Path, run:
     assert run("run", tiny).out.count("up to date") == 3
 
 
+def test_a_given_teacher_keeps_the_statistics_it_was_trained_on(
+    finished: Path, tmp_path: Path, tiny: Path, run: Run
+) -> None:
+    tiny.write_text(tiny.read_text().replace("epochs = 3", f'weights = "{finished}/teacher/weights.safetensors"', 1))
+    result = run("run", tiny, "data.mean=[0.1,0.1,0.1]", "data.std=[0.1,0.9,0.5]")
+    assert result.code == 0, result.err
+    ours, theirs = Path("runs/tiny/summary.json"), finished / "summary.json"
+    figures = [json.loads(path.read_text())["teacher"]["top1"] for path in (ours, theirs)]
+    assert figures[0] == figures[1]
+
+
 def test_ones_own_folder_of_images(tmp_path: Path, tiny: Path, run: Run) -> None:
     data = open_data("synthetic", train=60, size=12, validation=0.0)
     for index, (image, label) in enumerate(zip(data.train.images, data.train.labels, strict=True)):
@@ -197,14 +215,24 @@ def test_ones_own_folder_of_images(tmp_path: Path, tiny: Path, run: Run) -> None
         folder.mkdir(parents=True, exist_ok=True)
         ending = "png" if index % 2 else "jpg"
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index}.{ending}")
+    (tmp_path / "w [b]").mkdir()  # no markup
     result = run(
-        *("run", tiny, f"data={{name='folder', root='{tmp_path}/pictures', size=10}}", "--work-dir", tmp_path / "w"),
+        *(
+            "run",
+            tiny,
+            f"data={{name='folder', root='{tmp_path}/pictures', size=10}}",
+            "--work-dir",
+            tmp_path / "w [b]",
+        ),
         *("teacher.batch_size=8", "paraphraser.batch_size=8", "student.batch_size=8"),
     )
     assert result.code == 0, result.err
     assert "12 test images" in result.out
+    assert f"{tmp_path}/w [b]/teacher" in result.out
     assert (
-        run("test", tiny, tmp_path / "w" / STUDENT, f"data={{name='folder', root='{tmp_path}/pictures', size=10}}").code
+        run(
+            "test", tiny, tmp_path / "w [b]" / STUDENT, f"data={{name='folder', root='{tmp_path}/pictures', size=10}}"
+        ).code
         == 0
     )
 

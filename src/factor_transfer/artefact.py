@@ -56,6 +56,10 @@ def find(folder: Path) -> Artefact | None:
     record = _read_record(folder)
     if not record["finished"]:
         return None
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(
+            f"weights {folder / WEIGHTS} are missing; add --fresh to the stage's command to make them anew"
+        )
     found = sha256(folder / WEIGHTS)
     if found != record.get("weights_sha256"):
         raise InputError(
@@ -116,14 +120,15 @@ def claim(work_dir: Path, recipe: str) -> None:
     mark = work_dir / _MARK
     try:
         if mark.exists():
-            owner = read_json(mark).get("recipe")
+            content = read_json(mark)
+            owner = content.get("recipe") if isinstance(content, dict) else None
             if owner != recipe:
                 raise InputError(
                     f"work dir {work_dir} belongs to the recipe {owner!r}, not to {recipe!r}; "
                     "give another one with --work-dir"
                 )
             return
-        if work_dir.exists() and any(work_dir.iterdir()):
+        if work_dir.exists() and any(not entry.name.startswith(".") for entry in work_dir.iterdir()):
             raise InputError(
                 f"work dir {work_dir} is not empty and was not made by factor-transfer; give another --work-dir"
             )

@@ -40,7 +40,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON, whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from factor_transfer.errors import InputError, Interrupted, choose
 
-if TYPE_CHECKING:  # imported where it is used: `--help` need not wait for PyTorch
+if TYPE_CHECKING:  # what is heavy is imported where it is used: `--help` and a typing error need not wait for it
     from factor_transfer.experiment import Experiment
 
 app = typer.Typer(
@@ -59,7 +59,7 @@ def run(
 
     experiment = _experiment(recipe, overrides, work_dir)
     summary = run_stages(experiment, baseline, fresh)
-    print_results(experiment.console, [summary], len(experiment.data.test()))
+    print_results(experiment.console, [summary], len(experiment.test))
 
 
 @app.command()
@@ -124,7 +124,10 @@ def test(
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     result = score(read_recipe(recipe, overrides or []), checkpoint, names)
     console = _console()
-    console.print(f"{checkpoint}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %", soft_wrap=True)
+    line = f"{checkpoint}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %"
+    console.print(line, markup=False, soft_wrap=True)
+    if result.get("note"):
+        console.print(f"Note: {result['note']}", markup=False, soft_wrap=True)
     console.print(test_table(result))
     if json is not None:
         write_json(json, result)
@@ -142,6 +145,8 @@ def show(
     choose("thing to show", what, ["models", "recipes", "taps"])
     if what == "taps" and model is None:
         raise InputError("whose taps? Say `factor-transfer show taps MODEL`, see `factor-transfer show models`")
+    if what != "taps" and model is not None:
+        raise InputError(f"`factor-transfer show {what}` takes no further name, got {model!r}")
     table = listing.taps(model) if model is not None else getattr(listing, what)()
     _console().print(table)
 
@@ -152,6 +157,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     errors = Console(stderr=True, highlight=False)
     try:
         app(args=list(arguments), prog_name="factor-transfer")
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch's allocators raise RuntimeErrors of several kinds.
+        if "--debug" in arguments or not (isinstance(error, MemoryError) or "memory" in str(error)):
+            raise
+        errors.print("Error:", style="bold red", end=" ")
+        errors.print("out of memory; a smaller batch_size, network or image size needs less", markup=False)
+        sys.exit(2)
     except (InputError, Interrupted, OSError) as error:  # OSError: a full disk, a folder that may not be written
         if "--debug" in arguments:
             raise

@@ -98,17 +98,24 @@ def fit(
     start, seconds, best = 0, 0.0, None
     if checkpoint.exists():
         saved = read_training(checkpoint)
-        load_trained_state(method, saved["method"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
-        start, seconds, best = saved["epoch"], saved["seconds"], Outcome(**saved["best"])
+        try:
+            load_trained_state(method, saved["method"])
+            optimizer.load_state_dict(saved["optimizer"])
+            scheduler.load_state_dict(saved["scheduler"])
+            start, seconds, best = saved["epoch"], saved["seconds"], Outcome(**saved["best"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"checkpoint {checkpoint} is damaged, or of another training: {str(error).splitlines()[0]}\n"
+                "Add --fresh to start the stage anew"
+            ) from error
     log.start(epochs, len(batches), start)
     try:
         for epoch in range(start, epochs):
             began = time.perf_counter()
-            figures = _train_epoch(fabric, model, optimizer, scheduler, batches, epoch, log)
+            figures = _train_epoch(fabric, model, optimizer, scheduler, batches, epoch, log, checkpoint)
             seconds += time.perf_counter() - began
             validation = validate()
+            _check_finite(method, validation, epoch, checkpoint)
             if selection.better(validation, best.figures if best else None):
                 best = Outcome(_copy(product.state_dict()), epoch + 1, validation, seconds)
             log.epoch(epoch, {**figures, **{f"validation_{key}": value for key, value in validation.items()}})
@@ -127,7 +134,7 @@ def fit(
         kept = read_training(checkpoint)["epoch"] if checkpoint.exists() else 0
         raise Interrupted(
             f"stopped in {log.stage}; epoch {kept} of {epochs} is kept in {checkpoint}\n"
-            "The same command goes on from there"
+            "The same command, without --fresh, goes on from there"
             if kept
             else f"stopped in {log.stage} before its first epoch was complete; nothing was kept of it"
         ) from None
@@ -146,6 +153,7 @@ def _train_epoch(
     batches: Batches,
     epoch: int,
     log: RunLog,
+    checkpoint: Path,
 ) -> dict[str, float]:
     """One pass over the training images; the mean of each loss, the learning rate and the speed."""
     torch.manual_seed(epoch_seed(batches.seed, epoch))  # dropout and its like, the same on resuming
@@ -167,14 +175,14 @@ def _train_epoch(
         now = time.perf_counter()
         if now - looked > _LOOK_EVERY_S or step + 1 == len(batches):
             looked = now
-            _look(pending, history, epoch)
+            _look(pending, history, epoch, checkpoint)
             means = {name: sum(values) / len(values) for name, values in history.items()}
             log.step(epoch, step, means, seen / (now - began))
     elapsed = time.perf_counter() - began
     return {**means, "learning_rate": rate, "images_per_s": seen / elapsed, "seconds": elapsed}
 
 
-def _look(pending: list[Losses], history: dict[str, list[float]], epoch: int) -> None:
+def _look(pending: list[Losses], history: dict[str, list[float]], epoch: int, checkpoint: Path) -> None:
     """Move ``pending`` losses into ``history``; refuse one that is not finite."""
     for name in pending[0]:
         values = torch.stack([losses[name] for losses in pending]).tolist()
@@ -184,9 +192,24 @@ def _look(pending: list[Losses], history: dict[str, list[float]], epoch: int) ->
         if not math.isfinite(loss):
             parts = ", ".join(f"{name} {values[step]:.4g}" for name, values in history.items())
             raise InputError(
-                f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {parts}\n"
-                "The last good checkpoint is kept. A lower learning_rate, or warmup_epochs, often helps"
+                f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {parts}\n{_remedy(checkpoint)}"
             )
+
+
+def _check_finite(method: nn.Module, validation: Mapping[str, float], epoch: int, checkpoint: Path) -> None:
+    """Refuse an epoch whose last step broke the weights: no loss has told of it yet."""
+    broken = [name for name, value in trained_state(method).items() if not value.isfinite().all()]
+    broken += [f"validation {name}" for name, value in validation.items() if not math.isfinite(value)]
+    if broken:
+        raise InputError(
+            f"not finite at the end of epoch {epoch + 1}: {', '.join(broken[:3])}{', …' if broken[3:] else ''}\n"
+            f"{_remedy(checkpoint)}"
+        )
+
+
+def _remedy(checkpoint: Path) -> str:
+    kept = f"The last good checkpoint is kept: {checkpoint}\n" if checkpoint.exists() else ""
+    return kept + "A lower learning_rate, or warmup_epochs, often helps"
 
 
 def _copy(state: Mapping[str, Tensor]) -> State:

@@ -113,18 +113,18 @@ def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...], metrics: I
             this class" (Kull et al. 2019).
 
     Returns:
-        ``top1``, ``top5``, ``loss``, ``count``, each metric, and under ``classes`` the count and each metric of each
-        class. In percent, but for the counts and the loss.
-
-    Raises:
-        InputError: an unknown metric.
+        ``top1``, ``top5``, ``loss``, ``count`` and each metric; under ``classes``, for each class, its count, ``top1``,
+        ``top5`` and each metric (``None`` if it has no images). In percent, but for the counts and the loss.
     """
     count = len(classes)
     probabilities = logits.softmax(1)
     result: dict[str, Any] = {**top(logits, labels), "count": len(labels)}
-    by_class: dict[str, dict[str, float]] = {
+    by_class: dict[str, dict[str, float | None]] = {
         name: {"count": int((labels == index).sum())} for index, name in enumerate(classes)
     }
+    for name, k in (("top1", 1), ("top5", min(5, count))):
+        values = MulticlassAccuracy(count, top_k=k, average="none")(logits, labels)
+        _put(by_class, name, values)
     for name in check_metrics(metrics):
         result[name] = _percent(OVERALL[name](count)(probabilities, labels))
         values = (
@@ -132,8 +132,7 @@ def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...], metrics: I
             if name in BY_CLASS
             else _class_calibration(probabilities, labels)
         )
-        for class_name, value in zip(classes, values, strict=True):
-            by_class[class_name][name] = _percent(value)
+        _put(by_class, name, values)
     return {**result, "classes": by_class}
 
 
@@ -145,6 +144,12 @@ def _class_calibration(probabilities: Tensor, labels: Tensor) -> Tensor:
             for index, column in enumerate(probabilities.unbind(1))
         ]
     )
+
+
+def _put(by_class: dict[str, dict[str, float | None]], metric: str, values: Tensor) -> None:
+    """Note a metric of each class, (K,); of a class without images there is none."""
+    for figures, value in zip(by_class.values(), values, strict=True):
+        figures[metric] = _percent(value) if figures["count"] else None
 
 
 def _percent(share: Tensor) -> float:

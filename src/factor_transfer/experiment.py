@@ -54,10 +54,11 @@ class Experiment:
         """
         data = open_data(**self.recipe.data.model_dump())
         for name in ("teacher", "paraphraser", "student"):
-            batch_size = getattr(self.recipe, name).batch_size
-            if batch_size > len(data.train):
+            section = getattr(self.recipe, name)
+            if section.epochs is not None and section.batch_size > len(data.train):
                 raise InputError(
-                    f"{name}.batch_size is {batch_size}, larger than the training set of {len(data.train)} images"
+                    f"{name}.batch_size is {section.batch_size}, larger than the training set of {len(data.train)} "
+                    f"images; give a smaller one, such as {name}.batch_size={min(32, len(data.train))}"
                 )
         return data
 
@@ -66,9 +67,15 @@ class Experiment:
         """Device and precision."""
         return open_fabric(self.recipe.device, self.recipe.precision)
 
-    def normalize(self) -> Normalize:
-        """What turns raw images into the networks' input."""
-        return Normalize(self.data.mean, self.data.std).to(self.fabric.device)
+    @cached_property
+    def test(self) -> Split:
+        """The test images, for the final table alone."""
+        return self.data.test()
+
+    def normalize(self, done: Artefact | None = None) -> Normalize:
+        """What turns raw images into a network's input: by the statistics of a finished one, else by the data's."""
+        mean, std = (done.record["mean"], done.record["std"]) if done else (self.data.mean, self.data.std)
+        return Normalize(mean, std).to(self.fabric.device)
 
     def build(self, section: Network) -> nn.Module:
         """A network as the recipe names it, with random weights, on the device."""
@@ -129,9 +136,9 @@ class Experiment:
         """Each image of a split once, on the device: for evaluation."""
         return in_order(split, EVALUATION_BATCH, self.fabric.device)
 
-    def logits(self, model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
+    def logits(self, model: nn.Module, split: Split, normalize: Normalize) -> tuple[Tensor, Tensor]:
         """Logits (N, K) of a network over a split, and labels (N,), in full precision."""
-        return predict(nn.Sequential(self.normalize(), model), self.in_order(split))
+        return predict(nn.Sequential(normalize, model), self.in_order(split))
 
     def teacher_inputs(self) -> dict[str, Any]:
         """What the teacher is made from."""
@@ -139,7 +146,7 @@ class Experiment:
         inputs = self._inputs(teacher=section, without={"tap", "weights"})
         if section.weights is not None:
             model = {"model": section.model, "args": section.args.model_dump(mode="json")}
-            inputs["teacher"] = {**model, "weights": sha256(Path(section.weights))}
+            inputs["teacher"] = {**model, "weights": sha256(Path(section.weights).expanduser())}
         return inputs
 
     def paraphraser_inputs(self, teacher: Artefact) -> dict[str, Any]:
@@ -193,6 +200,27 @@ def load_network(done: Artefact) -> nn.Module:
     """
     if "model" not in done.record:
         raise InputError(f"{done.weights} holds a {done.record.get('stage')}, not a network that classifies images")
-    model = build_model(**done.record["model"])
+    try:
+        model = build_model(**done.record["model"])
+    except (TypeError, InputError) as error:
+        raise InputError(f"{done.folder / artefact.RECORD} is damaged: {error}") from error
     load_into(model, done.state(), done.weights)
     return model
+
+
+def check_fits(done: Artefact, data: Data) -> None:
+    """Refuse a network that was made for other classes or channels than the data's.
+
+    Raises:
+        InputError: so it is, or its record is damaged.
+    """
+    try:
+        classes, channels = tuple(done.record["classes"]), done.record["model"]["in_channels"]
+        statistics = [len(done.record["mean"]), len(done.record["std"])]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{done.folder / artefact.RECORD} is damaged: {error}") from error
+    if channels != data.channels or statistics != [channels, channels]:
+        raise InputError(f"{done.weights} takes images of {channels} channels, this recipe's have {data.channels}")
+    if classes != data.classes:
+        here, there = (f"{len(names)} classes ({', '.join(names[:3])}, …)" for names in (classes, data.classes))
+        raise InputError(f"{done.weights} tells {here} apart, this recipe's data has {there}")

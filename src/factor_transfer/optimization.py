@@ -10,6 +10,8 @@ from annotated_types import Ge, Gt, Lt
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from factor_transfer.errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
@@ -37,6 +39,11 @@ class Optimization:
     milestones: Sequence[Annotated[int, Ge(1)]] = ()
     gamma: Annotated[float, Gt(0)] = 0.1
     warmup_epochs: Annotated[float, Ge(0)] = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what the optimiser would."""
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov needs a momentum above 0")
 
     def factor(self, epoch: float, epochs: int) -> float:
         """What the learning rate is multiplied by at a point of the training.

@@ -48,7 +48,7 @@ def demo(work_dir: Path, console: Console) -> None:
         folder = work_dir / f"seed{seed}"
         experiment = Experiment(recipe, folder, console, f"{DEMO_RECIPE} {' '.join(overrides)} --work-dir {folder}")
         summaries.append(run(experiment, baseline=True))
-    print_results(console, summaries, len(experiment.data.test()))
+    print_results(console, summaries, len(experiment.test))
     gains = [summary["student"]["top1"] - summary["baseline"]["top1"] for summary in summaries]
     each = ", ".join(f"{gain:+.2f}" for gain in gains)
     console.print(

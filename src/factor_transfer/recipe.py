@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 from pydantic import Field, create_model, model_validator
 
 from factor_transfer.data import DATASETS, Augment, open_data
@@ -36,7 +36,7 @@ class Training(Options):
 
     epochs: Annotated[int, Ge(1)] | None = None
     batch_size: Annotated[int, Ge(1)] = 128
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
     keep: Literal["best", "last"] = "best"
 
     @property
@@ -48,6 +48,11 @@ class Training(Options):
     def _trained(self) -> "Training":
         if self.epochs is None:
             raise ValueError("epochs is missing: how long to train")
+        return self
+
+    @model_validator(mode="after")
+    def _optimizes(self) -> "Training":
+        _ = self.optimization  # refuses settings that do not go together
         return self
 
 

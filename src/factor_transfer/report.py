@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from factor_transfer.artefact import Artefact
@@ -25,8 +26,8 @@ def network_figures(experiment: Experiment, done: Artefact) -> dict[str, Any]:
         ``weights``, its path.
     """
     model = experiment.load(done)
-    split = experiment.data.test()
-    figures = top(*experiment.logits(model, split))
+    split = experiment.test
+    figures = top(*experiment.logits(model, split, experiment.normalize(done)))
     example = torch.zeros(1, *split.images.shape[1:], device=experiment.fabric.device)
     return {
         "top1": figures["top1"],
@@ -60,7 +61,7 @@ def print_results(console: Console, summaries: Sequence[Mapping[str, Any]], test
     console.print(table)
     console.print(f"Top-1 on {test_images:,} test images{runs}. The weights:", highlight=False, soft_wrap=True)
     for place in places:
-        console.print(f"  {place}", highlight=False, soft_wrap=True)
+        console.print(f"  {place}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _pattern(paths: Sequence[str]) -> str:
@@ -80,7 +81,8 @@ def test_table(result: Mapping[str, Any]) -> Table:
         table.add_column(f"{name} %", justify="right")
     table.add_row("all", str(result["count"]), *[f"{result[name]:.2f}" for name in names], end_section=True)
     for label, figures in by_class.items():
-        table.add_row(label, str(figures["count"]), *[f"{figures[name]:.2f}" for name in names])
+        cells = ["–" if figures[name] is None else f"{figures[name]:.2f}" for name in names]
+        table.add_row(escape(label), str(figures["count"]), *cells)
     return table
 
 

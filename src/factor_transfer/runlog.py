@@ -2,12 +2,13 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from factor_transfer.checkpoint import write_whole
 from factor_transfer.errors import InputError
@@ -21,6 +22,16 @@ _SHOWN = {
     "validation_relative_error": "validation relative error {:.3f}",
     "images_per_s": "{:,.0f} images/s",
 }
+
+
+class _TwoLines(Progress):
+    """The bar and the time left, and the figures below: on 80 columns there is no room for both in one line."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """What is drawn."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text(f"  {task.fields['figures']}")
 
 
 class RunLog:
@@ -45,11 +56,10 @@ class RunLog:
         lines = self.path.read_bytes().splitlines(keepends=True)[:done] if self.path.exists() else []
         write_whole(self.path, b"".join(lines))
         if self.console.is_terminal:
-            self.progress = Progress(
+            self.progress = _TwoLines(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,

@@ -1,17 +1,18 @@
 """A checkpoint on the test split: what ``factor-transfer test`` does."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from factor_transfer import artefact
+from factor_transfer.artefact import Artefact
 from factor_transfer.checkpoint import load_into, read_weights
 from factor_transfer.data import Data, in_order, open_data
 from factor_transfer.errors import InputError
 from factor_transfer.evaluation import check_metrics, measure, predict
-from factor_transfer.experiment import EVALUATION_BATCH, load_network, open_fabric
+from factor_transfer.experiment import EVALUATION_BATCH, check_fits, load_network, open_fabric
 from factor_transfer.models import Normalize, build_model
 from factor_transfer.recipe import Recipe
 
@@ -25,7 +26,7 @@ def score(recipe: Recipe, checkpoint: Path, metrics: Iterable[str]) -> dict[str,
         metrics: see ``evaluation.measure``.
 
     Returns:
-        See ``evaluation.measure``.
+        See ``evaluation.measure``; and a ``note``, if the network was trained on other images than the recipe's.
 
     Raises:
         InputError: an unknown metric; a missing or damaged file; a network of other classes or layers.
@@ -35,23 +36,20 @@ def score(recipe: Recipe, checkpoint: Path, metrics: Iterable[str]) -> dict[str,
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; give a file of weights, or the folder of a finished stage")
     data = open_data(**recipe.data.model_dump())
-    model, normalize = _network(recipe, data, path)
+    model, normalize, note = _network(recipe, data, path)
     fabric = open_fabric(recipe.device, recipe.precision)
     network = fabric.to_device(nn.Sequential(normalize, model))
     logits, labels = predict(network, in_order(data.test(), EVALUATION_BATCH, fabric.device))
-    return measure(logits, labels, data.classes, metrics)
+    return {**measure(logits, labels, data.classes, metrics), "note": note}
 
 
-def _network(recipe: Recipe, data: Data, path: Path) -> tuple[nn.Module, Normalize]:
-    """The network whose weights are in ``path``, and its normalisation."""
+def _network(recipe: Recipe, data: Data, path: Path) -> tuple[nn.Module, Normalize, str]:
+    """The network whose weights are in ``path``, its normalisation, and what should be known of it."""
     done = artefact.find(path.parent) if path.name == artefact.WEIGHTS else None
     if done:
         model = load_network(done)
-        if tuple(done.record["classes"]) != data.classes:
-            raise InputError(
-                f"{path} tells {_name(done.record['classes'])} apart, this recipe's data has {_name(data.classes)}"
-            )
-        return model, Normalize(done.record["mean"], done.record["std"])
+        check_fits(done, data)
+        return model, Normalize(done.record["mean"], done.record["std"]), _compare_images(done, data)
     state = read_weights(path)
     # Weights from elsewhere do not say what they are: they are the teacher's if they have just its layers.
     shapes = {key: value.shape for key, value in state.items()}
@@ -60,8 +58,16 @@ def _network(recipe: Recipe, data: Data, path: Path) -> tuple[nn.Module, Normali
         if shapes == {key: value.shape for key, value in model.state_dict().items()}:
             break
     load_into(model, state, path)
-    return model, Normalize(data.mean, data.std)
+    return model, Normalize(data.mean, data.std), ""
 
 
-def _name(classes: Sequence[str]) -> str:
-    return f"{len(classes)} classes ({', '.join(classes[:3])}, …)"
+def _compare_images(done: Artefact, data: Data) -> str:
+    """A note if the network was trained on other images than the recipe's; refused if test images may be among them."""
+    if done.record["inputs"].get("data") == data.fingerprint:
+        return ""
+    if data.test_is_cut:
+        raise InputError(
+            f"{done.weights} was trained on another cut of the images than this recipe makes: test images may be among "
+            "those it has seen. Give the settings of [data] that it was trained with, or a test folder of its own"
+        )
+    return "this network was trained on other images, or with other settings of [data], than this recipe's"

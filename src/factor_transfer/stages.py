@@ -14,7 +14,7 @@ from factor_transfer.data import Augment, Batches
 from factor_transfer.engine import Selection, fit
 from factor_transfer.errors import InputError
 from factor_transfer.evaluation import mean_losses, top
-from factor_transfer.experiment import Experiment
+from factor_transfer.experiment import Experiment, check_fits
 from factor_transfer.methods import TERMS, Distillation, Pair, ParaphraserTraining, Supervised, Term
 from factor_transfer.recipe import Training
 from factor_transfer.runlog import RunLog, duration
@@ -32,10 +32,15 @@ def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
     if section.weights is None:
         method = Supervised(model, experiment.normalize())
         return _train(experiment, folder, section, method, model, experiment.describe(section))
-    load_into(model, read_weights(Path(section.weights)), Path(section.weights))
-    experiment.say(f"teacher  taken from {section.weights}")
-    figures = {"epoch": None, "validation": _classify(experiment, model), "seconds": 0.0}
-    return artefact.finish(folder, model.state_dict(), {"stage": "teacher", **experiment.describe(section), **figures})
+    path = Path(section.weights).expanduser()
+    load_into(model, read_weights(path), path)
+    record = experiment.describe(section)
+    origin = artefact.find(path.parent) if path.name == artefact.WEIGHTS else None
+    if origin:  # a stage's weights bring the statistics that they were trained on
+        check_fits(origin, experiment.data)
+        record |= {key: origin.record[key] for key in ("mean", "std")}
+    experiment.say(f"teacher  taken from {path}")
+    return artefact.finish(folder, model.state_dict(), {"stage": "teacher", **record, "epoch": None, "seconds": 0.0})
 
 
 def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
@@ -50,7 +55,7 @@ def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
     channels, _, _ = experiment.feature_shape(model, tap)
     torch.manual_seed(section.seed)
     paraphraser = experiment.new_paraphraser(channels)
-    method = ParaphraserTraining(model, tap, paraphraser, experiment.normalize())
+    method = ParaphraserTraining(model, tap, paraphraser, experiment.normalize(teacher))
     return _train(experiment, folder, section, method, paraphraser, {"in_channels": channels, "tap": tap})
 
 
@@ -68,7 +73,7 @@ def make_student(experiment: Experiment, fresh: bool = False) -> Artefact:
     student = experiment.build(section)
     model = experiment.load(teacher)
     terms = _terms(experiment, student, model, paraphraser)
-    method = Distillation(student, model, terms, experiment.normalize(), experiment.normalize())
+    method = Distillation(student, model, terms, experiment.normalize(), experiment.normalize(teacher))
     return _train(experiment, folder, section, method, student, experiment.describe(section))
 
 
@@ -105,6 +110,8 @@ def _begin(experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fres
     """The stage if it is up to date. Otherwise its folder is made ready, to start or to go on."""
     name = folder.name
     if not (folder / artefact.RECORD).exists():
+        if folder.exists() and any(folder.iterdir()):  # of unknown origin: not to be gone on with
+            experiment.say(f"{name}  {folder} has no {artefact.RECORD}; it is kept in {artefact.set_aside(folder)}")
         artefact.begin(folder, inputs)
         return None
     changed = [] if fresh else artefact.differences(folder, inputs)
@@ -158,7 +165,7 @@ def _train(
             return {}
         if isinstance(method, ParaphraserTraining):
             return mean_losses(method, experiment.in_order(data.validation))
-        return _classify(experiment, product)
+        return top(*experiment.logits(product, data.validation, experiment.normalize()))
 
     assert section.epochs is not None  # the recipe refuses a training without
     outcome = fit(
@@ -177,9 +184,3 @@ def _train(
     done = artefact.finish(folder, outcome.state, {"stage": folder.name, **record, **figures})
     experiment.say(f"{folder.name}  done in {duration(outcome.seconds)}, epoch {outcome.epoch} kept  {done.weights}")
     return done
-
-
-def _classify(experiment: Experiment, model: nn.Module) -> dict[str, float]:
-    """Figures of a network on the validation split."""
-    split = experiment.data.validation
-    return top(*experiment.logits(model, split)) if len(split) else {}

@@ -53,6 +53,7 @@ class Data:
         test: reads the test images. For evaluation alone.
         mean: of each channel, 0..1, for normalisation.
         std: of each channel, 0..1.
+        test_is_cut: see ``Source``.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +62,7 @@ class Data:
     test: Callable[[], Split]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    test_is_cut: bool = False
 
     @property
     def channels(self) -> int:
@@ -114,6 +116,14 @@ def open_data(
     train, held = train.subset(kept), train.subset(held_out)
     if not len(train):
         raise InputError("no training images are left; give a smaller data.validation or a larger data.limit")
+    if len(source.classes) < 2:
+        raise InputError(f"there is one class only, {source.classes[0]!r}; a classifier needs two or more")
+    lost = set(source.train.labels.tolist()) - set(train.labels.tolist())
+    if lost:
+        raise InputError(
+            f"no training image is left of class {source.classes[min(lost)]!r}; give a smaller data.validation or a "
+            "larger data.limit"
+        )
     measured_mean, measured_std = _statistics(train)
     return Data(
         source.classes,
@@ -122,6 +132,7 @@ def open_data(
         source.test,
         _per_channel("mean", mean, measured_mean),
         _per_channel("std", std, measured_std),
+        source.test_is_cut,
     )
 
 

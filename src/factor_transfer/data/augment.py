@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +19,7 @@ class Augment:
         flip: mirror left and right, with probability one half.
     """
 
-    crop_padding: Annotated[int, Ge(0)] = 0
+    crop_padding: Annotated[int, Ge(0), Le(1024)] = 0
     flip: bool = False
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:

@@ -80,6 +80,7 @@ def load_folder(
         classes,
         Split(_read_images(train_paths, like, size, channels), train_labels),
         lambda: Split(_read_images(test_paths, like, size, channels), test_labels),
+        test_is_cut=not test_folder.is_dir(),
     )
 
 

@@ -38,11 +38,14 @@ class Source:
         classes: the names of the classes, in the order of the labels.
         train: the training images.
         test: reads the test images; called by evaluation on the test split alone.
+        test_is_cut: whether they are cut from the same files as the training images, so that another cut would
+            take images that a network was trained on.
     """
 
     classes: tuple[str, ...]
     train: Split
     test: Callable[[], Split]
+    test_is_cut: bool = False
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:

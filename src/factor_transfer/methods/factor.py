@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,13 +43,13 @@ class Paraphraser(nn.Module):
         InputError: if the factor would have no channel.
     """
 
-    def __init__(self, in_channels: int, rate: Annotated[float, Gt(0)] = 0.5, batch_norm: bool = False) -> None:
+    def __init__(self, in_channels: int, rate: Annotated[float, Gt(0), Le(16)] = 0.5, batch_norm: bool = False) -> None:
         super().__init__()
         self.factor_channels = round(in_channels * rate) if math.isfinite(rate) else 0
         if self.factor_channels < 1:
             raise InputError(
-                f"a paraphrase rate of {rate} leaves no channel of {in_channels}; give one between "
-                f"{1 / in_channels:.3g} and 1"
+                f"a paraphrase rate of {rate} leaves no channel of {in_channels}; give one of at least "
+                f"{1 / in_channels:.3g}; the paper's is 0.5"
             )
         m, z = in_channels, self.factor_channels
         self.encoder = _stack(nn.Conv2d, [m, m, z, z], batch_norm)
