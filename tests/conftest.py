@@ -1,6 +1,8 @@
 """What all tests share: a recipe that trains in seconds, and the command line run in this process."""
 
 import os
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +63,16 @@ class Outcome:
 Run = Callable[..., Outcome]
 
 
+def refused(result: Outcome, *messages: str) -> None:
+    """It ended with code 2 and one message that says all of ``messages`` (regular expressions)."""
+    assert result.code == 2
+    assert result.err.startswith("Error: ")
+    assert "Traceback" not in result.err
+    assert len(result.err.splitlines()) <= 20
+    for message in messages:
+        assert re.search(message, result.err), result.err
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command line: ``run("train", recipe)``."""
@@ -99,3 +111,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["run", str(folder / "tiny.toml"), "--work-dir", str(folder / "work"), "--baseline"])
     return folder / "work"
+
+
+@pytest.fixture
+def work(finished: Path, tmp_path: Path) -> Path:
+    """A copy of ``finished``, to change."""
+    return Path(shutil.copytree(finished, tmp_path / "work"))
