@@ -89,6 +89,8 @@ def test_a_training_that_goes_on_ends_with_the_same_bytes(
         patch.setattr(engine, "save_training", save_and_die)
         with pytest.raises(SystemError, match="killed"):
             train(tmp_path / "killed")
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:  # a kill between the line and the checkpoint
+        file.write(json.dumps({"epoch": killed_after + 1, "loss": -1.0}) + "\n")
     resumed = train(tmp_path / "killed", validation=[50.0, 70.0, 70.0, 60.0][killed_after:])
     assert set(resumed.state) == set(through.state)
     for key, value in through.state.items():
