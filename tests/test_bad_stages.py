@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from conftest import Run, refused
-from factor_transfer import build_model
+from factor_transfer import build_model, stages
 from factor_transfer.checkpoint import read_training
 
 STUDENT = "student-factor-seed0"
@@ -177,3 +178,20 @@ def test_debug_shows_the_traceback(tiny: Path, capsys: pytest.CaptureFixture[str
     assert process.returncode != 0
     assert "Traceback" in process.stderr
     assert "InputError" in process.stderr
+
+
+def test_out_of_memory_is_said_and_a_fault_of_the_program_is_not_hidden(
+    tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(error: Exception) -> Callable[..., None]:
+        def make(*_: object) -> None:
+            raise error
+
+        return make
+
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        monkeypatch.setattr(stages, "make_teacher", fails(error))
+        refused(run("teacher", tiny), "out of memory; a smaller batch_size")
+    monkeypatch.setattr(stages, "make_teacher", fails(RuntimeError("a fault")))
+    with pytest.raises(RuntimeError, match="a fault"):
+        run("teacher", tiny)

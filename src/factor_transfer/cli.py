@@ -154,23 +154,27 @@ def show(
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: bad input and Ctrl-C end in one message and an exit code, not in a traceback."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    errors = Console(stderr=True, highlight=False)
     try:
-        app(args=list(arguments), prog_name="factor-transfer")
-    except (MemoryError, RuntimeError) as error:
-        # PyTorch's allocators raise RuntimeErrors of several kinds.
-        if "--debug" in arguments or not (isinstance(error, MemoryError) or "memory" in str(error)):
-            raise
-        errors.print("Error:", style="bold red", end=" ")
-        errors.print("out of memory; a smaller batch_size, network or image size needs less", markup=False)
-        sys.exit(2)
-    except (InputError, Interrupted, OSError) as error:  # OSError: a full disk, a folder that may not be written
-        if "--debug" in arguments:
+        app(args=arguments, prog_name="factor-transfer")
+    except Exception as error:
+        message = _message(error)
+        if message is None or "--debug" in arguments:
             raise
         stopped = isinstance(error, Interrupted)
+        errors = Console(stderr=True, highlight=False)
         errors.print("Stopped:" if stopped else "Error:", style="bold yellow" if stopped else "bold red", end=" ")
-        errors.print(str(error), markup=False, soft_wrap=True)
+        errors.print(message, markup=False, soft_wrap=True)
         sys.exit(130 if stopped else 2)
+
+
+def _message(error: Exception) -> str | None:
+    """What a person can do something about, in words; ``None`` for what is a fault of the program."""
+    if isinstance(error, InputError | Interrupted | OSError):  # OSError: a full disk, a folder that may not be written
+        return str(error)
+    # PyTorch's allocators raise RuntimeErrors of several kinds.
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        return "out of memory; a smaller batch_size, network or image size needs less"
+    return None
 
 
 def _console() -> Console:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,10 @@ from factor_transfer.runlog import RunLog
 
 # Losses are brought to the host only so often (seconds): a GPU need not wait for the screen.
 _LOOK_EVERY_S = 0.5
+
+
+class _NotFiniteError(Exception):
+    """A loss, weights or figures that are not finite; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +116,10 @@ def fit(
     try:
         for epoch in range(start, epochs):
             began = time.perf_counter()
-            figures = _train_epoch(fabric, model, optimizer, scheduler, batches, epoch, log, checkpoint)
+            figures = _train_epoch(fabric, model, optimizer, scheduler, batches, epoch, log)
             seconds += time.perf_counter() - began
             validation = validate()
-            _check_finite(method, validation, epoch, checkpoint)
+            _check_finite(method, validation, epoch)
             if selection.better(validation, best.figures if best else None):
                 best = Outcome(_copy(product.state_dict()), epoch + 1, validation, seconds)
             log.epoch(epoch, {**figures, **{f"validation_{key}": value for key, value in validation.items()}})
@@ -130,19 +134,22 @@ def fit(
                     "best": vars(best),
                 },
             )
+    except _NotFiniteError as error:
+        kept = f"The last good checkpoint is kept: {checkpoint}\n" if checkpoint.exists() else ""
+        raise InputError(f"{error}\n{kept}A lower learning_rate, or warmup_epochs, often helps") from None
     except KeyboardInterrupt:
-        kept = read_training(checkpoint)["epoch"] if checkpoint.exists() else 0
+        complete = read_training(checkpoint)["epoch"] if checkpoint.exists() else 0
         raise Interrupted(
-            f"stopped in {log.stage}; epoch {kept} of {epochs} is kept in {checkpoint}\n"
+            f"stopped in {log.stage}; epoch {complete} of {epochs} is kept in {checkpoint}\n"
             "The same command, without --fresh, goes on from there"
-            if kept
+            if complete
             else f"stopped in {log.stage} before its first epoch was complete; nothing was kept of it"
         ) from None
     finally:
         log.stop()
     if best is None:
         raise InputError(f"{log.stage} has no epoch to train")
-    return Outcome(best.state, best.epoch, best.figures, seconds)
+    return replace(best, seconds=seconds)
 
 
 def _train_epoch(
@@ -153,7 +160,6 @@ def _train_epoch(
     batches: Batches,
     epoch: int,
     log: RunLog,
-    checkpoint: Path,
 ) -> dict[str, float]:
     """One pass over the training images; the mean of each loss, the learning rate and the speed."""
     torch.manual_seed(epoch_seed(batches.seed, epoch))  # dropout and its like, the same on resuming
@@ -175,14 +181,14 @@ def _train_epoch(
         now = time.perf_counter()
         if now - looked > _LOOK_EVERY_S or step + 1 == len(batches):
             looked = now
-            _look(pending, history, epoch, checkpoint)
+            _look(pending, history, epoch)
             means = {name: sum(values) / len(values) for name, values in history.items()}
             log.step(epoch, step, means, seen / (now - began))
     elapsed = time.perf_counter() - began
     return {**means, "learning_rate": rate, "images_per_s": seen / elapsed, "seconds": elapsed}
 
 
-def _look(pending: list[Losses], history: dict[str, list[float]], epoch: int, checkpoint: Path) -> None:
+def _look(pending: list[Losses], history: dict[str, list[float]], epoch: int) -> None:
     """Move ``pending`` losses into ``history``; refuse one that is not finite."""
     for name in pending[0]:
         values = torch.stack([losses[name] for losses in pending]).tolist()
@@ -191,25 +197,16 @@ def _look(pending: list[Losses], history: dict[str, list[float]], epoch: int, ch
     for step, loss in enumerate(history["loss"]):
         if not math.isfinite(loss):
             parts = ", ".join(f"{name} {values[step]:.4g}" for name, values in history.items())
-            raise InputError(
-                f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {parts}\n{_remedy(checkpoint)}"
-            )
+            raise _NotFiniteError(f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {parts}")
 
 
-def _check_finite(method: nn.Module, validation: Mapping[str, float], epoch: int, checkpoint: Path) -> None:
+def _check_finite(method: nn.Module, validation: Mapping[str, float], epoch: int) -> None:
     """Refuse an epoch whose last step broke the weights: no loss has told of it yet."""
     broken = [name for name, value in trained_state(method).items() if not value.isfinite().all()]
     broken += [f"validation {name}" for name, value in validation.items() if not math.isfinite(value)]
     if broken:
-        raise InputError(
-            f"not finite at the end of epoch {epoch + 1}: {', '.join(broken[:3])}{', …' if broken[3:] else ''}\n"
-            f"{_remedy(checkpoint)}"
-        )
-
-
-def _remedy(checkpoint: Path) -> str:
-    kept = f"The last good checkpoint is kept: {checkpoint}\n" if checkpoint.exists() else ""
-    return kept + "A lower learning_rate, or warmup_epochs, often helps"
+        more = ", …" if broken[3:] else ""
+        raise _NotFiniteError(f"not finite at the end of epoch {epoch + 1}: {', '.join(broken[:3])}{more}")
 
 
 def _copy(state: Mapping[str, Tensor]) -> State:

@@ -20,22 +20,14 @@ from factor_transfer.data import Batch
 from factor_transfer.errors import choose
 from factor_transfer.inference import evaluating
 
-# What `--metrics` may ask for: how to build it over all images, given the number of classes.
-OVERALL: dict[str, Callable[[int], Metric]] = {
-    "accuracy": lambda classes: MulticlassAccuracy(classes, average="micro"),
-    "precision": lambda classes: MulticlassPrecision(classes, average="macro"),
-    "recall": lambda classes: MulticlassRecall(classes, average="macro"),
-    "f1": lambda classes: MulticlassF1Score(classes, average="macro"),
-    "calibration": lambda classes: MulticlassCalibrationError(classes, n_bins=15),
+# What `--metrics` may ask for: the metric, and how it is averaged over all images. A class has its own, not averaged.
+AVERAGED: dict[str, tuple[Callable[..., Metric], str]] = {
+    "accuracy": (MulticlassAccuracy, "micro"),
+    "precision": (MulticlassPrecision, "macro"),
+    "recall": (MulticlassRecall, "macro"),
+    "f1": (MulticlassF1Score, "macro"),
 }
-
-# The same a class. Calibration has another form there, see `_class_calibration`.
-BY_CLASS: dict[str, Callable[[int], Metric]] = {
-    "accuracy": lambda classes: MulticlassAccuracy(classes, average="none"),
-    "precision": lambda classes: MulticlassPrecision(classes, average="none"),
-    "recall": lambda classes: MulticlassRecall(classes, average="none"),
-    "f1": lambda classes: MulticlassF1Score(classes, average="none"),
-}
+METRICS = (*AVERAGED, "calibration")
 
 
 def predict(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
@@ -96,9 +88,9 @@ def check_metrics(names: Iterable[str]) -> list[str]:
     """``names`` without repetitions.
 
     Raises:
-        InputError: one is not of ``OVERALL``.
+        InputError: one is not of ``METRICS``.
     """
-    return [choose("metric", name, OVERALL) for name in dict.fromkeys(names)]
+    return [choose("metric", name, METRICS) for name in dict.fromkeys(names)]
 
 
 def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...], metrics: Iterable[str]) -> dict[str, Any]:
@@ -108,7 +100,7 @@ def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...], metrics: I
         logits: (N, K).
         labels: int64 (N,).
         classes: K names.
-        metrics: of ``OVERALL``. Precision, recall and F1 are averaged over classes; calibration is the expected
+        metrics: of ``METRICS``. Precision, recall and F1 are averaged over classes; calibration is the expected
             calibration error in 15 bins (Guo et al. 2017), and of a class that of its probability against "is it
             this class" (Kull et al. 2019).
 
@@ -126,12 +118,14 @@ def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...], metrics: I
         values = MulticlassAccuracy(count, top_k=k, average="none")(logits, labels)
         _put(by_class, name, values)
     for name in check_metrics(metrics):
-        result[name] = _percent(OVERALL[name](count)(probabilities, labels))
-        values = (
-            BY_CLASS[name](count)(probabilities, labels)
-            if name in BY_CLASS
-            else _class_calibration(probabilities, labels)
-        )
+        if name == "calibration":
+            overall = MulticlassCalibrationError(count, n_bins=15)(probabilities, labels)
+            values = _class_calibration(probabilities, labels)
+        else:
+            metric, average = AVERAGED[name]
+            overall = metric(count, average=average)(probabilities, labels)
+            values = metric(count, average="none")(probabilities, labels)
+        result[name] = _percent(overall)
         _put(by_class, name, values)
     return {**result, "classes": by_class}
 

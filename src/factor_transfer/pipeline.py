@@ -51,9 +51,7 @@ def demo(work_dir: Path, console: Console) -> None:
     print_results(console, summaries, len(experiment.test))
     gains = [summary["student"]["top1"] - summary["baseline"]["top1"] for summary in summaries]
     each = ", ".join(f"{gain:+.2f}" for gain in gains)
-    console.print(
+    experiment.say(
         f"Factor Transfer changes the student's top-1 by {spread(gains)} points (mean ± standard deviation of the "
-        f"paired differences: {each}).",
-        highlight=False,
-        soft_wrap=True,
+        f"paired differences: {each})."
     )

@@ -105,7 +105,7 @@ class Recipe(Options):
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     data: Named
-    augment: Options = Field(default_factory=options("Augment", Augment))
+    augment: Options
     teacher: Teacher
     paraphraser: Training
     student: Network
@@ -144,10 +144,11 @@ def recipe_type(document: Mapping[str, Any]) -> type[Recipe]:
 
     data = named("data", "name")
     openers = [DATASETS[choose("data set", data, DATASETS)]] if data is not None else []
+    augment = options("augment", Augment)
     terms: dict[str, Any] = {name: (options(name, term) | None, None) for name, term in TERMS.items()}
     fields: dict[str, Any] = {
         "data": (options("data", *openers, open_data, base=Named), ...),
-        "augment": (options("augment", Augment), Field(default_factory=options("augment", Augment))),
+        "augment": (augment, Field(default_factory=augment)),
         "teacher": (network("teacher", Teacher), ...),
         "paraphraser": (options("paraphraser", Paraphraser, Optimization, base=Training), ...),
         "student": (network("student", Network), ...),

@@ -66,8 +66,7 @@ class RunLog:
             )
             self.progress.start()
             total, at = epochs * steps, done * steps
-            self.task = self.progress.add_task(f"{self.stage}", total=total, completed=at, figures="")
-
+            self.task = self.progress.add_task(self.stage, total=total, completed=at, figures="")
         self.validation: dict[str, Any] = {}  # of the last complete epoch
 
     def step(self, epoch: int, step: int, losses: Mapping[str, float], images_per_s: float) -> None:
