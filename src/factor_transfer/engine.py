@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from factor_transfer.checkpoint import State, read_training, save_training
 from factor_transfer.data import Batches, epoch_seed
 from factor_transfer.errors import InputError, Interrupted
-from factor_transfer.methods import Losses, load_trained_state, trained_state
+from factor_transfer.methods import Losses, Method, load_trained_state, trained_state
 from factor_transfer.optimization import Optimization
 from factor_transfer.runlog import RunLog
 
@@ -67,7 +67,7 @@ class Outcome:
 
 def fit(
     fabric: Fabric,
-    method: nn.Module,
+    method: Method,
     product: nn.Module,
     batches: Batches,
     *,
@@ -82,7 +82,7 @@ def fit(
 
     Args:
         fabric: device and precision.
-        method: images, labels -> losses. What is not inside a ``Frozen`` is trained.
+        method: see ``methods.base``. What is not inside a ``Frozen`` is trained.
         product: the part of ``method`` that is wanted in the end, such as the student.
         batches: the training images.
         epochs: over them.
@@ -116,6 +116,7 @@ def fit(
     try:
         for epoch in range(start, epochs):
             began = time.perf_counter()
+            method.begin_epoch(epoch)
             figures = _train_epoch(fabric, model, optimizer, scheduler, batches, epoch, log)
             seconds += time.perf_counter() - began
             validation = validate()
@@ -169,15 +170,15 @@ def _train_epoch(
     rate = scheduler.get_last_lr()[0]
     began = looked = time.perf_counter()
     seen = 0
-    for step, (images, labels) in enumerate(batches.epoch(epoch)):
-        losses: Losses = model(images, labels)
+    for step, batch in enumerate(batches.epoch(epoch)):
+        losses: Losses = model(*batch)
         fabric.backward(losses["loss"])
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
 
         pending.append({name: value.detach() for name, value in losses.items()})
-        seen += len(labels)
+        seen += len(batch.labels)
         now = time.perf_counter()
         if now - looked > _LOOK_EVERY_S or step + 1 == len(batches):
             looked = now

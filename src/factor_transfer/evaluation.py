@@ -41,7 +41,7 @@ def predict(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]
         Logits (N, K), float32, and labels (N,), on the CPU.
     """
     with evaluating(model):
-        outputs = [(model(images).float(), labels) for images, labels in batches]
+        outputs = [(model(batch.images).float(), batch.labels) for batch in batches]
     logits, labels = zip(*outputs, strict=True)
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()
 
@@ -50,16 +50,16 @@ def mean_losses(method: nn.Module, batches: Iterable[Batch]) -> dict[str, float]
     """The losses of a method over images that it is not trained on, in evaluation mode.
 
     Args:
-        method: images, labels -> losses, see ``methods.base``.
+        method: see ``methods.base``.
         batches: images and labels.
     """
     sums: dict[str, float] = {}
     count = 0
     with evaluating(method):
-        for images, labels in batches:
-            for name, value in method(images, labels).items():
-                sums[name] = sums.get(name, 0.0) + value.item() * len(labels)
-            count += len(labels)
+        for batch in batches:
+            for name, value in method(*batch).items():
+                sums[name] = sums.get(name, 0.0) + value.item() * len(batch.labels)
+            count += len(batch.labels)
     return {name: value / count for name, value in sums.items()}
 
 

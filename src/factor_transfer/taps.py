@@ -1,17 +1,35 @@
 """Features from inside any network: (logits, {tap: feature}).
 
-A tap is a module's dotted path; its feature is what that module returns. Features are handed back with the
-logits, nothing is left behind in the network, and nothing after the last tap that is needed is run.
+A tap is a module's dotted path; its feature is what that module returns. ``layer3.2.relu:input`` is what that module
+is given instead, and ``layers.3:nhwc`` says that its map has the channels last. Tokens (B, N, C) of a vision
+transformer are folded to a map (B, C, H, W). Features are handed back with the logits, nothing is left behind in the
+network, and nothing after the last tap that is needed is run.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from factor_transfer.errors import InputError, choose
 from factor_transfer.inference import evaluating
+from factor_transfer.tokens import fold, patch_grid
+
+_VIEWS = ("", "input", "nhwc")
+
+
+class Seen(NamedTuple):
+    """What a network says to a batch.
+
+    Attributes:
+        logits: (B, K); ``None`` where no one wants them and the network stopped before.
+        features: of each tap; maps (B, C, H, W), or vectors (B, C).
+    """
+
+    logits: Tensor | None
+    features: dict[str, Tensor]
 
 
 class _Reached(Exception):
@@ -23,7 +41,7 @@ class Taps(nn.Module):
 
     Args:
         model: any network whose forward takes a batch of images and returns logits (B, K).
-        paths: the taps.
+        taps: where to look; see the module.
         prepare: what turns a batch into the network's input, such as ``Normalize``; ``None`` if it is ready.
         logits: whether they are wanted. If not, the network stops behind the last tap.
 
@@ -34,7 +52,7 @@ class Taps(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        paths: Iterable[str] = (),
+        taps: Iterable[str] = (),
         prepare: nn.Module | None = None,
         logits: bool = True,
     ) -> None:
@@ -42,17 +60,18 @@ class Taps(nn.Module):
         self.model = model
         self.prepare = prepare
         self.logits = logits
-        modules = dict(model.named_modules())
-        self.paths = [choose("tap", path, [name for name in modules if name]) for path in dict.fromkeys(paths)]
+        modules = [path for path, _ in model.named_modules() if path]
+        self.taps: dict[str, tuple[str, str]] = {}  # tap -> path, view
+        for tap in taps:
+            path, _, view = tap.partition(":")
+            self.taps[tap] = choose("tap", path, modules), choose(f"view of tap {path}", view, _VIEWS)
+        self._grids: dict[tuple[str, torch.Size], tuple[int, int]] = {}
 
-    def forward(self, images: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def forward(self, images: Tensor) -> Seen:
         """One pass.
 
         Args:
             images: (B, C, H, W).
-
-        Returns:
-            The logits (B, K), or ``None`` if they are not wanted, and the feature of each tap.
 
         Raises:
             InputError: a tap that is no tensor, is called more than once or not at all, or whose feature is
@@ -61,45 +80,47 @@ class Taps(nn.Module):
         features: dict[str, Tensor] = {}
         versions: dict[str, int] = {}
 
-        def keep(path: str) -> Callable[[nn.Module, Any, Any], None]:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                if not isinstance(output, Tensor):
-                    raise InputError(f"tap {path!r} returns a {type(output).__name__}, not a tensor")
-                if path in features:
-                    raise InputError(f"tap {path!r} is called more than once a pass; choose the module around it")
-                features[path] = output
-                versions[path] = _version(output)
-                if not self.logits and len(features) == len(self.paths):
-                    raise _Reached
-
-            return hook
+        def keep(tap: str, value: Any) -> None:
+            feature = first_tensor(value)
+            if feature is None:
+                raise InputError(f"tap {tap!r} returns a {type(value).__name__}, not a tensor")
+            if tap in features:
+                raise InputError(f"tap {tap!r} is called more than once a pass; choose the module around it")
+            features[tap] = feature
+            versions[tap] = _version(feature)
+            if not self.logits and len(features) == len(self.taps):
+                raise _Reached
 
         x = images if self.prepare is None else self.prepare(images)
-        handles = [self.model.get_submodule(path).register_forward_hook(keep(path)) for path in self.paths]
-        try:
-            logits = self.model(x) if self.logits or self.paths else None
-        except _Reached:
-            logits = None
-        finally:
-            _remove(handles)
-        for path in self.paths:
-            if path not in features:
-                raise InputError(f"tap {path!r} is not reached by the network's forward pass")
-            if _version(features[path]) != versions[path]:
+        with _hooks(self.model, self.taps, keep):
+            try:
+                logits = self.model(x) if self.logits or self.taps else None
+            except _Reached:
+                logits = None
+        for tap in self.taps:
+            if tap not in features:
+                raise InputError(f"tap {tap!r} is not reached by the network's forward pass")
+            if _version(features[tap]) != versions[tap]:
                 raise InputError(
-                    f"the feature of tap {path!r} is changed in place by what follows it (an in-place "
+                    f"the feature of tap {tap!r} is changed in place by what follows it (an in-place "
                     "activation?); tap that module instead, or build the network without in-place operations"
                 )
-        return logits, features
+        return Seen(logits, {tap: self._as_map(tap, feature, x) for tap, feature in features.items()})
 
-
-def _version(feature: Tensor) -> int:
-    """How often it was changed in place; PyTorch does not count that in inference mode."""
-    return 0 if feature.is_inference() else feature._version
+    def _as_map(self, tap: str, feature: Tensor, x: Tensor) -> Tensor:
+        path, view = self.taps[tap]
+        if view == "nhwc" and feature.dim() == 4:
+            return feature.permute(0, 3, 1, 2)
+        if feature.dim() == 3:
+            key = tap, x.shape[2:]
+            if key not in self._grids:
+                self._grids[key] = patch_grid(feature.shape[1], maps_before(self.model, x[:1], path))
+            return fold(feature, self._grids[key])
+        return feature
 
 
 def shapes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:
-    """The shape of what each module returns for a batch, in the order of the calls.
+    """The shape of what each module returns for a batch, in the order in which they return; tokens are not folded.
 
     Modules that return no tensor or are called more than once (they cannot be taps) are left out.
 
@@ -109,58 +130,55 @@ def shapes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:
     """
     found: dict[str, tuple[int, ...] | None] = {}
 
-    def keep(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            fits = isinstance(output, Tensor) and path not in found
-            found[path] = tuple(output.shape) if fits else None
+    def keep(path: str, value: Any) -> None:
+        feature = first_tensor(value)
+        found[path] = tuple(feature.shape) if feature is not None and path not in found else None
 
-        return hook
-
-    handles = [module.register_forward_hook(keep(path)) for path, module in model.named_modules() if path]
-    try:
-        with evaluating(model):
-            model(images)
-    finally:
-        _remove(handles)
+    with _hooks(model, {path: (path, "") for path, _ in model.named_modules() if path}, keep), evaluating(model):
+        model(images)
     return {path: shape for path, shape in found.items() if shape is not None}
 
 
-def feature_shape(model: nn.Module, tap: str, images: Tensor) -> tuple[int, int, int]:
-    """Channels, height and width of the feature map at ``tap``.
-
-    Args:
-        model: the network. It is run once, in evaluation mode.
-        tap: a module's path.
-        images: (B, C, H, W), ready for the network.
-
-    Raises:
-        InputError: a tap that does not exist, cannot be one, or returns no map (B, C, H, W).
-    """
-    taps = Taps(model, [tap])
-    with evaluating(taps):
-        _, features = taps(images)
-    shape = tuple(features[tap].shape)
-    if len(shape) != 4:
-        raise InputError(f"tap {tap!r} returns shape {shape}; a feature map (B, C, H, W) is needed")
-    return shape[1], shape[2], shape[3]
+def maps_before(model: nn.Module, images: Tensor, path: str) -> list[tuple[int, int]]:
+    """Height and width of the maps (B, C, H, W) that modules return before that at ``path`` does."""
+    found = shapes(model, images)
+    before = list(found.values())[: list(found).index(path)] if path in found else list(found.values())
+    return [(shape[2], shape[3]) for shape in before if len(shape) == 4]
 
 
-def last_stage(model: nn.Module, images: Tensor) -> str:
-    """The tap of a network's last stage: its last direct child that returns a map larger than 1 x 1.
-
-    Raises:
-        InputError: if there is none; a tap must then be named.
-    """
-    maps = [
-        path
-        for path, shape in shapes(model, images).items()
-        if "." not in path and len(shape) == 4 and shape[2] * shape[3] > 1
-    ]
-    if not maps:
-        raise InputError(f"{type(model).__name__} has no stage that returns a feature map; name a tap")
-    return maps[-1]
+def first_tensor(value: Any) -> Tensor | None:
+    """The tensor that a module returns, or the first of several (transformers return tuples and dicts)."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, Sequence) and value:
+        value = value[0]
+    return value if isinstance(value, Tensor) else None
 
 
-def _remove(handles: Sequence[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
+@contextmanager
+def _hooks(model: nn.Module, places: Mapping[str, tuple[str, str]], keep: Callable[[str, Any], None]) -> Iterator[None]:
+    """While it lasts, ``keep(name, value)`` is told what passes at each place: name -> (path, view)."""
+
+    def before(name: str) -> Callable[..., None]:
+        return lambda module, args: keep(name, args)
+
+    def behind(name: str) -> Callable[..., None]:
+        return lambda module, args, output: keep(name, output)
+
+    handles = []
+    for name, (path, view) in places.items():
+        module = model.get_submodule(path)
+        if view == "input":
+            handles.append(module.register_forward_pre_hook(before(name)))
+        else:
+            handles.append(module.register_forward_hook(behind(name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _version(feature: Tensor) -> int:
+    """How often it was changed in place; PyTorch does not count that in inference mode."""
+    return 0 if feature.is_inference() else feature._version

@@ -1,6 +1,7 @@
 """Batches whose order and augmentation are a function of (seed, epoch)."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +11,19 @@ from factor_transfer.data.augment import Augment
 from factor_transfer.data.split import Split
 from factor_transfer.errors import InputError
 
-Batch = tuple[Tensor, Tensor]
+
+class Batch(NamedTuple):
+    """Images to learn from.
+
+    Attributes:
+        images: (B, C, H, W), uint8 as they come from ``Batches``.
+        labels: int64 (B,).
+        indices: int64 (B,): which of the split's images they are; for what remembers something of each image.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor | None = None
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -60,17 +73,18 @@ class Batches:
         return full + (rest > 1)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch: uint8 (B, C, H, W) and int64 (B,), on the device."""
+        """The batches of one epoch, on the device."""
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
         order = torch.randperm(len(self.labels), generator=generator).to(self.device)
         draws = self.augment.draw(len(self.labels), generator).to(self.device)
         for step in range(len(self)):
             window = slice(step * self.batch_size, (step + 1) * self.batch_size)
             chosen = order[window]
-            yield self.augment.apply(self.images[chosen], draws[window]), self.labels[chosen]
+            yield Batch(self.augment.apply(self.images[chosen], draws[window]), self.labels[chosen], chosen)
 
 
 def in_order(split: Split, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
     """Every image of ``split`` once, in its order, not augmented: for evaluation."""
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-        yield images.to(device), labels.to(device)
+    indices = torch.arange(len(split))
+    for part in zip(*(of.split(batch_size) for of in (split.images, split.labels, indices)), strict=True):
+        yield Batch(*(tensor.to(device) for tensor in part))

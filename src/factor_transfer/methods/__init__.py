@@ -1,38 +1,44 @@
 """Ways to train a student, by name."""
 
-from factor_transfer.methods.base import (
-    Distillation,
-    Frozen,
-    Losses,
-    Pair,
-    Supervised,
-    Term,
-    load_trained_state,
-    trained_state,
-)
-from factor_transfer.methods.factor import (
-    FactorTransfer,
-    Paraphraser,
-    ParaphraserTraining,
-    Translator,
-    factor_loss,
-)
+from factor_transfer.methods.attention import AttentionTransfer, attention_loss
+from factor_transfer.methods.base import Frozen, Losses, Method, Supervised, load_trained_state, trained_state
+from factor_transfer.methods.distillation import Distillation
+from factor_transfer.methods.factor import FactorTransfer, factor_loss
+from factor_transfer.methods.fitnets import FitNets
+from factor_transfer.methods.kd import KD, kd_loss
+from factor_transfer.methods.paraphraser import Paraphraser, ParaphraserTraining, Translator
+from factor_transfer.methods.term import Pair, Side, Target, Term, match
 
 __all__ = [
+    "KD",
     "TERMS",
+    "AttentionTransfer",
     "Distillation",
     "FactorTransfer",
+    "FitNets",
     "Frozen",
     "Losses",
+    "Method",
     "Pair",
     "Paraphraser",
     "ParaphraserTraining",
+    "Side",
     "Supervised",
+    "Target",
     "Term",
     "Translator",
+    "attention_loss",
     "factor_loss",
+    "kd_loss",
     "load_trained_state",
+    "match",
     "trained_state",
 ]
 
-TERMS: dict[str, type[Term]] = {"factor": FactorTransfer}
+# A term's settings, its arguments with a default, are what a recipe's [transfer.NAME] may say.
+TERMS: dict[str, type[Term]] = {
+    "factor": FactorTransfer,
+    "kd": KD,
+    "fitnets": FitNets,
+    "at": AttentionTransfer,
+}
