@@ -26,8 +26,16 @@ STUDENT = "student-factor-seed0"
         ("student=3", "student: .*3"),
         ("student.epochs.more=3", "'epochs' is a value"),
         ("epochs", "not of the form KEY=VALUE"),
-        ("teacher.weights=x", "either epochs.* or weights"),
-        ("transfer={}", "name a term: .*transfer.factor"),
+        ("teacher={model='resnet8'}", "give epochs, to train it, or weights"),
+        ("student={model='resnet8', weights='x'}", "student: epochs is missing"),
+        ("student.mean=[0.5]", "both mean and std"),
+        ("student={model='resnet8', epochs=1, mean=[0.5], std=[0.0]}", "student.std.0: .*greater than 0"),
+        ("transfer.method=factor+factor", "method 'factor.factor' names 'factor' twice"),
+        ("transfer.method=factr", "unknown method 'factr'; did you mean 'factor'"),
+        ("transfer.method=student+kd", "names 'student' in a sum"),
+        ("preset=autors", "unknown preset 'autors'; did you mean 'authors'"),
+        ("paraphraser.reconstruction=l3", "paraphraser.reconstruction: .*'l1', 'l2'"),
+        ("transfer={}", "name a term, such as .transfer.factor"),
         ("student.model=resnet21", "unknown student.model 'resnet21'; did you mean 'resnet"),
         ("data.name=cifar11", "unknown data set 'cifar11'; did you mean 'cifar10'"),
         ("student={model='resnet8', epochs=1, nesterov=true, momentum=0.0}", "nesterov needs a momentum"),
@@ -65,7 +73,10 @@ def test_an_unknown_tap(tiny: Path, run: Run) -> None:
     for key in ("teacher.tap", "student.tap"):
         refused(run("run", tiny, f"{key}=layr3"), "unknown tap 'layr3'; did you mean 'layer3'")
     refused(run("run", tiny, "teacher.tap=fc"), "'fc' returns shape")
-    refused(run("run", tiny, "teacher.tap=layer2"), "layer2 is 16 x 4 x 4, the student's layer3 16 x 2 x 2")
+    refused(
+        run("run", tiny, "teacher.tap=['layer2', 'layer3']"),
+        "a paraphraser, a translator, a tap of the teacher.* 2, 1, 2, 1",
+    )
     # Told before anything was trained.
     assert not Path("runs/tiny/teacher").exists()
 

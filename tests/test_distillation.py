@@ -1,5 +1,4 @@
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,10 @@ from torch.nn import functional as F
 
 from conftest import Run
 from factor_transfer import Distillation, FactorTransfer, Paraphraser, Supervised, Translator, build_model, factor_loss
+from factor_transfer.data import Batch
 from factor_transfer.methods import TERMS, Frozen, Pair, Term, load_trained_state, trained_state
 from factor_transfer.models import Normalize
+from factor_transfer.taps import Seen
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -34,7 +35,7 @@ def test_the_loss_is_cross_entropy_plus_beta_times_the_factor_loss() -> None:
     logits = student(IMAGES)
     teacher(IMAGES)
     cross_entropy = F.cross_entropy(logits, LABELS)
-    distance = factor_loss(term.translator(seen["student"]), paraphraser.encode(seen["teacher"]))
+    distance = factor_loss(term.translators[0](seen["student"]), paraphraser.encode(seen["teacher"]))
     assert losses["loss_ce"].item() == pytest.approx(cross_entropy.item())
     assert losses["loss_factor"].item() == pytest.approx(20 * distance.item())
     assert losses["loss"].item() == pytest.approx(cross_entropy.item() + 20 * distance.item())
@@ -46,7 +47,7 @@ def test_a_training_step_changes_student_and_translator_and_nothing_else() -> No
     method, student, teacher, term, paraphraser = distillation()
     frozen = {**teacher.state_dict(prefix="t."), **paraphraser.state_dict(prefix="p.")}
     before = {key: value.clone() for key, value in frozen.items()}
-    trained = {**student.state_dict(prefix="s."), **term.translator.state_dict(prefix="x.")}
+    trained = {**student.state_dict(prefix="s."), **term.translators.state_dict(prefix="x.")}
     start = {key: value.clone() for key, value in trained.items()}
     method.train()
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
@@ -68,7 +69,7 @@ def test_frozen_parts_stay_in_evaluation_mode_whatever_train_says() -> None:
         method.train(mode)
         term.train(mode)
         assert not any(m.training for m in [*teacher.modules(), *paraphraser.encoder.modules()])
-        assert all(m.training is mode for m in [*student.modules(), *term.translator.modules()])
+        assert all(m.training is mode for m in [*student.modules(), *term.translators.modules()])
 
 
 def test_gradient_of_the_factor_loss_reaches_what_it_must() -> None:
@@ -77,15 +78,15 @@ def test_gradient_of_the_factor_loss_reaches_what_it_must() -> None:
     reached = {name for name, p in student.named_parameters() if p.grad is not None and p.grad.any()}
     # All that lies before the tap, and nothing behind it.
     assert reached == {name for name, _ in student.named_parameters() if not name.startswith("fc")}
-    assert all(p.grad is not None and p.grad.any() for p in term.translator.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in term.translators.parameters())
 
 
 def test_ready_targets_give_the_same_losses() -> None:
     method, *_ = distillation()
     method.eval()
     targets = method.targets(IMAGES)
-    assert not targets["factor"].requires_grad
-    worked_out, ready = method(IMAGES, LABELS), method(IMAGES, LABELS, targets)
+    assert not any(target.requires_grad for target in targets["factor"])
+    worked_out, ready = method(IMAGES, LABELS), method(IMAGES, LABELS, targets=targets)
     assert all(torch.equal(worked_out[name], ready[name]) for name in worked_out)
 
 
@@ -93,12 +94,13 @@ def test_the_teacher_stops_at_its_tap_unless_a_term_wants_logits() -> None:
     class Logits(Term):
         teacher_logits = True
 
-        def target(self, logits: Tensor | None, features: Mapping[str, Tensor]) -> Tensor:
-            assert logits is not None
-            return logits
+        def target(self, teacher: Seen) -> Tensor:
+            assert teacher.logits is not None
+            return teacher.logits
 
-        def forward(self, logits: Tensor, features: Mapping[str, Tensor], target: Tensor, labels: Tensor) -> Tensor:
-            return F.mse_loss(logits, target)
+        def forward(self, student: Seen, target: Tensor, batch: Batch) -> Tensor:
+            assert student.logits is not None
+            return F.mse_loss(student.logits, target)
 
     method, student, teacher, term, _ = distillation()
     calls: list[str] = []
@@ -119,7 +121,7 @@ def test_each_network_has_its_own_normalisation() -> None:
     method = Distillation(student, teacher, {"factor": term}, for_student, for_teacher).eval()
     losses = method(raw, LABELS)
     plain = Distillation(student, teacher, {"factor": term}).eval()
-    by_hand = plain(for_student(raw), LABELS, plain.targets(for_teacher(raw)))
+    by_hand = plain(for_student(raw), LABELS, targets=plain.targets(for_teacher(raw)))
     assert losses["loss"].item() == pytest.approx(by_hand["loss"].item())
 
 
@@ -127,7 +129,7 @@ def test_the_trained_state_holds_no_frozen_part_and_goes_back() -> None:
     method, student, *_ = distillation()
     state = {key: value.clone() for key, value in trained_state(method).items()}
     assert not any("teacher" in key or "encoder" in key for key in state)
-    assert any(key.startswith("terms.factor.translator.") for key in state)
+    assert any(key.startswith("terms.factor.translators.0.") for key in state)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.zero_()
@@ -148,25 +150,26 @@ def test_frozen_builds_no_graph() -> None:
     assert not Frozen(layer)(torch.ones(1, 2, requires_grad=True)).requires_grad
 
 
+class Hint(Term):
+    """A method of one's own: the mean of the student's feature follows the teacher's."""
+
+    def __init__(self, teacher_tap: str, student_tap: str, *, weight: float = 2.0) -> None:
+        super().__init__()
+        self.weight = weight
+        self.teacher_taps, self.student_taps = [teacher_tap], [student_tap]
+
+    @classmethod
+    def between(cls, pair: Pair, **settings: float) -> "Hint":
+        return cls(pair.teacher.taps[0], pair.student.taps[0], **settings)
+
+    def target(self, teacher: Seen) -> Tensor:
+        return teacher.features[self.teacher_taps[0]].mean((1, 2, 3))
+
+    def forward(self, student: Seen, target: Tensor, batch: Batch) -> Tensor:
+        return F.mse_loss(student.features[self.student_taps[0]].mean((1, 2, 3)), target)
+
+
 def test_terms_of_ones_own_add_up_in_a_recipe(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hint(Term):
-        """A method of one's own: the mean of the student's feature follows the teacher's."""
-
-        def __init__(self, pair: Pair, weight: float = 2.0) -> None:
-            super().__init__()
-            self.weight = weight
-            self.teacher_taps, self.student_taps = (pair.teacher_tap,), (pair.student_tap,)
-
-        @classmethod
-        def between(cls, pair: Pair, **settings: float) -> "Hint":
-            return cls(pair, **settings)
-
-        def target(self, logits: Tensor | None, features: Mapping[str, Tensor]) -> Tensor:
-            return features[self.teacher_taps[0]].mean((1, 2, 3))
-
-        def forward(self, logits: Tensor, features: Mapping[str, Tensor], target: Tensor, labels: Tensor) -> Tensor:
-            return F.mse_loss(features[self.student_taps[0]].mean((1, 2, 3)), target)
-
     monkeypatch.setitem(TERMS, "hint", Hint)
     result = run("run", tiny, "transfer.hint.weight=3.5")
     assert result.code == 0, result.err

@@ -130,10 +130,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     forward = Supervised.forward
     steps = 0
 
-    def broken(self: Supervised, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def broken(self: Supervised, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
         nonlocal steps
         steps += 1
-        losses = forward(self, images, labels)
+        losses = forward(self, *batch)
         # Three steps an epoch: the eighth is step 2 of epoch 3.
         return {**losses, "loss": losses["loss"] * (float("inf") if steps == 8 else 1.0)}
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.evaluation import measure, predict, top
 
@@ -77,7 +78,7 @@ def test_prediction_is_in_evaluation_mode_and_puts_each_module_back() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3))
     model[0].eval()
     images = torch.randn(10, 4)
-    logits, labels = predict(model, zip(images.split(4), torch.arange(10).split(4), strict=True))
+    logits, labels = predict(model, map(Batch, images.split(4), torch.arange(10).split(4)))
     assert (logits.shape, labels.tolist()) == ((10, 3), list(range(10)))
     assert not logits.requires_grad
     assert [module.training for module in model] == [False, True, True]

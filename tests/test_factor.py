@@ -87,7 +87,7 @@ def test_shapes_that_differ_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_connectors_are_built_as_method_says(batch_norm: bool) -> None:
-    paraphraser, translator = Paraphraser(8, 0.5, batch_norm), Translator(6, 4, batch_norm)
+    paraphraser, translator = Paraphraser(8, batch_norm=batch_norm), Translator(6, 4, batch_norm=batch_norm)
 
     def layers(stack: nn.Sequential, kind: type[nn.Module]) -> list[tuple[int, int]]:
         found = [m for m in stack if isinstance(m, kind)]
@@ -104,7 +104,7 @@ def test_connectors_are_built_as_method_says(batch_norm: bool) -> None:
 
 
 def test_shapes_of_paraphraser_and_translator() -> None:
-    paraphraser, feature = Paraphraser(10, 0.25), torch.randn(2, 10, 5, 3)
+    paraphraser, feature = Paraphraser(10, rate=0.25), torch.randn(2, 10, 5, 3)
     assert paraphraser.encode(feature).shape == (2, 2, 5, 3)
     assert paraphraser(feature).shape == feature.shape
     assert torch.equal(paraphraser(feature), paraphraser.decode(paraphraser.encode(feature)))
@@ -125,7 +125,7 @@ def test_weights_carry_over_layer_by_layer() -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.01, -1.0, math.nan, math.inf])
 def test_a_rate_that_leaves_no_channel_is_refused(rate: float) -> None:
     with pytest.raises(InputError, match="paraphrase rate"):
-        Paraphraser(8, rate)
+        Paraphraser(8, rate=rate)
 
 
 @pytest.mark.parametrize(("beta", "p"), [(-1.0, 1.0), (math.nan, 1.0), (1.0, 0.5), (1.0, math.inf)])

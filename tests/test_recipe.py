@@ -13,6 +13,8 @@ from factor_transfer.recipe_file import read_recipe, shipped
 
 HEADER = re.compile(r"# (factor-transfer run recipes/\S+\.toml.*)\n# Cost: (.+)\n# Result: (.+)\n")
 
+FACTOR = {"beta": 500.0, "p": 1.0, "batch_norm": False, "attention": False, "tap_weights": None}
+
 
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_recipes_are_valid_and_begin_with_command_cost_and_result(name: str) -> None:
@@ -29,7 +31,7 @@ def test_settings_arrive_where_they_are_used(tiny: Path) -> None:
     assert recipe.name == "other"
     assert recipe.student.optimization == Optimization(schedule="step", milestones=[2], weight_decay=0.0)
     assert recipe.student.tap == "layer2"
-    assert recipe.terms["factor"].model_dump() == {"beta": 50.0, "p": 1.0}
+    assert recipe.terms["factor"].model_dump() == FACTOR | {"beta": 50.0}
     assert len(open_data(**recipe.data.model_dump()).train) == 72
     build_model(recipe.student.model, 4, **recipe.student.args.model_dump())
 
@@ -41,7 +43,7 @@ def test_defaults_are_the_functions_own(tmp_path: Path) -> None:
         '[student]\nmodel = "resnet8"\nepochs = 1\n[transfer.factor]\n'
     )
     recipe = read_recipe(path)
-    assert recipe.terms["factor"].model_dump() == {"beta": 500.0, "p": 1.0}
+    assert recipe.terms["factor"].model_dump() == FACTOR
     assert recipe.paraphraser.model_dump()["rate"] == 0.5
     assert recipe.teacher.optimization == Optimization()
     assert recipe.augment.model_dump() == {"crop_padding": 0, "flip": False}

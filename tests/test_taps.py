@@ -3,8 +3,9 @@ import torch
 from torch import Tensor, nn
 
 from factor_transfer import build_model
+from factor_transfer.anatomy import feature_shape, stages
 from factor_transfer.errors import InputError
-from factor_transfer.taps import Taps, feature_shape, last_stage, shapes
+from factor_transfer.taps import Taps, shapes
 
 IMAGES = torch.randn(2, 3, 16, 16)
 
@@ -17,6 +18,7 @@ class Odd(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3)
         self.act = nn.ReLU()
         self.pair = Pair()
+        self.words = Words()
         self.unused = nn.Identity()
         self.norm = nn.BatchNorm2d(4)
         self.inplace = nn.ReLU(inplace=True)
@@ -24,12 +26,18 @@ class Odd(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x, _ = self.pair(self.act(self.act(self.conv(images))))
+        self.words(x)
         return self.fc(self.inplace(self.norm(x)).mean((2, 3)))
 
 
 class Pair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
+
+
+class Words(nn.Module):
+    def forward(self, x: Tensor) -> str:
+        return "not a tensor"
 
 
 def test_features_come_with_the_logits_and_leave_nothing_behind() -> None:
@@ -75,7 +83,7 @@ def test_a_wrong_name_raises_with_the_nearest() -> None:
     ("path", "message"),
     [
         ("act", "more than once"),
-        ("pair", "returns a tuple"),
+        ("words", "returns a str"),
         ("unused", "not reached"),
         ("norm", "changed in place"),
     ],
@@ -89,6 +97,7 @@ def test_shapes_lists_what_can_be_a_tap_in_the_order_of_the_calls() -> None:
     model = Odd()
     assert shapes(model, IMAGES) == {
         "conv": (2, 4, 14, 14),
+        "pair": (2, 4, 14, 14),
         "norm": (2, 4, 14, 14),
         "inplace": (2, 4, 14, 14),
         "fc": (2, 2),
@@ -99,12 +108,12 @@ def test_shapes_lists_what_can_be_a_tap_in_the_order_of_the_calls() -> None:
 @pytest.mark.parametrize(("name", "stage"), [("resnet20", "layer3"), ("resnet18", "layer4"), ("resnet50", "layer4")])
 def test_the_last_stage_is_found(name: str, stage: str) -> None:
     with torch.device("meta"):
-        assert last_stage(build_model(name, 5), torch.zeros(1, 3, 64, 64)) == stage
+        assert stages(build_model(name, 5), torch.zeros(1, 3, 64, 64))[-1] == stage
 
 
 def test_a_network_without_feature_maps_has_no_last_stage() -> None:
     with pytest.raises(InputError, match="name a tap"):
-        last_stage(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), IMAGES)
+        stages(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), IMAGES)
 
 
 def test_a_tap_that_returns_no_map_is_refused() -> None:

@@ -1,7 +1,7 @@
 """What a stage leaves in its folder, and whether it is what is wanted now.
 
-``weights.safetensors``; ``stage.json``: the inputs it was made from, the model, figures, versions, and the weights'
-SHA-256; ``metrics.jsonl``; while the stage is running, ``last.ckpt``.
+``weights.safetensors``; ``last.safetensors``, if those are not the last epoch's; ``stage.json``: the inputs it was made
+from, the model, figures, versions, the weights' SHA-256; ``metrics.jsonl``; while the stage is running, ``last.ckpt``.
 """
 
 import platform
@@ -15,6 +15,7 @@ from factor_transfer.checkpoint import State, read_json, read_weights, save_weig
 from factor_transfer.errors import InputError
 
 RECORD, WEIGHTS, METRICS, RUNNING = "stage.json", "weights.safetensors", "metrics.jsonl", "last.ckpt"
+LAST = "last.safetensors"
 _MARK = "recipe.json"
 
 
@@ -44,6 +45,18 @@ class Artefact:
         """Its weights."""
         return read_weights(self.weights)
 
+    def last_state(self) -> State:
+        """Its weights after the last epoch, which may be the same.
+
+        Raises:
+            InputError: they are damaged.
+        """
+        expected = self.record.get("last_sha256")
+        if expected is None:
+            return self.state()
+        _check(self.folder / LAST, expected)
+        return read_weights(self.folder / LAST)
+
 
 def find(folder: Path) -> Artefact | None:
     """The finished stage in ``folder``, or ``None`` if there is none.
@@ -60,12 +73,7 @@ def find(folder: Path) -> Artefact | None:
         raise InputError(
             f"weights {folder / WEIGHTS} are missing; add --fresh to the stage's command to make them anew"
         )
-    found = sha256(folder / WEIGHTS)
-    if found != record.get("weights_sha256"):
-        raise InputError(
-            f"weights {folder / WEIGHTS} are damaged: their SHA-256 is {found[:12]}…, {RECORD} beside them says "
-            f"{str(record.get('weights_sha256'))[:12]}…\nAdd --fresh to the stage's command to make them anew"
-        )
+    _check(folder / WEIGHTS, record.get("weights_sha256"))
     return Artefact(folder, record)
 
 
@@ -74,14 +82,25 @@ def begin(folder: Path, inputs: Mapping[str, Any]) -> None:
     write_json(folder / RECORD, {"finished": False, "inputs": inputs})
 
 
-def finish(folder: Path, state: State, record: Mapping[str, Any]) -> Artefact:
-    """Write a stage's weights and its record; then it is finished, and its checkpoint is removed."""
+def finish(folder: Path, state: State, record: Mapping[str, Any], last: State | None = None) -> Artefact:
+    """Write a stage's weights and its record; then it is finished, and its checkpoint is removed.
+
+    Args:
+        folder: the stage's.
+        state: its weights.
+        record: what else to remember.
+        last: the weights of the last epoch, if they are others.
+    """
     inputs = _read_record(folder)["inputs"]
     save_weights(folder / WEIGHTS, state)
+    sums = {"weights_sha256": sha256(folder / WEIGHTS)}
+    if last is not None:
+        save_weights(folder / LAST, last)
+        sums["last_sha256"] = sha256(folder / LAST)
     complete = {
         "finished": True,
         **record,
-        "weights_sha256": sha256(folder / WEIGHTS),
+        **sums,
         "inputs": inputs,
         "versions": {name: version(name) for name in ("factor-transfer", "torch", "lightning-fabric")},
         "machine": platform.platform(),
@@ -135,6 +154,15 @@ def claim(work_dir: Path, recipe: str) -> None:
         write_json(mark, {"recipe": recipe})
     except OSError as error:
         raise InputError(f"cannot use work dir {work_dir}: {error.strerror}") from error
+
+
+def _check(path: Path, expected: str | None) -> None:
+    found = sha256(path)
+    if found != expected:
+        raise InputError(
+            f"weights {path} are damaged: their SHA-256 is {found[:12]}…, {RECORD} beside them says "
+            f"{str(expected)[:12]}…\nAdd --fresh to the stage's command to make them anew"
+        )
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def run(
 ) -> None:
     """Teacher, paraphraser and student; what is up to date is reused."""
     from factor_transfer.pipeline import run as run_stages
-    from factor_transfer.report import print_results
+    from factor_transfer.report.results import print_results
 
     experiment = _experiment(recipe, overrides, work_dir)
     summary = run_stages(experiment, baseline, fresh)
@@ -105,6 +105,48 @@ def train(
 
 
 @app.command()
+def compare(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str, typer.Option(metavar="NAMES", help="Separated by commas; a sum of terms is a method.")
+    ] = "student,kd,fitnets,at,factor,factor+kd,at+kd",
+    seeds: Annotated[int, typer.Option(metavar="N", help="How many, from student.seed on.")] = 3,
+    work_dir: WorkDir = None,
+    debug: Debug = False,
+) -> None:
+    """Methods against each other, over seeds, on the same batches; what is done is not done again."""
+    from factor_transfer.compare import compare as run_comparison
+    from factor_transfer.compare import parse_methods
+    from factor_transfer.report.comparison import print_comparison
+
+    experiment = _experiment(recipe, overrides, work_dir)
+    comparison = run_comparison(experiment, parse_methods(methods), seeds)
+    print_comparison(experiment.console, comparison, len(experiment.test), seeds)
+    experiment.say(f"{experiment.work_dir / 'comparison.json'}  {experiment.work_dir / 'comparison.png'}")
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    work_dir: WorkDir = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures here.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Look before a long run: networks, taps, each term's share, time and memory, in under a minute."""
+    from factor_transfer.check import check as look
+    from factor_transfer.checkpoint import write_json
+    from factor_transfer.report.check import print_check
+
+    experiment = _experiment(recipe, overrides, work_dir)
+    found = look(experiment)
+    print_check(experiment.console, found)
+    if json is not None:
+        write_json(json, found)
+
+
+@app.command()
 def test(
     recipe: RecipeArgument,
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Weights, or the folder of a stage.")],
@@ -118,7 +160,7 @@ def test(
     """Figures of a network on the test split, overall and a class."""
     from factor_transfer.checkpoint import write_json
     from factor_transfer.recipe_file import read_recipe
-    from factor_transfer.report import test_table
+    from factor_transfer.report.test import test_table
     from factor_transfer.scoring import score
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
@@ -135,14 +177,14 @@ def test(
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(metavar="models|recipes|taps", help="What to list.")],
+    what: Annotated[str, typer.Argument(metavar="models|recipes|presets|taps", help="What to list.")],
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Whose taps.")] = None,
     debug: Debug = False,
 ) -> None:
-    """List models, recipes, or the taps of a model."""
+    """List models, recipes, presets, or the taps of a model."""
     from factor_transfer import listing
 
-    choose("thing to show", what, ["models", "recipes", "taps"])
+    choose("thing to show", what, ["models", "recipes", "presets", "taps"])
     if what == "taps" and model is None:
         raise InputError("whose taps? Say `factor-transfer show taps MODEL`, see `factor-transfer show models`")
     if what != "taps" and model is not None:

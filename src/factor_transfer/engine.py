@@ -57,12 +57,14 @@ class Outcome:
         epoch: the chosen one, 1...
         figures: its validation figures.
         seconds: of training, over all the sittings it took.
+        last: the state after the last epoch, if another was chosen.
     """
 
     state: State
     epoch: int
     figures: dict[str, float]
     seconds: float
+    last: State | None = None
 
 
 def fit(
@@ -150,7 +152,8 @@ def fit(
         log.stop()
     if best is None:
         raise InputError(f"{log.stage} has no epoch to train")
-    return replace(best, seconds=seconds)
+    last = None if best.epoch == epochs else _copy(product.state_dict())
+    return replace(best, seconds=seconds, last=last)
 
 
 def _train_epoch(

@@ -1,27 +1,31 @@
-"""What a recipe stands for in a work dir: its images, networks, taps, and the inputs each stage is made from."""
+"""What a recipe stands for in a work dir: its images, device, networks and taps."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
 from factor_transfer import artefact
+from factor_transfer.anatomy import LAST_STAGE, resolve
 from factor_transfer.artefact import Artefact
-from factor_transfer.checkpoint import load_into, sha256
+from factor_transfer.checkpoint import load_into
 from factor_transfer.data import Batch, Data, Split, in_order, open_data
 from factor_transfer.errors import InputError
 from factor_transfer.evaluation import predict
-from factor_transfer.methods import Paraphraser
-from factor_transfer.models import Normalize, build_model
-from factor_transfer.options import Options, settings
+from factor_transfer.methods import ReusedClassifier
+from factor_transfer.models import Normalize, build_model, zoo_statistics
 from factor_transfer.recipe import Network, Recipe
-from factor_transfer.taps import feature_shape, last_stage
 
 EVALUATION_BATCH = 500
+EXAMPLES = 64  # images that networks are looked at with before they are trained
+
+Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel, 0..1
 
 
 class Experiment:
@@ -32,14 +36,16 @@ class Experiment:
         work_dir: where the stages lie.
         console: what a person sees.
         command: the recipe and its overrides as on the command line, for messages.
-
-    Raises:
-        InputError: the work dir belongs to another recipe.
     """
 
     def __init__(self, recipe: Recipe, work_dir: Path, console: Console, command: str) -> None:
         self.recipe, self.work_dir, self.console, self.command = recipe, work_dir, console, command
-        artefact.claim(work_dir, recipe.name)
+
+    def with_method(self, method: str, seed: int | None = None) -> Self:
+        """The same experiment with another method, and another seed of the student; images and taps are shared."""
+        other = copy(self)
+        other.recipe = self.recipe.with_method(method, seed)
+        return other
 
     def say(self, text: str) -> None:
         """A line for the person."""
@@ -55,7 +61,7 @@ class Experiment:
         data = open_data(**self.recipe.data.model_dump())
         for name in ("teacher", "paraphraser", "student"):
             section = getattr(self.recipe, name)
-            if section.epochs is not None and section.batch_size > len(data.train):
+            if section is not None and section.epochs is not None and section.batch_size > len(data.train):
                 raise InputError(
                     f"{name}.batch_size is {section.batch_size}, larger than the training set of {len(data.train)} "
                     f"images; give a smaller one, such as {name}.batch_size={min(32, len(data.train))}"
@@ -72,65 +78,78 @@ class Experiment:
         """The test images, for the final table alone."""
         return self.data.test()
 
-    def normalize(self, done: Artefact | None = None) -> Normalize:
-        """What turns raw images into a network's input: by the statistics of a finished one, else by the data's."""
-        mean, std = (done.record["mean"], done.record["std"]) if done else (self.data.mean, self.data.std)
-        return Normalize(mean, std).to(self.fabric.device)
-
-    def build(self, section: Network) -> nn.Module:
-        """A network as the recipe names it, with random weights, on the device."""
-        return self.fabric.to_device(build_model(**self.describe(section)["model"]))
+    def build(self, section: Network, pretrained: bool = False) -> nn.Module:
+        """A network as the recipe names it, on the device; with random weights, or the zoo's."""
+        record = self.describe(section)["model"]
+        return self.fabric.to_device(build_model(**record, pretrained=pretrained))
 
     def describe(self, section: Network) -> dict[str, Any]:
         """What a network's record says of it, so that ``load_network`` can build it again."""
-        model = {
-            "name": section.model,
-            "num_classes": len(self.data.classes),
-            "in_channels": self.data.channels,
-            **section.args.model_dump(mode="json"),
+        return {
+            "model": {
+                "name": section.model,
+                "num_classes": len(self.data.classes),
+                "in_channels": self.data.channels,
+                **section.args.model_dump(mode="json"),
+            },
+            "classes": self.data.classes,
         }
-        return {"model": model, "mean": self.data.mean, "std": self.data.std, "classes": self.data.classes}
 
-    def load(self, done: Artefact) -> nn.Module:
-        """The network of a finished stage, on the device."""
-        return self.fabric.to_device(load_network(done))
+    def statistics(self, section: Network, model: nn.Module | None = None) -> Statistics:
+        """Mean and standard deviation of a network's input: as the recipe says, as its weights want it, or the data's.
 
-    def load_paraphraser(self, done: Artefact) -> Paraphraser:
-        """The paraphraser of a finished stage, on the device."""
-        paraphraser = self.new_paraphraser(done.record["in_channels"])
-        load_into(paraphraser, done.state(), done.weights)
-        return paraphraser
+        Args:
+            section: of the recipe.
+            model: if its weights come from elsewhere.
 
-    def new_paraphraser(self, in_channels: int) -> Paraphraser:
-        """A paraphraser as the recipe describes it, with random weights, on the device."""
-        chosen = {key: getattr(self.recipe.paraphraser, key) for key in settings(Paraphraser)}
-        return Paraphraser(in_channels, **chosen).to(self.fabric.device)
+        Raises:
+            InputError: not one for each channel.
+        """
+        if section.mean is not None and section.std is not None:
+            found: Statistics | None = section.mean, section.std
+        else:
+            found = zoo_statistics(section.model, model) if model is not None else None
+        mean, std = found or (self.data.mean, self.data.std)
+        if len(mean) != self.data.channels:
+            raise InputError(
+                f"{section.model} is normalised with {len(mean)} values ({', '.join(f'{m:.3g}' for m in mean)}), the "
+                f"images have {self.data.channels} channels; give mean and std, one a channel"
+            )
+        return mean, std
+
+    def normalize(self, statistics: Statistics | Artefact) -> Normalize:
+        """What turns raw images into a network's input, by statistics or those of a finished network."""
+        if isinstance(statistics, Artefact):
+            statistics = statistics.record["mean"], statistics.record["std"]
+        return Normalize(*statistics).to(self.fabric.device)
+
+    def load(self, done: Artefact, last: bool = False) -> nn.Module:
+        """The network of a finished stage, on the device; or as it was after the last epoch."""
+        return self.fabric.to_device(load_network(done, last))
 
     @cached_property
-    def taps(self) -> tuple[str, str]:
+    def examples(self) -> Tensor:
+        """Some raw training images, from all over the set."""
+        images = self.data.train.images
+        chosen = torch.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).long()
+        return images[chosen].to(self.fabric.device)
+
+    @cached_property
+    def taps(self) -> tuple[list[str], list[str]]:
         """The taps of teacher and student; where the recipe names none, the last stage's.
 
         Raises:
-            InputError: a tap that does not exist, or two whose height and width differ.
+            InputError: a tap that does not exist.
         """
         found = []
         for name, section in (("teacher", self.recipe.teacher), ("student", self.recipe.student)):
-            model, tap = self.build(section), section.tap
-            if tap is None:
-                tap = last_stage(model, self._example())
-                self.say(f"{name}  tap {tap}, the last stage of {section.model}")
-            found.append((tap, *self.feature_shape(model, tap)))
-        (teacher_tap, *teacher), (student_tap, *student) = found
-        if teacher[1:] != student[1:]:
-            raise InputError(
-                f"the teacher's {teacher_tap} is {teacher[0]} x {teacher[1]} x {teacher[2]}, the student's "
-                f"{student_tap} {student[0]} x {student[1]} x {student[2]}; choose taps of the same height and width"
-            )
-        return teacher_tap, student_tap
-
-    def feature_shape(self, model: nn.Module, tap: str) -> tuple[int, int, int]:
-        """Channels, height and width of a network's feature at ``tap``, for this data's images."""
-        return feature_shape(model, tap, self._example())
+            model = self.build(section)
+            images = self.normalize(self.statistics(section))(self.examples[:2])
+            taps = [resolve(model, images, tap) for tap in section.taps or [LAST_STAGE]]
+            if section.taps != taps:
+                self.say(f"{name}  tap {', '.join(taps)}, found in {section.model}")
+            found.append(taps)
+        return found[0], found[1]
 
     def in_order(self, split: Split) -> Iterator[Batch]:
         """Each image of a split once, on the device: for evaluation."""
@@ -139,45 +158,6 @@ class Experiment:
     def logits(self, model: nn.Module, split: Split, normalize: Normalize) -> tuple[Tensor, Tensor]:
         """Logits (N, K) of a network over a split, and labels (N,), in full precision."""
         return predict(nn.Sequential(normalize, model), self.in_order(split))
-
-    def teacher_inputs(self) -> dict[str, Any]:
-        """What the teacher is made from."""
-        section = self.recipe.teacher
-        inputs = self._inputs(teacher=section, without={"tap", "weights"})
-        if section.weights is not None:
-            model = {"model": section.model, "args": section.args.model_dump(mode="json")}
-            inputs["teacher"] = {**model, "weights": sha256(Path(section.weights).expanduser())}
-        return inputs
-
-    def paraphraser_inputs(self, teacher: Artefact) -> dict[str, Any]:
-        """What the paraphraser is made from."""
-        inputs = self._inputs(paraphraser=self.recipe.paraphraser)
-        return {**inputs, "tap": self.taps[0], "teacher": teacher.fingerprint}
-
-    def student_inputs(self, teacher: Artefact, paraphraser: Artefact) -> dict[str, Any]:
-        """What the student is made from."""
-        inputs = self._inputs(student=self.recipe.student, without={"tap"}, **self.recipe.terms)
-        upstream = {"teacher": teacher.fingerprint, "paraphraser": paraphraser.fingerprint}
-        return {**inputs, "taps": "→".join(self.taps), **upstream}
-
-    def alone_inputs(self) -> dict[str, Any]:
-        """What the student alone is made from."""
-        return self._inputs(student=self.recipe.student, without={"tap"})
-
-    def _inputs(self, without: Collection[str] = (), **sections: Options) -> dict[str, Any]:
-        """What every training depends on, and some sections of the recipe."""
-        return {
-            "precision": self.recipe.precision,
-            "data": self.data.fingerprint,
-            "mean": list(self.data.mean),
-            "std": list(self.data.std),
-            "augment": self.recipe.augment.model_dump(mode="json"),
-            **{name: section.model_dump(mode="json", exclude=set(without)) for name, section in sections.items()},
-        }
-
-    def _example(self) -> Tensor:
-        """Two images as the networks take them."""
-        return self.normalize()(self.data.train.images[:2].to(self.fabric.device))
 
 
 def open_fabric(device: str, precision: Any) -> Fabric:
@@ -192,8 +172,8 @@ def open_fabric(device: str, precision: Any) -> Fabric:
         raise InputError(f"device {device!r} cannot be used here: {error}") from error
 
 
-def load_network(done: Artefact) -> nn.Module:
-    """The network of a finished stage, with its weights.
+def load_network(done: Artefact, last: bool = False) -> nn.Module:
+    """The network of a finished stage, with its weights; or with those of the last epoch.
 
     Raises:
         InputError: the stage holds no network, or the weights do not fit.
@@ -202,9 +182,11 @@ def load_network(done: Artefact) -> nn.Module:
         raise InputError(f"{done.weights} holds a {done.record.get('stage')}, not a network that classifies images")
     try:
         model = build_model(**done.record["model"])
+        if "reused_classifier" in done.record:
+            model = ReusedClassifier.rebuild(model, **done.record["reused_classifier"])
     except (TypeError, InputError) as error:
         raise InputError(f"{done.folder / artefact.RECORD} is damaged: {error}") from error
-    load_into(model, done.state(), done.weights)
+    load_into(model, done.last_state() if last else done.state(), done.weights)
     return model
 
 

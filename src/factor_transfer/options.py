@@ -1,7 +1,7 @@
 """Settings as functions declare them: what may be said, of which type, with which default.
 
-A data set, a model or a transfer term is a function or a class. Those of its arguments that are keyword-only or have
-a default are its settings: this turns them into a pydantic model, so that a default stands once, where it is used.
+A data set, a model or a transfer term is a function or a class. Its keyword-only arguments are its settings: this turns
+them into a pydantic model, so that a default stands once, where it is used.
 """
 
 import inspect
@@ -17,14 +17,22 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+class FreeOptions(Options):
+    """Settings whose names only the library knows that they are for."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 def settings(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The arguments of a function or class that are keyword-only or have a default, by name."""
-    return {
-        parameter.name: parameter
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-        or (parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is not parameter.empty)
-    }
+    """The keyword-only arguments of a function or class, by name."""
+    parameters = inspect.signature(function).parameters
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def chosen(section: BaseModel, *functions: Callable[..., Any]) -> dict[str, Any]:
+    """What ``section`` says of the settings of ``functions``, as their arguments."""
+    known = {key for function in functions for key in settings(function)}
+    return {key: value for key, value in section.model_dump().items() if key in known}
 
 
 def options(name: str, *functions: Callable[..., Any], base: type[Options] = Options) -> type[Options]:

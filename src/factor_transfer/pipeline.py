@@ -7,9 +7,12 @@ from rich.console import Console
 
 from factor_transfer.checkpoint import write_json
 from factor_transfer.experiment import Experiment
+from factor_transfer.methods import TERMS
+from factor_transfer.pairing import preflight
+from factor_transfer.recipe import ALONE
 from factor_transfer.recipe_file import read_recipe
-from factor_transfer.report import network_figures, print_results, spread
-from factor_transfer.stages import make_paraphraser, make_student, make_student_alone, make_teacher
+from factor_transfer.report.results import network_figures, print_results, spread
+from factor_transfer.stages import make_paraphraser, make_student, make_teacher
 
 DEMO_RECIPE = "digits/resnet20-resnet8"
 DEMO_SEEDS = (0, 1, 2)
@@ -24,15 +27,17 @@ def run(experiment: Experiment, baseline: bool = False, fresh: bool = False) -> 
         fresh: make every stage anew.
 
     Returns:
-        What ``summary.json`` says: the figures of ``teacher``, ``student`` and ``baseline``.
+        What ``summary.json`` says: the ``method``, and the figures of ``teacher``, ``student`` and ``baseline``.
     """
-    _ = experiment.taps  # a wrong tap is told before the teacher is trained, not after
+    terms = experiment.recipe.terms
+    preflight(experiment, [experiment.recipe.method])
     done = {"teacher": make_teacher(experiment, fresh)}
-    make_paraphraser(experiment, fresh)
+    if any(TERMS[name].needs_paraphraser for name in terms):
+        make_paraphraser(experiment, fresh)
     done["student"] = make_student(experiment, fresh)
-    if baseline:
-        done["baseline"] = make_student_alone(experiment, fresh)
-    summary: dict[str, Any] = {"teacher": None, "student": None, "baseline": None}
+    if baseline and terms:
+        done["baseline"] = make_student(experiment.with_method(ALONE), fresh)
+    summary: dict[str, Any] = {"method": experiment.recipe.method, "teacher": None, "student": None, "baseline": None}
     summary |= {name: network_figures(experiment, artefact) for name, artefact in done.items()}
     write_json(experiment.work_dir / "summary.json", summary)
     return summary

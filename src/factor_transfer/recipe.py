@@ -1,9 +1,10 @@
 """What a recipe may say: one TOML file an experiment.
 
-Everything that a recipe is made of takes plain arguments; only ``stages`` and ``cli`` see a whole recipe.
+Everything that a recipe is made of takes plain arguments; only what comes after this file sees a whole recipe.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,11 +12,13 @@ from annotated_types import Ge, Lt
 from pydantic import Field, create_model, model_validator
 
 from factor_transfer.data import DATASETS, Augment, open_data
-from factor_transfer.errors import choose
-from factor_transfer.methods import TERMS, Paraphraser
+from factor_transfer.errors import InputError, choose
+from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining
 from factor_transfer.models import MODELS
 from factor_transfer.optimization import Optimization
-from factor_transfer.options import Options, options
+from factor_transfer.options import FreeOptions, Options, options
+
+ALONE = "student"  # the method that is no term: the student alone
 
 
 class Named(Options):
@@ -32,12 +35,14 @@ class Training(Options):
         batch_size: images a step.
         seed: of initial weights, order and augmentation.
         keep: the epoch that is ``"best"`` on the validation split, or the ``"last"``.
+        weights: where it starts from: a file; for a network of a zoo, ``"pretrained"`` takes the zoo's own.
     """
 
     epochs: Annotated[int, Ge(1)] | None = None
     batch_size: Annotated[int, Ge(1)] = 128
     seed: Annotated[int, Ge(0), Lt(2**63)] = 0
     keep: Literal["best", "last"] = "best"
+    weights: str | None = None
 
     @property
     def optimization(self) -> Optimization:
@@ -46,8 +51,8 @@ class Training(Options):
 
     @model_validator(mode="after")
     def _trained(self) -> "Training":
-        if self.epochs is None:
-            raise ValueError("epochs is missing: how long to train")
+        if self.epochs is None and self.weights is None:
+            raise ValueError("give epochs, to train it, or weights, the file of a trained one; both to train that on")
         return self
 
     @model_validator(mode="after")
@@ -57,32 +62,42 @@ class Training(Options):
 
 
 class Network(Training):
-    """``[student]``, and most of ``[teacher]``.
+    """``[teacher]`` and ``[student]``.
 
     Attributes:
         model: a name, see ``factor-transfer show models``.
         args: the model's own settings.
-        tap: the feature that is transferred; the last stage's, if left out.
+        tap: the feature that is transferred, or several; the last stage's, if left out.
+        mean: of each channel, 0..1, for this network's normalisation. If left out: for weights from elsewhere, what
+            they were trained with, where that is known; else the data's.
+        std: of each channel, 0..1; likewise.
     """
 
     model: str
     args: Options = Field(default_factory=Options)
-    tap: str | None = None
+    tap: str | list[str] | None = None
+    mean: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = None
 
-
-class Teacher(Network):
-    """``[teacher]``.
-
-    Attributes:
-        weights: a file of a trained teacher; it is then taken as it is, and ``epochs`` left out.
-    """
-
-    weights: str | None = None
+    @property
+    def taps(self) -> list[str] | None:
+        """The taps, of which there may be one."""
+        return [self.tap] if isinstance(self.tap, str) else self.tap
 
     @model_validator(mode="after")
-    def _trained(self) -> "Teacher":
-        if (self.epochs is None) == (self.weights is None):
-            raise ValueError("give either epochs, to train it, or weights, the file of a trained one")
+    def _normalizes(self) -> "Network":
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("give both mean and std, a value a channel, or neither")
+        return self
+
+
+class Student(Network):
+    """``[student]``: always trained."""
+
+    @model_validator(mode="after")
+    def _trained(self) -> "Student":
+        if self.epochs is None:
+            raise ValueError("epochs is missing: how long to train")
         return self
 
 
@@ -91,36 +106,80 @@ class Recipe(Options):
 
     Attributes:
         name: of the default work dir; the file's, if left out.
+        preset: whose settings hold where the recipe says nothing, see ``factor-transfer show presets``.
         precision: ``"32-true"``, or ``"bf16-mixed"``: bfloat16 where it is safe.
         device: ``"auto"`` takes a GPU where there is one.
         data: the images.
         augment: what is done to the training images at random.
         teacher: stage 1.
-        paraphraser: stage 2.
+        paraphraser: stage 2; only factor transfer needs it.
         student: stage 3.
-        transfer: the terms of stage 3; ``[transfer.factor]`` has the settings of ``FactorTransfer``.
+        transfer: the terms of stage 3; ``[transfer.factor]`` has the settings of ``FactorTransfer``. Its ``method``
+            says which are summed: ``"factor+kd"``; all that have a table, if left out; ``"student"`` is none.
     """
 
     name: Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$")]
+    preset: str | None = None
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     data: Named
     augment: Options
-    teacher: Teacher
-    paraphraser: Training
-    student: Network
+    teacher: Network
+    paraphraser: Training | None
+    student: Student
     transfer: Options
 
     @property
+    def method(self) -> str:
+        """How the student is trained: its terms, joined by plus signs, or ``"student"``."""
+        return "+".join(self.terms) or ALONE
+
+    @property
     def terms(self) -> dict[str, Options]:
-        """The settings of each term of the transfer, by name."""
-        return {name: term for name, term in self.transfer if term is not None}
+        """The settings of each term that is summed, by name."""
+        tables: dict[str, Options | None] = {name: getattr(self.transfer, name) for name in TERMS}
+        chosen = getattr(self.transfer, "method", None)
+        if chosen is None:
+            return {name: table for name, table in tables.items() if table is not None}
+        return {name: tables[name] or _defaults(type(self.transfer), name) for name in parse_method(chosen)}
+
+    def with_method(self, method: str, seed: int | None = None) -> "Recipe":
+        """The same recipe for another method, and another seed of the student."""
+        transfer = self.transfer.model_copy(update={"method": method})
+        seeds = {} if seed is None else {"seed": seed}
+        return self.model_copy(update={"transfer": transfer, "student": self.student.model_copy(update=seeds)})
 
     @model_validator(mode="after")
     def _transfers(self) -> "Recipe":
-        if not self.terms:
-            raise ValueError(f"[transfer] is empty; name a term: {', '.join(f'[transfer.{name}]' for name in TERMS)}")
+        if not self.terms and getattr(self.transfer, "method", None) is None:
+            raise ValueError(
+                f'[transfer] is empty; name a term, such as [transfer.{next(iter(TERMS))}], or say method = "{ALONE}"'
+            )
+        for name in self.terms:
+            if TERMS[name].needs_paraphraser and self.paraphraser is None:
+                raise ValueError(f"the term {name} needs a paraphraser: say how to train it in [paraphraser]")
         return self
+
+
+def parse_method(method: str) -> list[str]:
+    """The terms of a method such as ``"factor+kd"``, in the order of ``TERMS``; ``"student"`` has none.
+
+    Raises:
+        InputError: an unknown term, or one that is named twice.
+    """
+    if method == ALONE:
+        return []
+    names = [choose("method", name.strip(), [*TERMS, ALONE]) for name in method.split("+")]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice or ALONE in names:
+        raise InputError(f"method {method!r} names {twice[0] if twice else ALONE!r} {'twice' if twice else 'in a sum'}")
+    return [name for name in TERMS if name in names]
+
+
+def _defaults(transfer: type[Options], name: str) -> Options:
+    """A term's settings where it has no table."""
+    (kind,) = [part for part in transfer.model_fields[name].annotation.__args__ if part is not type(None)]  # type: ignore[union-attr]
+    return kind()
 
 
 def recipe_type(document: Mapping[str, Any]) -> type[Recipe]:
@@ -137,21 +196,27 @@ def recipe_type(document: Mapping[str, Any]) -> type[Recipe]:
 
     def network(table: str, base: type[Network]) -> type[Options]:
         model = named(table, "model")
-        builders = [MODELS[choose(f"{table}.model", model, MODELS)]] if model is not None else []
-        args = options(f"{table}.args", *builders)
+        if model is not None and ":" in model:  # of a zoo, or one's own
+            args: type[Options] = FreeOptions
+        else:
+            builders = [MODELS[choose(f"{table}.model", model, MODELS)]] if model is not None else []
+            args = options(f"{table}.args", *builders)
         kind = options(table, Optimization, base=base)
         return create_model(table, __base__=kind, args=(args, Field(default_factory=args)))
 
     data = named("data", "name")
     openers = [DATASETS[choose("data set", data, DATASETS)]] if data is not None else []
     augment = options("augment", Augment)
-    terms: dict[str, Any] = {name: (options(name, term) | None, None) for name, term in TERMS.items()}
+    paraphraser = options("paraphraser", Paraphraser, ParaphraserTraining, Optimization, base=Training)
+    terms: dict[str, Any] = {
+        name: (options(name, term, term.between, term.adapt) | None, None) for name, term in TERMS.items()
+    }
     fields: dict[str, Any] = {
         "data": (options("data", *openers, open_data, base=Named), ...),
         "augment": (augment, Field(default_factory=augment)),
-        "teacher": (network("teacher", Teacher), ...),
-        "paraphraser": (options("paraphraser", Paraphraser, Optimization, base=Training), ...),
-        "student": (network("student", Network), ...),
-        "transfer": (create_model("transfer", __base__=Options, **terms), ...),
+        "teacher": (network("teacher", Network), ...),
+        "paraphraser": (paraphraser | None, None),
+        "student": (network("student", Student), ...),
+        "transfer": (create_model("transfer", __base__=Options, method=(str | None, None), **terms), ...),
     }
     return create_model("Recipe", __base__=Recipe, **fields)

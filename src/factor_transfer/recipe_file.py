@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from factor_transfer.errors import InputError, suggest
+from factor_transfer.presets import with_preset
 from factor_transfer.recipe import Recipe, recipe_type
 
 
@@ -46,6 +47,9 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         _override(document, override)
     document.setdefault("name", path.stem)
     try:
+        preset = document.get("preset")
+        if isinstance(preset, str):
+            document = with_preset(document, preset)
         kind = recipe_type(document)
         return kind.model_validate(document)
     except ValidationError as error:

@@ -8,12 +8,13 @@ from torch import nn
 
 from factor_transfer import artefact
 from factor_transfer.artefact import Artefact
-from factor_transfer.checkpoint import load_into, read_weights
+from factor_transfer.checkpoint import load_into
 from factor_transfer.data import Data, in_order, open_data
 from factor_transfer.errors import InputError
 from factor_transfer.evaluation import check_metrics, measure, predict
 from factor_transfer.experiment import EVALUATION_BATCH, check_fits, load_network, open_fabric
-from factor_transfer.models import Normalize, build_model
+from factor_transfer.foreign import adapt, read_foreign
+from factor_transfer.models import Normalize, build_model, zoo_statistics
 from factor_transfer.recipe import Recipe
 
 
@@ -50,15 +51,19 @@ def _network(recipe: Recipe, data: Data, path: Path) -> tuple[nn.Module, Normali
         model = load_network(done)
         check_fits(done, data)
         return model, Normalize(done.record["mean"], done.record["std"]), _compare_images(done, data)
-    state = read_weights(path)
     # Weights from elsewhere do not say what they are: they are the teacher's if they have just its layers.
-    shapes = {key: value.shape for key, value in state.items()}
+    state = read_foreign(path)
+    faults: list[InputError] = []
     for section in (recipe.teacher, recipe.student):
         model = build_model(section.model, len(data.classes), data.channels, **section.args.model_dump())
-        if shapes == {key: value.shape for key, value in model.state_dict().items()}:
-            break
-    load_into(model, state, path)
-    return model, Normalize(data.mean, data.std), ""
+        try:
+            load_into(model, adapt(state, model)[0], path)
+        except InputError as error:
+            faults.append(error)
+            continue
+        found = (section.mean and section.std and (section.mean, section.std)) or zoo_statistics(section.model, model)
+        return model, Normalize(*(found or (data.mean, data.std))), ""
+    raise faults[-1]
 
 
 def _compare_images(done: Artefact, data: Data) -> str:

@@ -9,14 +9,19 @@ from torch import nn
 
 from factor_transfer import artefact
 from factor_transfer.artefact import Artefact
-from factor_transfer.checkpoint import load_into, read_weights
+from factor_transfer.checkpoint import load_into
 from factor_transfer.data import Augment, Batches
 from factor_transfer.engine import Selection, fit
 from factor_transfer.errors import InputError
 from factor_transfer.evaluation import mean_losses, top
 from factor_transfer.experiment import Experiment, check_fits
-from factor_transfer.methods import TERMS, Distillation, Pair, ParaphraserTraining, Supervised, Term
-from factor_transfer.recipe import Training
+from factor_transfer.foreign import adapt, read_foreign
+from factor_transfer.inputs import paraphraser_inputs, student_inputs, teacher_inputs
+from factor_transfer.methods import TERMS, Method, ParaphraserTraining, ReusedClassifier, Supervised
+from factor_transfer.models import Normalize
+from factor_transfer.options import chosen
+from factor_transfer.pairing import as_product, connect, load_paraphrasers, new_paraphrasers
+from factor_transfer.recipe import Network, Training
 from factor_transfer.runlog import RunLog, duration
 
 
@@ -24,91 +29,120 @@ def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
     """Stage 1: train the teacher on labels, or take the weights that the recipe names."""
     section = experiment.recipe.teacher
     folder = experiment.work_dir / "teacher"
-    done = _begin(experiment, folder, experiment.teacher_inputs(), fresh)
+    done = _begin(experiment, folder, teacher_inputs(experiment), fresh)
     if done:
         return done
-    torch.manual_seed(section.seed)
-    model = experiment.build(section)
-    if section.weights is None:
-        method = Supervised(model, experiment.normalize())
-        return _train(experiment, folder, section, method, model, experiment.describe(section))
-    path = Path(section.weights).expanduser()
-    load_into(model, read_weights(path), path)
-    record = experiment.describe(section)
-    origin = artefact.find(path.parent) if path.name == artefact.WEIGHTS else None
-    if origin:  # a stage's weights bring the statistics that they were trained on
-        check_fits(origin, experiment.data)
-        record |= {key: origin.record[key] for key in ("mean", "std")}
-    experiment.say(f"teacher  taken from {path}")
-    return artefact.finish(folder, model.state_dict(), {"stage": "teacher", **record, "epoch": None, "seconds": 0.0})
+    model, record = starting_network(experiment, "teacher", section)
+    if section.epochs is None:
+        record |= {"stage": "teacher", "epoch": None, "seconds": 0.0}
+        return artefact.finish(folder, model.state_dict(), record)
+    normalize = experiment.normalize((record["mean"], record["std"]))
+    return _train(experiment, folder, section, Supervised(model, normalize), model, record)
 
 
 def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
     """Stage 2, connectors pre-training: the paraphraser learns to rebuild the teacher's feature."""
     section = experiment.recipe.paraphraser
-    teacher = _require(experiment, "teacher", "teacher", experiment.teacher_inputs)
+    if section is None:
+        raise InputError("the recipe says nothing of a paraphraser; add [paraphraser] to it")
+    teacher = _teacher(experiment)
     folder = experiment.work_dir / "paraphraser"
-    done = _begin(experiment, folder, experiment.paraphraser_inputs(teacher), fresh)
+    done = _begin(experiment, folder, paraphraser_inputs(experiment, teacher), fresh)
     if done:
         return done
-    model, tap = experiment.load(teacher), experiment.taps[0]
-    channels, _, _ = experiment.feature_shape(model, tap)
+    model, taps = experiment.load(teacher), experiment.taps[0]
+    normalize = experiment.normalize(teacher)
     torch.manual_seed(section.seed)
-    paraphraser = experiment.new_paraphraser(channels)
-    method = ParaphraserTraining(model, tap, paraphraser, experiment.normalize(teacher))
-    return _train(experiment, folder, section, method, paraphraser, {"in_channels": channels, "tap": tap})
+    paraphrasers = new_paraphrasers(experiment, model, normalize)
+    product = as_product(paraphrasers)
+    record = {"in_channels": {tap: paraphraser.in_channels for tap, paraphraser in paraphrasers.items()}}
+    if section.weights is not None:
+        _take(experiment, "paraphraser", section.weights, product)
+    if section.epochs is None:
+        return artefact.finish(
+            folder, product.state_dict(), {"stage": "paraphraser", **record, "epoch": None, "seconds": 0.0}
+        )
+    several, distance = list(paraphrasers.values()), chosen(section, ParaphraserTraining)
+    method = ParaphraserTraining(model, taps, several, normalize, **distance)
+    return _train(experiment, folder, section, method, product, record)
 
 
 def make_student(experiment: Experiment, fresh: bool = False) -> Artefact:
-    """Stage 3, distillation training: the student learns from labels and from the teacher's factors."""
-    section = experiment.recipe.student
-    teacher = _require(experiment, "teacher", "teacher", experiment.teacher_inputs)
-    paraphraser = _require(experiment, "paraphraser", "pretrain", lambda: experiment.paraphraser_inputs(teacher))
-    folder = experiment.work_dir / f"student-{'+'.join(experiment.recipe.terms)}-seed{section.seed}"
-    done = _begin(experiment, folder, experiment.student_inputs(teacher, paraphraser), fresh)
+    """Stage 3, distillation training: the student learns from labels and, by the method's terms, from the teacher."""
+    recipe, section = experiment.recipe, experiment.recipe.student
+    teacher = _teacher(experiment) if recipe.terms else None
+    paraphraser = None
+    if teacher and any(TERMS[name].needs_paraphraser for name in recipe.terms):
+        paraphraser = _require(experiment, "paraphraser", "pretrain", lambda: paraphraser_inputs(experiment, teacher))
+    folder = student_folder(experiment)
+    done = _begin(experiment, folder, student_inputs(experiment, teacher, paraphraser), fresh)
     if done:
         return done
-    # The student comes first from the seed: students of other methods start from the same weights.
+    # The student comes first from the seed: students of all methods start from the same weights.
+    student, record = starting_network(experiment, "student", section)
+    normalize = experiment.normalize((record["mean"], record["std"]))
+    if teacher is None:
+        return _train(experiment, folder, section, Supervised(student, normalize), student, record)
+    paraphrasers = load_paraphrasers(experiment, paraphraser) if paraphraser else {}
+    both = normalize, experiment.normalize(teacher)
+    method = connect(experiment, student, experiment.load(teacher), both, paraphrasers)
+    student = method.student.model
+    if isinstance(student, ReusedClassifier):
+        record["reused_classifier"] = student.record
+    return _train(experiment, folder, section, method, student, record)
+
+
+def student_folder(experiment: Experiment) -> Path:
+    """Where the student of the recipe's method and seed lies."""
+    method = "+".join(experiment.recipe.terms) or "alone"
+    return experiment.work_dir / f"student-{method}-seed{experiment.recipe.student.seed}"
+
+
+def starting_network(experiment: Experiment, name: str, section: Network) -> tuple[nn.Module, dict[str, Any]]:
+    """A network with the weights that it starts from, and what its record says of it."""
     torch.manual_seed(section.seed)
-    student = experiment.build(section)
-    model = experiment.load(teacher)
-    terms = _terms(experiment, student, model, paraphraser)
-    method = Distillation(student, model, terms, experiment.normalize(), experiment.normalize(teacher))
-    return _train(experiment, folder, section, method, student, experiment.describe(section))
+    model = experiment.build(section, pretrained=section.weights == "pretrained")
+    record = experiment.describe(section)
+    if section.weights is None:
+        mean, std = experiment.statistics(section)
+        return model, record | {"mean": mean, "std": std}
+    mean, std = experiment.statistics(section, model)
+    if section.weights != "pretrained":
+        path = Path(section.weights).expanduser()
+        origin = artefact.find(path.parent) if path.name == artefact.WEIGHTS else None
+        if origin:  # a stage's weights bring the statistics that they were trained on
+            check_fits(origin, experiment.data)
+            if section.mean is None:
+                mean, std = origin.record["mean"], origin.record["std"]
+            load_into(model, origin.state(), path)
+            experiment.say(f"{name}  taken from {path}")
+        else:
+            _take(experiment, name, section.weights, model)
+    else:
+        experiment.say(f"{name}  has the weights of {section.model}")
+    if tuple(mean) != tuple(experiment.data.mean):
+        own = ", ".join(f"{value:.3g}" for value in mean)
+        experiment.say(f"{name}  its images are normalised by its own mean, {own}, and standard deviation")
+    return model, record | {"mean": mean, "std": std}
 
 
-def make_student_alone(experiment: Experiment, fresh: bool = False) -> Artefact:
-    """The baseline: the same student, the same budget, labels alone."""
-    section = experiment.recipe.student
-    folder = experiment.work_dir / f"student-alone-seed{section.seed}"
-    done = _begin(experiment, folder, experiment.alone_inputs(), fresh)
-    if done:
-        return done
-    torch.manual_seed(section.seed)
-    student = experiment.build(section)
-    method = Supervised(student, experiment.normalize())
-    return _train(experiment, folder, section, method, student, experiment.describe(section))
+def _take(experiment: Experiment, name: str, weights: str, module: nn.Module) -> None:
+    """Load a file of weights, of ours or from elsewhere, and say what was found in it."""
+    path = Path(weights).expanduser()
+    state, report = adapt(read_foreign(path), module)
+    load_into(module, state, path)
+    for line in [f"taken from {path}", *report]:
+        experiment.say(f"{name}  {line}")
 
 
-def _terms(experiment: Experiment, student: nn.Module, teacher: nn.Module, paraphraser: Artefact) -> dict[str, Term]:
-    """The terms of the recipe, between these two networks."""
-    teacher_tap, student_tap = experiment.taps
-    pair = Pair(
-        teacher_tap,
-        student_tap,
-        experiment.feature_shape(teacher, teacher_tap),
-        experiment.feature_shape(student, student_tap),
-        experiment.load_paraphraser(paraphraser),
-    )
-    return {
-        name: TERMS[name].between(pair, **settings.model_dump()).to(experiment.fabric.device)
-        for name, settings in experiment.recipe.terms.items()
-    }
+def _teacher(experiment: Experiment) -> Artefact:
+    return _require(experiment, "teacher", "teacher", lambda: teacher_inputs(experiment))
 
 
 def _begin(experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fresh: bool) -> Artefact | None:
     """The stage if it is up to date. Otherwise its folder is made ready, to start or to go on."""
     name = folder.name
+    artefact.claim(experiment.work_dir, experiment.recipe.name)
     if not (folder / artefact.RECORD).exists():
         if folder.exists() and any(folder.iterdir()):  # of unknown origin: not to be gone on with
             experiment.say(f"{name}  {folder} has no {artefact.RECORD}; it is kept in {artefact.set_aside(folder)}")
@@ -148,7 +182,7 @@ def _train(
     experiment: Experiment,
     folder: Path,
     section: Training,
-    method: nn.Module,
+    method: Method,
     product: nn.Module,
     record: Mapping[str, Any],
 ) -> Artefact:
@@ -165,9 +199,10 @@ def _train(
             return {}
         if isinstance(method, ParaphraserTraining):
             return mean_losses(method, experiment.in_order(data.validation))
-        return top(*experiment.logits(product, data.validation, experiment.normalize()))
+        normalize = Normalize(record["mean"], record["std"]).to(device)
+        return top(*experiment.logits(product, data.validation, normalize))
 
-    assert section.epochs is not None  # the recipe refuses a training without
+    assert section.epochs is not None  # a stage that is not trained does not come here
     outcome = fit(
         experiment.fabric,
         method,
@@ -181,6 +216,6 @@ def _train(
         log=RunLog(experiment.console, folder.name, folder / artefact.METRICS),
     )
     figures = {"epoch": outcome.epoch, "validation": outcome.figures, "seconds": outcome.seconds}
-    done = artefact.finish(folder, outcome.state, {"stage": folder.name, **record, **figures})
+    done = artefact.finish(folder, outcome.state, {"stage": folder.name, **record, **figures}, outcome.last)
     experiment.say(f"{folder.name}  done in {duration(outcome.seconds)}, epoch {outcome.epoch} kept  {done.weights}")
     return done

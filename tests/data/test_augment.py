@@ -50,10 +50,11 @@ def test_each_epoch_has_every_image_once_in_another_order() -> None:
     orders = []
     for epoch in range(3):
         parts = list(batches.epoch(epoch))
-        assert [len(labels) for _, labels in parts] == [5, 5, 5, 5, 3]
-        labels = torch.cat([labels for _, labels in parts])
-        images = torch.cat([images for images, _ in parts])
+        assert [len(batch.labels) for batch in parts] == [5, 5, 5, 5, 3]
+        labels = torch.cat([batch.labels for batch in parts])
+        images = torch.cat([batch.images for batch in parts])
         assert torch.equal(images[:, 0, 0, 0].long(), labels)
+        assert torch.equal(torch.cat([batch.indices for batch in parts if batch.indices is not None]), labels)
         assert sorted(labels.tolist()) == list(range(23))
         orders.append(tuple(labels.tolist()))
     assert len(set(orders)) == 3
@@ -73,7 +74,7 @@ def test_an_epoch_is_a_function_of_seed_and_epoch() -> None:
 
 def test_a_single_image_makes_no_batch_of_its_own() -> None:
     batches = Batches(split(11), 5, seed=0)
-    assert [len(labels) for _, labels in batches.epoch(0)] == [5, 5]
+    assert [len(batch.labels) for batch in batches.epoch(0)] == [5, 5]
     assert len(batches) == 2
 
 
@@ -83,6 +84,6 @@ def test_a_batch_larger_than_the_training_set_is_refused() -> None:
 
 
 def test_evaluation_sees_every_image_once_in_order() -> None:
-    labels = [batch for _, batch in in_order(split(11), 4)]
+    labels = [batch.labels for batch in in_order(split(11), 4)]
     assert [len(batch) for batch in labels] == [4, 4, 3]
     assert torch.cat(labels).tolist() == list(range(11))

@@ -62,6 +62,7 @@ class FactorTransfer(Term):
             RepDistiller does; the paper does not.
     """
 
+    uses_taps = True
     needs_paraphraser = True
 
     def __init__(
@@ -106,6 +107,11 @@ class FactorTransfer(Term):
             batch_norm: of the translators. The authors have none; mmrazor and RepDistiller do.
             settings: see the class.
         """
+        if len(pair.teacher.taps) != len(pair.student.taps):
+            raise InputError(
+                "factor transfer needs as many taps of the student as of the teacher, got "
+                f"{list(pair.student.taps)} and {list(pair.teacher.taps)}"
+            )
         paraphrasers = []
         for tap in pair.teacher.taps:
             paraphraser = pair.paraphrasers.get(tap)
@@ -117,7 +123,7 @@ class FactorTransfer(Term):
             if len(shape) != 3:
                 raise InputError(f"the student's tap {tap!r} returns shape {shape}; a feature map (C, H, W) is needed")
         translators = [
-            Translator(shape[0], paraphraser.factor_channels, batch_norm)
+            Translator(shape[0], paraphraser.factor_channels, batch_norm=batch_norm)
             for shape, paraphraser in zip(shapes, paraphrasers, strict=True)
         ]
         return cls(paraphrasers, translators, pair.teacher.taps, pair.student.taps, **settings)

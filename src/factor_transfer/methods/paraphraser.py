@@ -44,8 +44,11 @@ class Paraphraser(nn.Module):
         InputError: if the factor would have no channel.
     """
 
-    def __init__(self, in_channels: int, rate: Annotated[float, Gt(0), Le(16)] = 0.5, batch_norm: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, *, rate: Annotated[float, Gt(0), Le(16)] = 0.5, batch_norm: bool = False
+    ) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.factor_channels = round(in_channels * rate) if math.isfinite(rate) else 0
         if self.factor_channels < 1:
             raise InputError(
@@ -78,7 +81,7 @@ class Translator(nn.Module):
         batch_norm: a batch norm before each activation. The authors have none.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, batch_norm: bool = False) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, batch_norm: bool = False) -> None:
         super().__init__()
         self.layers = _stack(nn.Conv2d, [in_channels, in_channels, out_channels, out_channels], batch_norm)
 

@@ -107,6 +107,7 @@ class Term(nn.Module):
         teacher_taps: features wanted from the teacher.
         student_taps: features wanted from the student.
         teacher_logits: whether they are wanted; if no term wants them, the teacher stops at its last tap.
+        uses_taps: whether it looks where ``[teacher] tap`` and ``[student] tap`` say.
         needs_paraphraser: whether stage 2 must have been run.
     """
 
@@ -116,12 +117,18 @@ class Term(nn.Module):
     teacher_taps: Sequence[str] = ()
     student_taps: Sequence[str] = ()
     teacher_logits: bool = False
+    uses_taps: bool = False
     needs_paraphraser: bool = False
 
     @classmethod
     def between(cls, pair: Pair, **settings: Any) -> Self:
         """The term for two networks, with all that it needs between them; how a recipe's terms are made."""
         return cls(**settings)
+
+    @classmethod
+    def adapt(cls, pair: Pair, **settings: Any) -> nn.Module:
+        """What takes the student's place, trained and deployed; the student itself, mostly."""
+        return pair.student.model
 
     def target(self, teacher: Seen) -> Target:
         """What the teacher says. It depends on the frozen side alone, and carries no gradient."""

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from factor_transfer.artefact import Artefact
 from factor_transfer.evaluation import top
 from factor_transfer.experiment import Experiment
 from factor_transfer.models import macs, parameters
+from factor_transfer.recipe import ALONE
+from factor_transfer.report.names import name_of
 
 
 def network_figures(experiment: Experiment, done: Artefact) -> dict[str, Any]:
@@ -39,18 +40,17 @@ def network_figures(experiment: Experiment, done: Artefact) -> dict[str, Any]:
     }
 
 
-NAMES = {"teacher": "teacher", "baseline": "student alone", "student": "student, Factor Transfer"}
-
-
 def print_results(console: Console, summaries: Sequence[Mapping[str, Any]], test_images: int) -> None:
-    """Teacher, student alone and student with Factor Transfer over the runs of ``summaries``, and where they lie."""
+    """Teacher, student alone and student with its method over the runs of ``summaries``, and where they lie."""
     runs = f" over {len(summaries)} seeds, mean ± standard deviation" if len(summaries) > 1 else ""
     table = Table(box=box.MARKDOWN)
     table.add_column("")
     for heading in ("parameters", "MACs", "file", "top-1 %"):
         table.add_column(heading, justify="right")
     places = []
-    for key, name in NAMES.items():
+    method = summaries[0]["method"]
+    student = name_of(method) if method == ALONE else f"student, {name_of(method)}"
+    for key, name in {"teacher": "teacher", "baseline": name_of(ALONE), "student": student}.items():
         rows = [summary[key] for summary in summaries if summary[key] is not None]
         if rows:
             first = rows[0]
@@ -68,22 +68,6 @@ def _pattern(paths: Sequence[str]) -> str:
     """One path for several: an asterisk for the end of each part in which they differ."""
     parts = zip(*[Path(path).parts for path in paths], strict=True)
     return str(Path(*[part[0] if len(set(part)) == 1 else os.path.commonprefix(part) + "*" for part in parts]))  # noqa: RUF071 (strings it is)
-
-
-def test_table(result: Mapping[str, Any]) -> Table:
-    """What ``factor-transfer test`` found: all images, then class by class."""
-    by_class: Mapping[str, Mapping[str, Any]] = result["classes"]
-    names = [key for key in next(iter(by_class.values())) if key != "count"]
-    table = Table(box=box.MARKDOWN)
-    table.add_column("class")
-    table.add_column("images", justify="right")
-    for name in names:
-        table.add_column(f"{name} %", justify="right")
-    table.add_row("all", str(result["count"]), *[f"{result[name]:.2f}" for name in names], end_section=True)
-    for label, figures in by_class.items():
-        cells = ["–" if figures[name] is None else f"{figures[name]:.2f}" for name in names]
-        table.add_row(escape(label), str(figures["count"]), *cells)
-    return table
 
 
 def spread(values: Sequence[float]) -> str:

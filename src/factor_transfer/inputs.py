@@ -1,0 +1,72 @@
+"""What each stage is made from: what its record says, and what must be the same for it to be up to date."""
+
+from pathlib import Path
+from typing import Any
+
+from factor_transfer.artefact import Artefact
+from factor_transfer.checkpoint import sha256
+from factor_transfer.experiment import Experiment
+from factor_transfer.methods import TERMS
+from factor_transfer.options import Options
+from factor_transfer.recipe import Training
+
+_PLACES = {"tap", "mean", "std", "weights"}  # said as what they come to, not as they are written
+
+
+def teacher_inputs(experiment: Experiment) -> dict[str, Any]:
+    """Of the teacher."""
+    section = experiment.recipe.teacher
+    if section.epochs is None:  # taken as it is: no training, so none of its settings
+        model = {"model": section.model, "args": section.args.model_dump(mode="json")}
+        return {**_inputs(experiment, section), "teacher": {**model, **_origin(section)}}
+    return _inputs(experiment, section, teacher=section)
+
+
+def paraphraser_inputs(experiment: Experiment, teacher: Artefact) -> dict[str, Any]:
+    """Of the paraphraser."""
+    section = experiment.recipe.paraphraser
+    assert section is not None
+    inputs = _inputs(experiment, section, paraphraser=section)
+    if section.epochs is None:
+        inputs["paraphraser"] = _origin(section)
+    return {**inputs, "tap": ", ".join(experiment.taps[0]), "teacher": teacher.fingerprint}
+
+
+def student_inputs(experiment: Experiment, teacher: Artefact | None, paraphraser: Artefact | None) -> dict[str, Any]:
+    """Of the student; those of its terms' teacher and paraphraser, if it has any."""
+    recipe = experiment.recipe
+    inputs = _inputs(experiment, recipe.student, student=recipe.student, **recipe.terms)
+    if any(TERMS[name].uses_taps for name in recipe.terms):
+        inputs["taps"] = " → ".join(", ".join(taps) for taps in experiment.taps)
+    if teacher is not None:
+        inputs["teacher"] = teacher.fingerprint
+    if paraphraser is not None:
+        inputs["paraphraser"] = paraphraser.fingerprint
+    return inputs
+
+
+def _inputs(experiment: Experiment, section: Training, **sections: Options) -> dict[str, Any]:
+    """What every training depends on, and some sections of the recipe."""
+    data, recipe = experiment.data, experiment.recipe
+    mean, std = getattr(section, "mean", None), getattr(section, "std", None)
+    inputs: dict[str, Any] = {
+        "precision": recipe.precision,
+        "data": data.fingerprint,
+        "mean": list(mean or data.mean),
+        "std": list(std or data.std),
+        "augment": recipe.augment.model_dump(mode="json"),
+    }
+    for name, part in sections.items():
+        inputs[name] = part.model_dump(mode="json", exclude=_PLACES if part is section else set())
+        if part is section:
+            inputs[name] |= _origin(section)
+    return inputs
+
+
+def _origin(section: Training) -> dict[str, Any]:
+    """Where the weights come from that a stage starts from."""
+    if section.weights is None:
+        return {}
+    if section.weights == "pretrained":
+        return {"weights": section.weights}
+    return {"weights": sha256(Path(section.weights).expanduser())}

@@ -1,0 +1,65 @@
+"""What ``check`` found, on one screen."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from factor_transfer.report.names import name_of
+from factor_transfer.runlog import duration
+
+
+def print_check(console: Console, found: Mapping[str, Any]) -> None:
+    """Networks, taps, terms, stages and warnings."""
+    networks = _table("", "parameters", "MACs", "file")
+    for name, figures in found["networks"].items():
+        size = f"{figures['bytes'] / 1000:,.0f} kB"
+        networks.add_row(name, f"{figures['parameters']:,}", f"{figures['macs']:,}", size)
+    console.print(networks)
+    for line in _lines(found):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if found["terms"]:
+        terms = _table("part of the loss", "value", "weight", "weighted", "of the loss", "of the gradient")
+        for name, part in found["terms"].items():
+            terms.add_row(
+                "cross-entropy" if name == "ce" else name_of(name),
+                f"{part['value']:.4g}",
+                f"{part['weight']:g}",
+                f"{part['weighted']:.4g}",
+                f"{part['share_of_loss']:.1%}",
+                f"{part['share_of_gradient']:.1%}",
+            )
+        console.print(terms)
+    stages = _table("stage", "time", "images/s", "memory")
+    for name, budget in found["stages"].items():
+        memory = f"{budget['memory_mb']:,.0f} MB"
+        stages.add_row(name, duration(budget["seconds"]), f"{budget['images_per_s']:,.0f}", memory)
+    console.print(stages)
+    for warning in found["warnings"]:
+        console.print(f"Warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def _lines(found: Mapping[str, Any]) -> list[str]:
+    teacher = found["teacher"]
+    recorded = "" if teacher["top1_recorded"] is None else f"; its stage recorded {teacher['top1_recorded']:.2f} %"
+    lines = [
+        f"teacher  {teacher['state']}, right in {teacher['top1']:.2f} % of {teacher['images']} {teacher['split']} "
+        f"images (chance {teacher['chance']:.1f} %){recorded}"
+    ]
+    for name, taps in found["taps"].items():
+        shapes = (f"{tap} ({' x '.join(str(length) for length in shape)})" for tap, shape in taps.items())
+        lines.append(f"{name}  tap {', '.join(shapes)}")
+    if found["paraphraser"]:
+        for tap, share in found["paraphraser"]["unexplained_variance"].items():
+            state = found["paraphraser"]["state"]
+            lines.append(f"paraphraser of {tap}  {state}, leaves {share:.1%} of the feature's variance unexplained")
+    return lines
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.MARKDOWN)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left")
+    return table

@@ -1,0 +1,62 @@
+"""What ``compare`` found, in a table and in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from factor_transfer.estimate import as_estimate
+from factor_transfer.report.names import name_of
+
+
+def print_comparison(console: Console, comparison: Mapping[str, Any], test_images: int, seeds: int) -> None:
+    """What ``compare`` found: a table, and in words what it allows to be said."""
+    table = Table(box=box.MARKDOWN)
+    table.add_column("method")
+    for heading in ("top-1 %", "difference", "gap closed", "cost"):
+        table.add_column(heading, justify="right")
+    methods = comparison["methods"]
+    table.add_row("teacher", f"{comparison['teacher']['top1']:.2f}", "", "", "")
+    for method, figures in methods.items():
+        own, difference = as_estimate(figures, "mean"), as_estimate(figures, "difference")
+        table.add_row(
+            escape(name_of(method)),
+            "failed" if own is None else f"{own:.2f}",
+            "" if difference is None else f"{difference:+.2f}",
+            "" if figures["gap_closed"] is None else f"{figures['gap_closed']:.0%}",
+            "" if figures["cost"] is None else f"{figures['cost']:.2f} x",
+        )
+    console.print(table)
+    lines = [
+        f"Top-1 of the last epoch on {test_images:,} test images, mean ± 95 % interval over {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'}; difference from the student alone, seed by seed; the share of its gap "
+        "to the teacher that is closed; seconds of training, relative to it."
+    ]
+    lines += _verdicts(methods)
+    for run in comparison["runs"]:
+        if "error" in run:
+            lines.append(f"Failed: {run['method']}, seed {run['seed']}: {run['error'].splitlines()[0]}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _verdicts(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which differences can be told from chance."""
+    named = {name: figures for name, figures in methods.items() if figures["difference"] is not None}
+    kinds: dict[str, list[str]] = {"better": [], "worse": [], "not significant": []}
+    for name, figures in named.items():
+        sign = "better" if figures["difference"] > 0 else "worse"
+        kinds[sign if figures["significant"] else "not significant"].append(name_of(name))
+    lines = [
+        f"Significantly {kind} than the student alone: {', '.join(kinds[kind])}."
+        for kind in ("better", "worse")
+        if kinds[kind]
+    ]
+    if kinds["not significant"]:
+        lines.append(f"Not significant, by these seeds: {', '.join(kinds['not significant'])}.")
+    if len(named) > 1:
+        lines.append(f"Each interval is its own: of {len(named)} at 95 %, one may well be off by chance.")
+    return lines

@@ -1,0 +1,11 @@
+"""What methods are called in the literature."""
+
+from factor_transfer.recipe import ALONE
+
+NAMES = {"factor": "Factor Transfer", "kd": "KD", "fitnets": "FitNets", "at": "AT"}
+NAMES |= {"dkd": "DKD", "dist": "DIST", "crd": "CRD", "reviewkd": "ReviewKD", "simkd": "SimKD", "ofd": "OFD"}
+
+
+def name_of(method: str) -> str:
+    """What a method is called in the literature: ``"factor+kd"`` is Factor Transfer + KD."""
+    return "student alone" if method == ALONE else " + ".join(NAMES.get(term, term) for term in method.split("+"))

@@ -1,0 +1,36 @@
+"""Pictures of what came out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from factor_transfer.report.names import name_of
+
+
+def plot_comparison(comparison: Mapping[str, Any], path: Path) -> None:
+    """Draw top-1 of every run, each method's mean and 95 % interval, and the teacher's, as PNG."""
+    # A figure of its own, not pyplot's: nothing is opened, and no state is left in the process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    methods = comparison["methods"]
+    figure = Figure(figsize=(7, 1.2 + 0.42 * len(methods)), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row, (method, figures) in enumerate(methods.items()):
+        points = [run["top1"] for run in comparison["runs"] if run["method"] == method and run["top1"] is not None]
+        axes.plot(points, [row] * len(points), "o", color="0.6", markersize=4, zorder=1)
+        if figures["mean"] is not None:
+            axes.errorbar(figures["mean"], row, xerr=figures["interval"] or 0, fmt="s", color="C0", capsize=3, zorder=2)
+    teacher = comparison["teacher"]["top1"]
+    axes.axvline(teacher, color="C3", linestyle="--", linewidth=1)
+    axes.annotate("teacher", (teacher, -0.6), color="C3", ha="center", va="bottom", annotation_clip=False)
+    student = methods["student"]["mean"]
+    if student is not None:
+        axes.axvline(student, color="0.4", linestyle=":", linewidth=1)
+    axes.set_yticks(range(len(methods)), [name_of(method) for method in methods])
+    axes.invert_yaxis()
+    axes.set_xlabel("top-1 % on the test images: each seed, mean and 95 % interval")
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

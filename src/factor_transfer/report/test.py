@@ -1,0 +1,24 @@
+"""What ``test`` found, class by class."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+
+def test_table(result: Mapping[str, Any]) -> Table:
+    """What ``factor-transfer test`` found: all images, then class by class."""
+    by_class: Mapping[str, Mapping[str, Any]] = result["classes"]
+    names = [key for key in next(iter(by_class.values())) if key != "count"]
+    table = Table(box=box.MARKDOWN)
+    table.add_column("class")
+    table.add_column("images", justify="right")
+    for name in names:
+        table.add_column(f"{name} %", justify="right")
+    table.add_row("all", str(result["count"]), *[f"{result[name]:.2f}" for name in names], end_section=True)
+    for label, figures in by_class.items():
+        cells = ["–" if figures[name] is None else f"{figures[name]:.2f}" for name in names]
+        table.add_row(escape(label), str(figures["count"]), *cells)
+    return table
