@@ -45,6 +45,28 @@ class Side:
         _, features = self.see(taps)
         return [tuple(features[tap].shape[1:]) for tap in taps]
 
+    def maps(self, taps: Sequence[str]) -> list[tuple[int, int, int]]:
+        """Channels, height and width of the feature maps at ``taps``.
+
+        Raises:
+            InputError: one of them is no map.
+        """
+        found = []
+        for tap, shape in zip(taps, self.shapes(taps), strict=True):
+            if len(shape) != 3:
+                raise InputError(f"tap {tap!r} returns shape {shape} for an image; a feature map (C, H, W) is needed")
+            found.append((shape[0], shape[1], shape[2]))
+        return found
+
+    @cached_property
+    def classes(self) -> int:
+        """How many it tells apart: K of its logits (B, K)."""
+        logits, _ = self.see([])
+        if logits is None or logits.dim() != 2:
+            shape = None if logits is None else tuple(logits.shape)
+            raise InputError(f"{type(self.model).__name__} returns {shape} for a batch; logits (B, K) are needed")
+        return logits.shape[1]
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -61,6 +83,22 @@ class Pair:
     student: Side
     paraphrasers: Mapping[str, nn.Module] = field(default_factory=dict)
     labels: Tensor | None = None
+
+    def classes(self, name: str) -> int:
+        """How many classes both networks tell apart.
+
+        Args:
+            name: of the term that compares their logits, for the message.
+
+        Raises:
+            InputError: not as many the one as the other.
+        """
+        if self.teacher.classes != self.student.classes:
+            raise InputError(
+                f"{name} compares answers to the same classes, but the teacher has {self.teacher.classes} and the "
+                f"student {self.student.classes}; give the teacher a head for the student's classes"
+            )
+        return self.student.classes
 
     def connect(
         self,
@@ -107,6 +145,7 @@ class Term(nn.Module):
         teacher_taps: features wanted from the teacher.
         student_taps: features wanted from the student.
         teacher_logits: whether they are wanted; if no term wants them, the teacher stops at its last tap.
+        uses_taps: whether it looks where ``[teacher] tap`` and ``[student] tap`` say.
         needs_paraphraser: whether stage 2 must have been run.
     """
 
@@ -116,12 +155,18 @@ class Term(nn.Module):
     teacher_taps: Sequence[str] = ()
     student_taps: Sequence[str] = ()
     teacher_logits: bool = False
+    uses_taps: bool = False
     needs_paraphraser: bool = False
 
     @classmethod
     def between(cls, pair: Pair, **settings: Any) -> Self:
         """The term for two networks, with all that it needs between them; how a recipe's terms are made."""
         return cls(**settings)
+
+    @classmethod
+    def adapt(cls, pair: Pair, **settings: Any) -> nn.Module:
+        """What takes the student's place, trained and deployed; the student itself, mostly."""
+        return pair.student.model
 
     def target(self, teacher: Seen) -> Target:
         """What the teacher says. It depends on the frozen side alone, and carries no gradient."""
