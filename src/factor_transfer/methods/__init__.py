@@ -3,6 +3,7 @@
 from factor_transfer.methods.attention import AttentionTransfer, attention_loss
 from factor_transfer.methods.base import Frozen, Losses, Method, Supervised, load_trained_state, trained_state
 from factor_transfer.methods.distillation import Distillation
+from factor_transfer.methods.dkd import DKD, dkd_loss
 from factor_transfer.methods.factor import FactorTransfer, factor_loss
 from factor_transfer.methods.fitnets import FitNets
 from factor_transfer.methods.kd import KD, kd_loss
@@ -10,6 +11,7 @@ from factor_transfer.methods.paraphraser import Paraphraser, ParaphraserTraining
 from factor_transfer.methods.term import Pair, Side, Target, Term, match
 
 __all__ = [
+    "DKD",
     "KD",
     "TERMS",
     "AttentionTransfer",
@@ -28,6 +30,7 @@ __all__ = [
     "Term",
     "Translator",
     "attention_loss",
+    "dkd_loss",
     "factor_loss",
     "kd_loss",
     "load_trained_state",
@@ -41,4 +44,5 @@ TERMS: dict[str, type[Term]] = {
     "kd": KD,
     "fitnets": FitNets,
     "at": AttentionTransfer,
+    "dkd": DKD,
 }
