@@ -2,6 +2,7 @@
 
 from factor_transfer.methods.attention import AttentionTransfer, attention_loss
 from factor_transfer.methods.base import Frozen, Losses, Method, Supervised, load_trained_state, trained_state
+from factor_transfer.methods.dist import DIST
 from factor_transfer.methods.distillation import Distillation
 from factor_transfer.methods.dkd import DKD, dkd_loss
 from factor_transfer.methods.factor import FactorTransfer, factor_loss
@@ -11,6 +12,7 @@ from factor_transfer.methods.paraphraser import Paraphraser, ParaphraserTraining
 from factor_transfer.methods.term import Pair, Side, Target, Term, match
 
 __all__ = [
+    "DIST",
     "DKD",
     "KD",
     "TERMS",
@@ -45,4 +47,5 @@ TERMS: dict[str, type[Term]] = {
     "fitnets": FitNets,
     "at": AttentionTransfer,
     "dkd": DKD,
+    "dist": DIST,
 }
