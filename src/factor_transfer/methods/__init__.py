@@ -2,6 +2,7 @@
 
 from factor_transfer.methods.attention import AttentionTransfer, attention_loss
 from factor_transfer.methods.base import Frozen, Losses, Method, Supervised, load_trained_state, trained_state
+from factor_transfer.methods.crd import CRD
 from factor_transfer.methods.dist import DIST
 from factor_transfer.methods.distillation import Distillation
 from factor_transfer.methods.dkd import DKD, dkd_loss
@@ -12,6 +13,7 @@ from factor_transfer.methods.paraphraser import Paraphraser, ParaphraserTraining
 from factor_transfer.methods.term import Pair, Side, Target, Term, match
 
 __all__ = [
+    "CRD",
     "DIST",
     "DKD",
     "KD",
@@ -48,4 +50,5 @@ TERMS: dict[str, type[Term]] = {
     "at": AttentionTransfer,
     "dkd": DKD,
     "dist": DIST,
+    "crd": CRD,
 }
