@@ -10,6 +10,7 @@ from factor_transfer.methods.factor import FactorTransfer, factor_loss
 from factor_transfer.methods.fitnets import FitNets
 from factor_transfer.methods.kd import KD, kd_loss
 from factor_transfer.methods.paraphraser import Paraphraser, ParaphraserTraining, Translator
+from factor_transfer.methods.reviewkd import ReviewKD
 from factor_transfer.methods.term import Pair, Side, Target, Term, match
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Pair",
     "Paraphraser",
     "ParaphraserTraining",
+    "ReviewKD",
     "Side",
     "Supervised",
     "Target",
@@ -51,4 +53,5 @@ TERMS: dict[str, type[Term]] = {
     "dkd": DKD,
     "dist": DIST,
     "crd": CRD,
+    "reviewkd": ReviewKD,
 }
