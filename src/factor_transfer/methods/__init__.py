@@ -9,6 +9,7 @@ from factor_transfer.methods.dkd import DKD, dkd_loss
 from factor_transfer.methods.factor import FactorTransfer, factor_loss
 from factor_transfer.methods.fitnets import FitNets
 from factor_transfer.methods.kd import KD, kd_loss
+from factor_transfer.methods.ofd import OFD
 from factor_transfer.methods.paraphraser import Paraphraser, ParaphraserTraining, Translator
 from factor_transfer.methods.reviewkd import ReviewKD
 from factor_transfer.methods.term import Pair, Side, Target, Term, match
@@ -18,6 +19,7 @@ __all__ = [
     "DIST",
     "DKD",
     "KD",
+    "OFD",
     "TERMS",
     "AttentionTransfer",
     "Distillation",
@@ -54,4 +56,5 @@ TERMS: dict[str, type[Term]] = {
     "dist": DIST,
     "crd": CRD,
     "reviewkd": ReviewKD,
+    "ofd": OFD,
 }
