@@ -12,6 +12,7 @@ from factor_transfer.methods.kd import KD, kd_loss
 from factor_transfer.methods.ofd import OFD
 from factor_transfer.methods.paraphraser import Paraphraser, ParaphraserTraining, Translator
 from factor_transfer.methods.reviewkd import ReviewKD
+from factor_transfer.methods.simkd import ReusedClassifier, SimKD
 from factor_transfer.methods.term import Pair, Side, Target, Term, match
 
 __all__ = [
@@ -31,8 +32,10 @@ __all__ = [
     "Pair",
     "Paraphraser",
     "ParaphraserTraining",
+    "ReusedClassifier",
     "ReviewKD",
     "Side",
+    "SimKD",
     "Supervised",
     "Target",
     "Term",
@@ -57,4 +60,5 @@ TERMS: dict[str, type[Term]] = {
     "crd": CRD,
     "reviewkd": ReviewKD,
     "ofd": OFD,
+    "simkd": SimKD,
 }
