@@ -2,15 +2,25 @@
 
 from factor_transfer.methods.attention import AttentionTransfer, attention_loss
 from factor_transfer.methods.base import Frozen, Losses, Method, Supervised, load_trained_state, trained_state
+from factor_transfer.methods.crd import CRD
+from factor_transfer.methods.dist import DIST
 from factor_transfer.methods.distillation import Distillation
+from factor_transfer.methods.dkd import DKD, dkd_loss
 from factor_transfer.methods.factor import FactorTransfer, factor_loss
 from factor_transfer.methods.fitnets import FitNets
 from factor_transfer.methods.kd import KD, kd_loss
+from factor_transfer.methods.ofd import OFD
 from factor_transfer.methods.paraphraser import Paraphraser, ParaphraserTraining, Translator
+from factor_transfer.methods.reviewkd import ReviewKD
+from factor_transfer.methods.simkd import ReusedClassifier, SimKD
 from factor_transfer.methods.term import Pair, Side, Target, Term, match
 
 __all__ = [
+    "CRD",
+    "DIST",
+    "DKD",
     "KD",
+    "OFD",
     "TERMS",
     "AttentionTransfer",
     "Distillation",
@@ -22,12 +32,16 @@ __all__ = [
     "Pair",
     "Paraphraser",
     "ParaphraserTraining",
+    "ReusedClassifier",
+    "ReviewKD",
     "Side",
+    "SimKD",
     "Supervised",
     "Target",
     "Term",
     "Translator",
     "attention_loss",
+    "dkd_loss",
     "factor_loss",
     "kd_loss",
     "load_trained_state",
@@ -41,6 +55,12 @@ TERMS: dict[str, type[Term]] = {
     "kd": KD,
     "fitnets": FitNets,
     "at": AttentionTransfer,
+    "dkd": DKD,
+    "dist": DIST,
+    "crd": CRD,
+    "reviewkd": ReviewKD,
+    "ofd": OFD,
+    "simkd": SimKD,
 }
 
 

@@ -48,7 +48,7 @@ class FitNets(Term):
         """The term for two networks, with a 1x1 convolution a tap; taps are the middle stages if none are named."""
         middles = [[side.stages[(len(side.stages) - 1) // 2]] for side in (pair.teacher, pair.student)]
         teacher, student = pair.connect("fitnets", teacher_taps, student_taps, (middles[0], middles[1]))
-        channels = zip(pair.student.shapes(student), pair.teacher.shapes(teacher), strict=True)
+        channels = zip(pair.student.maps(student), pair.teacher.maps(teacher), strict=True)
         return cls([nn.Conv2d(own[0], other[0], 1) for own, other in channels], teacher, student, **settings)
 
     def target(self, teacher: Seen) -> Target:

@@ -1,13 +1,13 @@
 """KD (Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015; arXiv 1503.02531)."""
 
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
 from factor_transfer.data import Batch
-from factor_transfer.methods.term import Target, Term
+from factor_transfer.methods.term import Pair, Target, Term
 from factor_transfer.taps import Seen
 
 
@@ -43,6 +43,12 @@ class KD(Term):
         super().__init__()
         self.temperature = temperature
         self.weight, self.cross_entropy = alpha, 1 - alpha
+
+    @classmethod
+    def between(cls, pair: Pair, **settings: Any) -> Self:
+        """The term for two networks of the same classes."""
+        pair.classes("kd")
+        return cls(**settings)
 
     def target(self, teacher: Seen) -> Target:
         """The teacher's logits (B, K)."""

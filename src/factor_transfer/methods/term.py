@@ -45,6 +45,28 @@ class Side:
         _, features = self.see(taps)
         return [tuple(features[tap].shape[1:]) for tap in taps]
 
+    def maps(self, taps: Sequence[str]) -> list[tuple[int, int, int]]:
+        """Channels, height and width of the feature maps at ``taps``.
+
+        Raises:
+            InputError: one of them is no map.
+        """
+        found = []
+        for tap, shape in zip(taps, self.shapes(taps), strict=True):
+            if len(shape) != 3:
+                raise InputError(f"tap {tap!r} returns shape {shape} for an image; a feature map (C, H, W) is needed")
+            found.append((shape[0], shape[1], shape[2]))
+        return found
+
+    @cached_property
+    def classes(self) -> int:
+        """How many it tells apart: K of its logits (B, K)."""
+        logits, _ = self.see([])
+        if logits is None or logits.dim() != 2:
+            shape = None if logits is None else tuple(logits.shape)
+            raise InputError(f"{type(self.model).__name__} returns {shape} for a batch; logits (B, K) are needed")
+        return logits.shape[1]
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -61,6 +83,22 @@ class Pair:
     student: Side
     paraphrasers: Mapping[str, nn.Module] = field(default_factory=dict)
     labels: Tensor | None = None
+
+    def classes(self, name: str) -> int:
+        """How many classes both networks tell apart.
+
+        Args:
+            name: of the term that compares their logits, for the message.
+
+        Raises:
+            InputError: not as many the one as the other.
+        """
+        if self.teacher.classes != self.student.classes:
+            raise InputError(
+                f"{name} compares answers to the same classes, but the teacher has {self.teacher.classes} and the "
+                f"student {self.student.classes}; give the teacher a head for the student's classes"
+            )
+        return self.student.classes
 
     def connect(
         self,
