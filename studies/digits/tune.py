@@ -4,7 +4,8 @@
 
 Each group of overrides is a setting; all are run on the same splits. A split is another division of the training
 half into training and validation images, with its own teacher; the test half is never read. Prints, for each setting,
-validation top-1 of the last epoch: teacher, student alone, student with Factor Transfer, and their paired difference.
+validation top-1 of the last epoch: teacher, student alone, student by the recipe's method (``transfer.method=kd``), and
+their paired difference.
 """
 
 import sys
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from factor_transfer.experiment import Experiment
 from factor_transfer.recipe_file import read_recipe
-from factor_transfer.stages import make_paraphraser, make_student, make_student_alone, make_teacher
+from factor_transfer.stages import make_paraphraser, make_student, make_teacher
 
 SPLITS = range(12)
 QUIET = Console(quiet=True)
@@ -24,7 +25,7 @@ QUIET = Console(quiet=True)
 
 def tune(overrides: list[str], folder: Path) -> str:
     """One setting over all splits."""
-    top1: dict[str, list[float]] = {"teacher": [], "alone": [], "factor": []}
+    top1: dict[str, list[float]] = {"teacher": [], "alone": [], "taught": []}
     for split in SPLITS:
         fixed = [f"data.split_seed={split}"]
         for stage in ("teacher", "paraphraser", "student"):
@@ -32,10 +33,11 @@ def tune(overrides: list[str], folder: Path) -> str:
         recipe = read_recipe("digits/resnet20-resnet8", [*fixed, *overrides])
         experiment = Experiment(recipe, folder / str(split), QUIET, "")
         top1["teacher"].append(make_teacher(experiment).record["validation"]["top1"])
-        make_paraphraser(experiment)
-        top1["factor"].append(make_student(experiment).record["validation"]["top1"])
-        top1["alone"].append(make_student_alone(experiment).record["validation"]["top1"])
-    gains = [with_factor - alone for with_factor, alone in zip(top1["factor"], top1["alone"], strict=True)]
+        if "factor" in recipe.terms:
+            make_paraphraser(experiment)
+        top1["taught"].append(make_student(experiment).record["validation"]["top1"])
+        top1["alone"].append(make_student(experiment.with_method("student")).record["validation"]["top1"])
+    gains = [taught - alone for taught, alone in zip(top1["taught"], top1["alone"], strict=True)]
     figures = "  ".join(f"{name} {mean(values):.2f}" for name, values in top1.items())
     return f"{' '.join(overrides) or 'as it stands'}: {figures}  gain {mean(gains):+.2f} ± {stdev(gains):.2f}"
 

@@ -49,7 +49,7 @@ __all__ = [
     "trained_state",
 ]
 
-# A term's settings, its arguments with a default, are what a recipe's [transfer.NAME] may say.
+# A term's settings, its keyword-only arguments, are what a recipe's [transfer.NAME] may say.
 TERMS: dict[str, type[Term]] = {
     "factor": FactorTransfer,
     "kd": KD,
@@ -62,7 +62,3 @@ TERMS: dict[str, type[Term]] = {
     "ofd": OFD,
     "simkd": SimKD,
 }
-
-
-class ReusedClassifier:
-    pass

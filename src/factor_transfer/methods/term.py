@@ -135,8 +135,8 @@ class Term(nn.Module):
     """One way to learn from a teacher: a loss beside the student's cross-entropy.
 
     A term says what it wants from both networks, turns the teacher's side into a target, and compares the
-    student with it. Those of the arguments of ``__init__`` and ``between`` that are keyword-only or have a default are
-    what a recipe's ``[transfer.NAME]`` may say.
+    student with it. The keyword-only arguments of ``__init__``, ``between`` and ``adapt`` are what a recipe's
+    ``[transfer.NAME]`` may say.
 
     Attributes:
         weight: what its loss is multiplied by.
