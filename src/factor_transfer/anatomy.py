@@ -15,6 +15,7 @@ from factor_transfer.tokens import patch_grid
 # A tap that is said by what it is, not by its path.
 LAST_STAGE, LAST_CONV = "last-stage", "last-conv"
 
+_SHORTCUTS = "downsample", "shortcut"  # what the field calls a block's way around its convolutions
 # What stands behind a stage and returns its map, but is not what the stage computes.
 _NOT_AN_END = ("Pool", "Dropout", "Identity", "Flatten")
 
@@ -42,7 +43,7 @@ def maps(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int, int]]:
 def stages(model: nn.Module, images: Tensor) -> list[str]:
     """The taps at the ends of a network's stages: behind its activation, before the next change of resolution.
 
-    At each resolution it is the last module that holds at least half as many layers as any other there does, or a
+    At each resolution it is the last module that holds at least two thirds as many layers as any other there does, or a
     normalisation or activation right behind it.
 
     Args:
@@ -63,7 +64,7 @@ def stages(model: nn.Module, images: Tensor) -> list[str]:
         if not containers:
             continue
         most = max(layers[path] for path in containers)
-        end = [path for path in containers if 2 * layers[path] >= most][-1]
+        end = [path for path in containers if 3 * layers[path] >= 2 * most][-1]
         for path in paths[paths.index(end) + 1 :]:
             if _parent(path) == _parent(end) and found[path] == found[end]:
                 end = path
@@ -91,7 +92,7 @@ def resolve(model: nn.Module, images: Tensor, tap: str) -> str:
         model: the network.
         images: (B, C, H, W), ready for the network.
         tap: a tap; ``"last-stage"``; or ``"last-conv"``, the last convolution's output, before its normalisation,
-            the shortcut and the activation.
+            the shortcut (whose own convolution is passed over) and the activation.
 
     Raises:
         InputError: the network has no such place.
@@ -100,7 +101,11 @@ def resolve(model: nn.Module, images: Tensor, tap: str) -> str:
         return stages(model, images)[-1]
     if tap == LAST_CONV:
         modules = dict(model.named_modules())
-        convolutions = [path for path in maps(model, images) if isinstance(modules[path], nn.Conv2d)]
+        convolutions = [
+            path
+            for path in maps(model, images)
+            if isinstance(modules[path], nn.Conv2d) and not any(word in path.lower() for word in _SHORTCUTS)
+        ]
         if not convolutions:
             raise InputError(f"{type(model).__name__} has no convolution that returns a feature map; name a tap")
         return convolutions[-1]

@@ -107,6 +107,9 @@ def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
             paraphrasers = new_paraphrasers(other, teacher, its) if needed else {}
             training = connect(other, student, teacher, (own, its), paraphrasers)
         training.eval()
+        device = experiment.fabric.device
         with torch.no_grad():
-            training(experiment.examples[:2], experiment.data.train.labels[:2].to(experiment.fabric.device), None)
+            training(
+                experiment.examples[:2], experiment.data.train.labels[:2].to(device), torch.arange(2, device=device)
+            )
     torch.random.set_rng_state(state)

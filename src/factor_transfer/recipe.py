@@ -147,7 +147,15 @@ class Recipe(Options):
         """The same recipe for another method, and another seed of the student."""
         transfer = self.transfer.model_copy(update={"method": method})
         seeds = {} if seed is None else {"seed": seed}
-        return self.model_copy(update={"transfer": transfer, "student": self.student.model_copy(update=seeds)})
+        other = self.model_copy(update={"transfer": transfer, "student": self.student.model_copy(update=seeds)})
+        other.check_paraphraser()
+        return other
+
+    def check_paraphraser(self) -> None:
+        """Refuse a term that needs a paraphraser, where the recipe says nothing of one."""
+        for name in self.terms:
+            if TERMS[name].needs_paraphraser and self.paraphraser is None:
+                raise InputError(f"the term {name} needs a paraphraser: say how to train it in [paraphraser]")
 
     @model_validator(mode="after")
     def _transfers(self) -> "Recipe":
@@ -155,9 +163,7 @@ class Recipe(Options):
             raise ValueError(
                 f'[transfer] is empty; name a term, such as [transfer.{next(iter(TERMS))}], or say method = "{ALONE}"'
             )
-        for name in self.terms:
-            if TERMS[name].needs_paraphraser and self.paraphraser is None:
-                raise ValueError(f"the term {name} needs a paraphraser: say how to train it in [paraphraser]")
+        self.check_paraphraser()
         return self
 
 

@@ -49,16 +49,16 @@ __all__ = [
     "trained_state",
 ]
 
-# A term's settings, its keyword-only arguments, are what a recipe's [transfer.NAME] may say.
+# A term's settings, its keyword-only arguments, are what a recipe's [transfer.NAME] may say. Sums are named in this order.
 TERMS: dict[str, type[Term]] = {
     "factor": FactorTransfer,
-    "kd": KD,
     "fitnets": FitNets,
     "at": AttentionTransfer,
+    "crd": CRD,
+    "ofd": OFD,
+    "reviewkd": ReviewKD,
+    "simkd": SimKD,
+    "kd": KD,
     "dkd": DKD,
     "dist": DIST,
-    "crd": CRD,
-    "reviewkd": ReviewKD,
-    "ofd": OFD,
-    "simkd": SimKD,
 }
