@@ -49,7 +49,7 @@ __all__ = [
     "trained_state",
 ]
 
-# A term's settings, its keyword-only arguments, are what a recipe's [transfer.NAME] may say. Sums are named in this order.
+# What a recipe's [transfer.NAME] may say are the term's keyword-only arguments. Sums are named in this order.
 TERMS: dict[str, type[Term]] = {
     "factor": FactorTransfer,
     "fitnets": FitNets,
