@@ -137,6 +137,9 @@ def test(
 def show(
     what: Annotated[str, typer.Argument(metavar="models|recipes|taps", help="What to list.")],
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Whose taps.")] = None,
+    size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Taps: height and width of the image.  [default: the usual]")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """List models, recipes, or the taps of a model."""
@@ -147,8 +150,9 @@ def show(
         raise InputError("whose taps? Say `factor-transfer show taps MODEL`, see `factor-transfer show models`")
     if what != "taps" and model is not None:
         raise InputError(f"`factor-transfer show {what}` takes no further name, got {model!r}")
-    table = listing.taps(model) if model is not None else getattr(listing, what)()
-    _console().print(table)
+    if what != "taps" and size is not None:
+        raise InputError(f"`factor-transfer show {what}` takes no --size; it is for taps")
+    _console().print(listing.taps(model, size) if model is not None else getattr(listing, what)())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,10 +2,13 @@
 
 import torch
 from rich import box
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
-from factor_transfer.errors import choose
+from factor_transfer.errors import InputError, choose
 from factor_transfer.models import MODELS, build_model, macs, parameters
+from factor_transfer.models.external import is_external, zoo_size, zoos
 from factor_transfer.options import settings
 from factor_transfer.recipe_file import shipped
 from factor_transfer.taps import last_stage, shapes
@@ -18,8 +21,8 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def models() -> Table:
-    """The networks, for 10 classes: what they cost, and the settings that ``args`` may have in a recipe."""
+def models() -> Group:
+    """The networks, for 10 classes: what they cost, and the settings that ``args`` may have in a recipe; and others."""
     table = _table("model", "input", "parameters", "MACs", "args")
     for name in MODELS:
         size = _usual_size(name)
@@ -28,7 +31,8 @@ def models() -> Table:
             cost = macs(model, torch.zeros(1, 3, size, size))
         chosen = ", ".join(f"{key} = {p.default!r}" for key, p in settings(MODELS[name]).items())
         table.add_row(name, f"3 x {size} x {size}", f"{parameters(model):,}", f"{cost:,}", chosen)
-    return table
+    names = ", ".join(f"{zoo}:NAME ({'installed' if here else 'not installed'})" for zoo, here in zoos().items())
+    return Group(table, Text(f"Networks from elsewhere: {names}, or your own package.module:callable."))
 
 
 def recipes() -> Table:
@@ -41,12 +45,34 @@ def recipes() -> Table:
     return table
 
 
-def taps(model: str) -> Table:
-    """The modules of a network that can be taps, and what they return for one image."""
-    size = _usual_size(choose("model", model, MODELS))
-    with torch.device("meta"):
-        network, image = build_model(model, 10), torch.zeros(1, 3, size, size)
-        found, chosen = shapes(network, image), last_stage(network, image)
+def taps(model: str, size: int | None = None) -> Table:
+    """The modules of a network that can be taps, and what they return for one image.
+
+    Args:
+        model: one of ``MODELS``, or a network from elsewhere.
+        size: height and width of the image; by default what the network is made for, as far as that is known.
+
+    Raises:
+        InputError: a network that does not exist, or does not take images of that size.
+    """
+    if is_external(model):
+        network = build_model(model, 10)  # not on meta: what others write need not work there
+        size = size or zoo_size(model, network) or (224 if model.partition(":")[0] in zoos() else 32)
+    else:
+        size = size or _usual_size(choose("model", model, MODELS))
+        with torch.device("meta"):
+            network = build_model(model, 10)
+    image = torch.zeros(1, 3, size, size, device=next((p.device for p in network.parameters()), None))
+    try:
+        found = shapes(network, image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"{model} fails on an image of 3 x {size} x {size} ({error}); --size N gives another"
+        ) from error
+    try:
+        chosen = last_stage(network, image)
+    except InputError:  # it has none: a recipe must then name a tap
+        chosen = None
     table = _table("tap", f"returns, for 3 x {size} x {size}", "")
     for path, shape in found.items():
         mark = "the last stage: taken where a recipe names no tap" if path == chosen else ""
