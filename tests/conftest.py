@@ -1,9 +1,10 @@
 """What all tests share: a recipe that trains in seconds, and the command line run in this process."""
 
+import importlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,20 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the checkout's ``runs`` or ``data``, and none leaves anything in it."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def torchvision_operators() -> Iterator[None]:
+    """torchvision can be imported: where it was built for another torch, what it misses there is declared."""
+    operators = torch.library.Library("torchvision", "FRAGMENT")  # as long as it lives
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        importlib.import_module("torchvision")
+    yield
+    assert operators is not None
 
 
 @pytest.fixture

@@ -177,20 +177,24 @@ def test(
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(metavar="models|recipes|presets|taps", help="What to list.")],
+    what: Annotated[str, typer.Argument(metavar="models|methods|presets|recipes|taps", help="What to list.")],
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Whose taps.")] = None,
+    size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Taps: height and width of the image.  [default: the usual]")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """List models, recipes, presets, or the taps of a model."""
+    """List models, methods, presets, recipes, or the taps of a model."""
     from factor_transfer import listing
 
-    choose("thing to show", what, ["models", "recipes", "presets", "taps"])
+    choose("thing to show", what, ["models", "methods", "presets", "recipes", "taps"])
     if what == "taps" and model is None:
         raise InputError("whose taps? Say `factor-transfer show taps MODEL`, see `factor-transfer show models`")
     if what != "taps" and model is not None:
         raise InputError(f"`factor-transfer show {what}` takes no further name, got {model!r}")
-    table = listing.taps(model) if model is not None else getattr(listing, what)()
-    _console().print(table)
+    if what != "taps" and size is not None:
+        raise InputError(f"`factor-transfer show {what}` takes no --size; it is for taps")
+    _console().print(listing.taps(model, size) if model is not None else getattr(listing, what)())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,19 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import (
+
+from factor_transfer.data import Batch
+from factor_transfer.errors import choose
+from factor_transfer.inference import evaluating
+from factor_transfer.metrics import (
     BinaryCalibrationError,
+    Metric,
+    MetricCollection,
     MulticlassAccuracy,
     MulticlassCalibrationError,
     MulticlassF1Score,
     MulticlassPrecision,
     MulticlassRecall,
 )
-
-from factor_transfer.data import Batch
-from factor_transfer.errors import choose
-from factor_transfer.inference import evaluating
 
 # What `--metrics` may ask for: the metric, and how it is averaged over all images. A class has its own, not averaged.
 AVERAGED: dict[str, tuple[Callable[..., Metric], str]] = {

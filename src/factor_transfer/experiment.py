@@ -108,7 +108,7 @@ class Experiment:
         if section.mean is not None and section.std is not None:
             found: Statistics | None = section.mean, section.std
         else:
-            found = zoo_statistics(section.model, model) if model is not None else None
+            found = zoo_statistics(section.model, model, self.data.channels) if model is not None else None
         mean, std = found or (self.data.mean, self.data.std)
         if len(mean) != self.data.channels:
             raise InputError(

@@ -1,16 +1,21 @@
 """What there is to choose from: what ``factor-transfer show`` prints."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from rich import box
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from factor_transfer.anatomy import stages
-from factor_transfer.errors import choose
+from factor_transfer.anatomy import maps, stages
+from factor_transfer.errors import InputError, choose
+from factor_transfer.methods import TERMS
 from factor_transfer.models import MODELS, build_model, macs, parameters
+from factor_transfer.models.external import is_external, zoo_size, zoos
 from factor_transfer.options import settings
 from factor_transfer.presets import PRESETS
 from factor_transfer.recipe_file import shipped
@@ -20,12 +25,12 @@ from factor_transfer.taps import shapes
 def _table(*headings: str) -> Table:
     table = Table(box=box.MARKDOWN)
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in ("parameters", "MACs") else "left")
+        table.add_column(heading, justify="right" if heading in ("parameters", "MACs", "channels") else "left")
     return table
 
 
-def models() -> Table:
-    """The networks, for 10 classes: what they cost, and the settings that ``args`` may have in a recipe."""
+def models() -> Group:
+    """The networks, for 10 classes: what they cost, and the settings that ``args`` may have in a recipe; and others."""
     table = _table("model", "input", "parameters", "MACs", "args")
     for name in MODELS:
         size = _usual_size(name)
@@ -34,7 +39,8 @@ def models() -> Table:
             cost = macs(model, torch.zeros(1, 3, size, size))
         chosen = ", ".join(f"{key} = {p.default!r}" for key, p in settings(MODELS[name]).items())
         table.add_row(name, f"3 x {size} x {size}", f"{parameters(model):,}", f"{cost:,}", chosen)
-    return table
+    names = ", ".join(f"{zoo}:NAME ({'installed' if here else 'not installed'})" for zoo, here in zoos().items())
+    return Group(table, Text(f"Networks from elsewhere: {names}, or your own package.module:callable."))
 
 
 def recipes() -> Table:
@@ -44,6 +50,17 @@ def recipes() -> Table:
         lines = path.read_text(encoding="utf-8").splitlines()
         header = [line.removeprefix("#").strip() for line in lines[: lines.index("")]]
         table.add_row(name, "\n".join(header), end_section=True)
+    return table
+
+
+def methods() -> Table:
+    """The terms that a method may sum, and the settings that ``[transfer.NAME]`` may have."""
+    table = _table("term", "from", "settings")
+    for name, term in TERMS.items():
+        found = {key: p for function in (term, term.between, term.adapt) for key, p in settings(function).items()}
+        chosen = "\n".join(f"{key} = {p.default!r}" for key, p in found.items())
+        paper = (sys.modules[term.__module__].__doc__ or "").partition("\n")[0]
+        table.add_row(name, escape(paper), escape(chosen), end_section=True)
     return table
 
 
@@ -64,18 +81,41 @@ def _said(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
 
 
-def taps(model: str) -> Table:
-    """The modules of a network that can be taps, and what they return for one image."""
-    size = _usual_size(choose("model", model, MODELS))
-    with torch.device("meta"):
-        network, image = build_model(model, 10), torch.zeros(1, 3, size, size)
-        found, ends = shapes(network, image), stages(network, image)
-    table = _table("tap", f"returns, for 3 x {size} x {size}", "")
+def taps(model: str, size: int | None = None) -> Table:
+    """The modules of a network that can be taps, and what they return for one image.
+
+    Args:
+        model: one of ``MODELS``, or a network from elsewhere.
+        size: height and width of the image; by default what the network is made for, as far as that is known.
+
+    Raises:
+        InputError: a network that does not exist, or does not take images of that size.
+    """
+    if is_external(model):
+        network = build_model(model, 10)  # not on meta: what others write need not work there
+        size = size or zoo_size(model, network) or (224 if model.partition(":")[0] in zoos() else 32)
+    else:
+        size = size or _usual_size(choose("model", model, MODELS))
+        with torch.device("meta"):
+            network = build_model(model, 10)
+    image = torch.zeros(1, 3, size, size, device=next((p.device for p in network.parameters()), None))
+    try:
+        found = shapes(network, image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"{model} fails on an image of 3 x {size} x {size} ({error}); --size N gives another"
+        ) from error
+    try:
+        ends = stages(network, image)
+    except InputError:  # it has none: a recipe must then name a tap
+        ends = []
+    channels = {path: str(shape[0]) for path, shape in maps(network, image).items()}
+    table = _table("tap", f"returns, for 3 x {size} x {size}", "channels", "")
     for path, shape in found.items():
         mark = "end of a stage" if path in ends else ""
-        if path == ends[-1]:
+        if ends and path == ends[-1]:
             mark = "end of the last stage: taken where a recipe names no tap"
-        table.add_row(path, " x ".join(str(length) for length in shape[1:]), mark)
+        table.add_row(path, " x ".join(str(length) for length in shape[1:]), channels.get(path, ""), mark)
     return table
 
 

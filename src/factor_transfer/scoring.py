@@ -61,8 +61,10 @@ def _network(recipe: Recipe, data: Data, path: Path) -> tuple[nn.Module, Normali
         except InputError as error:
             faults.append(error)
             continue
-        found = (section.mean and section.std and (section.mean, section.std)) or zoo_statistics(section.model, model)
-        return model, Normalize(*(found or (data.mean, data.std))), ""
+        if section.mean is not None and section.std is not None:
+            return model, Normalize(section.mean, section.std), ""
+        mean, std = zoo_statistics(section.model, model, data.channels) or (data.mean, data.std)
+        return model, Normalize(mean, std), ""
     raise faults[-1]
 
 

@@ -7,35 +7,41 @@ from torch import nn
 
 from factor_transfer.errors import InputError, choose
 from factor_transfer.models.cost import macs, parameters
+from factor_transfer.models.external import build_external, is_external, zoo_statistics
 from factor_transfer.models.normalize import Normalize
 from factor_transfer.models.resnet import RESNETS
 from factor_transfer.options import settings
 
-__all__ = ["MODELS", "Normalize", "build_model", "macs", "parameters"]
+__all__ = ["MODELS", "Normalize", "build_model", "is_external", "macs", "parameters", "zoo_statistics"]
 
 # A model is a function of (num_classes, in_channels); its other arguments are what a recipe may say of it.
 MODELS: dict[str, Callable[..., nn.Module]] = {**RESNETS}
 
 
-def zoo_statistics(name, model):
-    return None
-
-
-def build_model(name: str, num_classes: int, in_channels: int = 3, pretrained=False, **args: Any) -> nn.Module:
-    """Build a network with random weights.
+def build_model(
+    name: str, num_classes: int, in_channels: int = 3, *, pretrained: bool = False, **args: Any
+) -> nn.Module:
+    """Build a network, with random weights unless ``pretrained``.
 
     Args:
-        name: one of ``MODELS``.
+        name: one of ``MODELS``, or, with a colon, a network from elsewhere (``external.build_external``).
         num_classes: outputs.
         in_channels: of the images.
+        pretrained: with the weights of the zoo that it comes from.
         args: the model's own keyword arguments, such as ``width`` or ``stem``.
 
     Raises:
-        InputError: unknown name or argument.
+        InputError: unknown name or argument, weights that do not exist or cannot be had.
     """
+    if num_classes < 1 or in_channels < 1:
+        raise InputError(f"{name} needs at least one class and one channel, got {num_classes} and {in_channels}")
+    if is_external(name):
+        return build_external(name, num_classes, in_channels, pretrained, **args)
     builder = MODELS[choose("model", name, MODELS)]
     for arg in args:
         choose(f"argument of {name}", arg, settings(builder))
-    if num_classes < 1 or in_channels < 1:
-        raise InputError(f"{name} needs at least one class and one channel, got {num_classes} and {in_channels}")
+    if pretrained:
+        raise InputError(
+            f"{name} is this package's own and has no zoo's weights; give a file of them, with weights = FILE"
+        )
     return builder(num_classes=num_classes, in_channels=in_channels, **args)

@@ -1,0 +1,130 @@
+"""Networks from elsewhere, by a name with a colon.
+
+``"timm:NAME"``, ``"torchvision:NAME"`` and ``"transformers:NAME"`` are a zoo's; ``"package.module:callable"`` is
+somebody's own. Nothing of theirs is imported before such a name is used.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from factor_transfer.errors import InputError, suggest
+from factor_transfer.models.library import installed
+from factor_transfer.models.zoos import ZOOS, Statistics
+
+
+def is_external(name: str) -> bool:
+    """Whether a model's name is one of a zoo's or of somebody's own callable."""
+    return ":" in name
+
+
+def build_external(name: str, num_classes: int, in_channels: int, pretrained: bool = False, **args: Any) -> nn.Module:
+    """Build a network of a zoo, or with somebody's own callable.
+
+    Args:
+        name: ``"timm:NAME"``, ``"torchvision:NAME"``, ``"transformers:NAME"`` (a model type, a name on the hub or a
+            folder), or ``"package.module:callable"``. The callable is called with ``num_classes``, ``in_channels`` and
+            ``args``; its module may lie in the working directory.
+        num_classes: outputs.
+        in_channels: of the images.
+        pretrained: with the zoo's weights. The classifier's are random where the zoo's has another number of classes.
+        args: what the zoo, or the callable, takes besides.
+
+    Returns:
+        A network whose forward takes images (B, C, H, W) and returns logits (B, K), in training mode, on the default
+        device. Its modules and weights have the names that they have where it comes from.
+
+    Raises:
+        InputError: an unknown name or argument, a library that is not there, weights that do not exist, cannot be
+            fetched or do not fit.
+    """
+    prefix, _, rest = name.partition(":")
+    if prefix in ZOOS:
+        return ZOOS[prefix].build(rest, num_classes, in_channels, pretrained, args)
+    if pretrained:
+        raise InputError(
+            f"{name} is no zoo's network and has no zoo's weights; give a file of them, with weights = FILE"
+        )
+    return _build_own(name, {"num_classes": num_classes, "in_channels": in_channels} | args)
+
+
+def zoo_statistics(name: str, model: nn.Module, in_channels: int = 3) -> Statistics | None:
+    """Mean and standard deviation of the images that a zoo's own weights of a network were trained with.
+
+    Args:
+        name: as for ``build_external``, or one of ``MODELS``.
+        model: the network of that name.
+        in_channels: of the images.
+
+    Returns:
+        A value a channel each, 0..1; ``None`` if they are not known (what is no zoo's, a bare model type of
+        transformers), or are of another number of channels.
+    """
+    prefix, _, rest = name.partition(":")
+    found = ZOOS[prefix].statistics(rest, model) if is_external(name) and prefix in ZOOS else None
+    return found if found is not None and len(found[0]) == len(found[1]) == in_channels else None
+
+
+def zoo_size(name: str, model: nn.Module) -> int | None:
+    """Height and width, in pixels, of the images that a network of a zoo is made for; ``None`` if it is not known."""
+    prefix, _, rest = name.partition(":")
+    return ZOOS[prefix].size(rest, model) if is_external(name) and prefix in ZOOS else None
+
+
+def zoos() -> dict[str, bool]:
+    """The zoos, and whether they are installed."""
+    return {zoo: installed(zoo) for zoo in ZOOS}
+
+
+def _build_own(name: str, args: dict[str, Any]) -> nn.Module:
+    path, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*path.split("."), attribute]):
+        raise InputError(
+            f"model {name!r} is none; with a colon it is package.module:callable, or "
+            f"{', '.join(f'{zoo}:NAME' for zoo in ZOOS)}"
+        )
+    given = ", ".join(f"{key} = {value!r}" for key, value in args.items())
+    with _working_directory():
+        try:
+            module = import_module(path)
+        except ImportError as error:
+            zoos = "" if "." in path else f"; networks of a zoo are {', '.join(f'{zoo}:NAME' for zoo in ZOOS)}"
+            raise InputError(
+                f"model {name!r}: module {path!r} cannot be imported ({error}); it must be installed, or lie in "
+                f"{Path.cwd()}{zoos}"
+            ) from error
+        builder = getattr(module, attribute, None)
+        if builder is None:
+            names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            raise InputError(f"model {name!r}: module {path!r} has no {attribute!r}{suggest(attribute, names)}")
+        if not callable(builder):
+            raise InputError(f"model {name!r} is a {type(builder).__name__}; a function or class is needed")
+        try:
+            model = builder(**args)
+        except TypeError as error:
+            raise InputError(
+                f"model {name!r}: called with {given}, it raises TypeError: {error}. It must take num_classes and "
+                "in_channels, and what args says; --debug shows where"
+            ) from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model {name!r} returns a {type(model).__name__}; a torch.nn.Module is needed")
+    return model
+
+
+@contextmanager
+def _working_directory() -> Iterator[None]:
+    """Modules in the working directory can be imported, as with ``python -m``, and when a builder imports more."""
+    here = str(Path.cwd())
+    absent = here not in sys.path
+    if absent:
+        sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if absent and here in sys.path:
+            sys.path.remove(here)
