@@ -160,7 +160,12 @@ def _hooks(model: nn.Module, places: Mapping[str, tuple[str, str]], keep: Callab
     """While it lasts, ``keep(name, value)`` is told what passes at each place: name -> (path, view)."""
 
     def before(name: str) -> Callable[..., None]:
-        return lambda module, args: keep(name, args)
+        def hook(module: nn.Module, args: Any) -> None:
+            feature = first_tensor(args)
+            # An activation that works in place would change what it was given before anyone has looked at it.
+            keep(name, feature.clone() if feature is not None and getattr(module, "inplace", False) else args)
+
+        return hook
 
     def behind(name: str) -> Callable[..., None]:
         return lambda module, args, output: keep(name, output)

@@ -70,10 +70,10 @@ NETWORKS: list[Any] = [
         {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
         3,
         "blocks.1",
-        (17, 16),
+        (16, 4, 4),
     ),
     ("torchvision:resnet18", {}, 3, "layer1", (64, 4, 4)),
-    ("transformers:vit", VIT, 1, "vit.layers.1", (17, 16)),
+    ("transformers:vit", VIT, 1, "vit.layers.1", (16, 4, 4)),
     ("transformers:resnet", {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]}, 3, None, (8, 2, 2)),
 ]
 

@@ -1,0 +1,26 @@
+"""What the docs show works."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_a_method_of_ones_own_joins_the_command_line(tiny: Path) -> None:
+    page = (DOCS / "own-method.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.strip().splitlines()) < 40
+    Path("direction.py").write_text(code)
+    commands = re.findall(r"^    python (direction\.py .*)$", page, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        words = command.replace("digits/resnet20-resnet8", str(tiny)).split()
+        result = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=120)
+        assert result.returncode == 0, result.stderr
+    found = json.loads(Path("runs/tiny/comparison.json").read_text())
+    assert list(found["methods"]) == ["student", "factor", "direction", "factor+direction"]
+    record = json.loads(Path("runs/tiny/student-direction-seed0/stage.json").read_text())
+    assert record["inputs"]["direction"] == {"weight": 3.0}
