@@ -3,13 +3,11 @@
 All of it is observed: the network is run once on a few images, so that it works for any.
 """
 
-from itertools import groupby
-
 from torch import Tensor, nn
 
 from factor_transfer.errors import InputError
 from factor_transfer.inference import evaluating
-from factor_transfer.taps import Taps, shapes
+from factor_transfer.taps import Taps, patch_maps, shapes
 from factor_transfer.tokens import patch_grid
 
 # A tap that is said by what it is, not by its path.
@@ -23,14 +21,14 @@ _NOT_AN_END = ("Pool", "Dropout", "Identity", "Flatten")
 def maps(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int, int]]:
     """Channels, height and width of each module's feature map larger than 1 x 1, in the order in which they return."""
     found: dict[str, tuple[int, int, int]] = {}
-    sizes: list[tuple[int, int]] = []
-    for path, shape in shapes(model, images).items():
+    returned = shapes(model, images)
+    patches = patch_maps(returned)
+    for path, shape in returned.items():
         if len(shape) == 4:
             size, channels = (shape[2], shape[3]), shape[1]
-            sizes.append(size)
         elif len(shape) == 3:
             try:
-                size, channels = patch_grid(shape[1], sizes), shape[2]
+                size, channels = patch_grid(shape[1], patches), shape[2]
             except InputError:  # no tokens of patches
                 continue
         else:
@@ -57,9 +55,12 @@ def stages(model: nn.Module, images: Tensor) -> list[str]:
     modules = dict(model.named_modules())
     passed = {path for path in found if any(word in type(modules[path]).__name__ for word in _NOT_AN_END)}
     layers = {path: sum(1 for child in modules[path].modules() if not _holds(child)) for path in found}
+    sizes: dict[tuple[int, int], list[str]] = {}
+    for path, (_, *size) in found.items():
+        if path not in passed:
+            sizes.setdefault((size[0], size[1]), []).append(path)
     chosen: list[str] = []
-    for _, group in groupby((path for path in found if path not in passed), key=lambda path: found[path][1:]):
-        paths = list(group)
+    for paths in sizes.values():
         containers = [path for path in paths if _holds(modules[path])]
         if not containers:
             continue
@@ -70,8 +71,7 @@ def stages(model: nn.Module, images: Tensor) -> list[str]:
                 end = path
         chosen.append(end)
     if not chosen:  # a plain chain of layers: the last of each resolution
-        plain = groupby((path for path in found if path not in passed), key=lambda path: found[path][1:])
-        chosen = [list(group)[-1] for _, group in plain]
+        chosen = [paths[-1] for paths in sizes.values()]
     if not chosen:
         raise InputError(f"{type(model).__name__} has no stage that returns a feature map; name a tap")
     return chosen

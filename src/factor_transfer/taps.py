@@ -8,6 +8,7 @@ network, and nothing after the last tap that is needed is run.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -108,13 +109,13 @@ class Taps(nn.Module):
         return Seen(logits, {tap: self._as_map(tap, feature, x) for tap, feature in features.items()})
 
     def _as_map(self, tap: str, feature: Tensor, x: Tensor) -> Tensor:
-        path, view = self.taps[tap]
+        _, view = self.taps[tap]
         if view == "nhwc" and feature.dim() == 4:
             return feature.permute(0, 3, 1, 2)
         if feature.dim() == 3:
             key = tap, x.shape[2:]
             if key not in self._grids:
-                self._grids[key] = patch_grid(feature.shape[1], maps_before(self.model, x[:1], path))
+                self._grids[key] = patch_grid(feature.shape[1], patch_maps(shapes(self.model, x[:1])))
             return fold(feature, self._grids[key])
         return feature
 
@@ -139,10 +140,15 @@ def shapes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:
     return {path: shape for path, shape in found.items() if shape is not None}
 
 
-def maps_before(model: nn.Module, images: Tensor, path: str) -> list[tuple[int, int]]:
-    """Height and width of the maps (B, C, H, W) that modules return before that at ``path`` does."""
-    found = shapes(model, images)
-    before = list(found.values())[: list(found).index(path)] if path in found else list(found.values())
+def patch_maps(found: Mapping[str, tuple[int, ...]]) -> list[tuple[int, int]]:
+    """Height and width of the maps (B, C, H, W) before the first tokens: the patches' embedding is the last of them.
+
+    What has four dimensions behind it may be attention: (B, heads, N, N).
+
+    Args:
+        found: see ``shapes``.
+    """
+    before = takewhile(lambda shape: len(shape) != 3, found.values())
     return [(shape[2], shape[3]) for shape in before if len(shape) == 4]
 
 
