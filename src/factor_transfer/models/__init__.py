@@ -9,12 +9,16 @@ from factor_transfer.errors import InputError, choose
 from factor_transfer.models.cost import macs, parameters
 from factor_transfer.models.normalize import Normalize
 from factor_transfer.models.resnet import RESNETS
+from factor_transfer.models.wide_resnet import WIDE_RESNETS
 from factor_transfer.options import settings
 
 __all__ = ["MODELS", "Normalize", "build_model", "macs", "parameters"]
 
 # A model is a function of (num_classes, in_channels); its other arguments are what a recipe may say of it.
-MODELS: dict[str, Callable[..., nn.Module]] = {**RESNETS}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **RESNETS,
+    **WIDE_RESNETS,
+}
 
 
 def zoo_statistics(name, model):
