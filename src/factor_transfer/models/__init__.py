@@ -9,6 +9,7 @@ from factor_transfer.errors import InputError, choose
 from factor_transfer.models.cost import macs, parameters
 from factor_transfer.models.normalize import Normalize
 from factor_transfer.models.resnet import RESNETS
+from factor_transfer.models.vgg import VGGS
 from factor_transfer.models.wide_resnet import WIDE_RESNETS
 from factor_transfer.options import settings
 
@@ -18,6 +19,7 @@ __all__ = ["MODELS", "Normalize", "build_model", "macs", "parameters"]
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **RESNETS,
     **WIDE_RESNETS,
+    **VGGS,
 }
 
 
