@@ -7,6 +7,7 @@ from torch import nn
 
 from factor_transfer.errors import InputError, choose
 from factor_transfer.models.cost import macs, parameters
+from factor_transfer.models.mobilenet import MOBILENETS
 from factor_transfer.models.normalize import Normalize
 from factor_transfer.models.resnet import RESNETS
 from factor_transfer.models.vgg import VGGS
@@ -20,6 +21,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **RESNETS,
     **WIDE_RESNETS,
     **VGGS,
+    **MOBILENETS,
 }
 
 
