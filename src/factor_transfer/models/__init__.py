@@ -10,6 +10,7 @@ from factor_transfer.models.cost import macs, parameters
 from factor_transfer.models.mobilenet import MOBILENETS
 from factor_transfer.models.normalize import Normalize
 from factor_transfer.models.resnet import RESNETS
+from factor_transfer.models.shufflenet import SHUFFLENETS
 from factor_transfer.models.vgg import VGGS
 from factor_transfer.models.wide_resnet import WIDE_RESNETS
 from factor_transfer.options import settings
@@ -22,6 +23,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **WIDE_RESNETS,
     **VGGS,
     **MOBILENETS,
+    **SHUFFLENETS,
 }
 
 
