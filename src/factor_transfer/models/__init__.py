@@ -3,19 +3,30 @@
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
 from factor_transfer.errors import InputError, choose
 from factor_transfer.models.cost import macs, parameters
 from factor_transfer.models.external import build_external, is_external, zoo_statistics
+from factor_transfer.models.mobilenet import MOBILENETS
 from factor_transfer.models.normalize import Normalize
 from factor_transfer.models.resnet import RESNETS
-from factor_transfer.options import settings
+from factor_transfer.models.shufflenet import SHUFFLENETS
+from factor_transfer.models.vgg import VGGS
+from factor_transfer.models.wide_resnet import WIDE_RESNETS
+from factor_transfer.options import options, settings
 
 __all__ = ["MODELS", "Normalize", "build_model", "is_external", "macs", "parameters", "zoo_statistics"]
 
 # A model is a function of (num_classes, in_channels); its other arguments are what a recipe may say of it.
-MODELS: dict[str, Callable[..., nn.Module]] = {**RESNETS}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **RESNETS,
+    **WIDE_RESNETS,
+    **VGGS,
+    **MOBILENETS,
+    **SHUFFLENETS,
+}
 
 
 def build_model(
@@ -44,4 +55,9 @@ def build_model(
         raise InputError(
             f"{name} is this package's own and has no zoo's weights; give a file of them, with weights = FILE"
         )
+    try:
+        options(name, builder).model_validate(args)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise InputError(f"{name} cannot be built with {args}: {faults}") from None
     return builder(num_classes=num_classes, in_channels=in_channels, **args)

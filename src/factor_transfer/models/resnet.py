@@ -26,12 +26,26 @@ class _Projection(nn.Conv2d):
         return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
 
 
+def projection(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
+    """A 1x1 convolution, which may have a stride: (B, in, H, W) -> (B, out, H / stride, W / stride)."""
+    layer = _Projection if in_channels < 8 else nn.Conv2d
+    return layer(in_channels, out_channels, 1, stride, bias=False)
+
+
+def initialize(model: nn.Module) -> None:
+    """Draw a network's convolutions as He et al. (2015) do for what a ReLU follows, by what they return."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
     """A projection where the shape changes, nothing elsewhere."""
     if stride == 1 and in_channels == out_channels:
         return None
-    layer = _Projection if in_channels < 8 else nn.Conv2d
-    return nn.Sequential(layer(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(projection(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
 class BasicBlock(nn.Module):
@@ -116,9 +130,7 @@ class ResNet(nn.Module):
                 channels = width * block.expansion
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W), normalised -> logits (B, num_classes)."""
@@ -140,6 +152,19 @@ def cifar_resnet(depth: int, num_classes: int, in_channels: int, *, width: Annot
         width: channels of the first stage; the others have twice and four times as many.
     """
     return ResNet(BasicBlock, [(depth - 2) // 6] * 3, [width, width, 2 * width, 4 * width], num_classes, in_channels)
+
+
+def cifar_resnet_x4(depth: int, num_classes: int, in_channels: int, *, width: Annotated[int, Ge(2)] = 64) -> ResNet:
+    """The CIFAR form with stages four times as wide, behind a stem only twice as wide (Tian et al., CRD, ICLR 2020).
+
+    Args:
+        depth: 6n + 2.
+        num_classes: outputs.
+        in_channels: of the images.
+        width: channels of the first stage; the stem has half, the other stages twice and four times as many.
+    """
+    widths = [width // 2, width, 2 * width, 4 * width]
+    return ResNet(BasicBlock, [(depth - 2) // 6] * 3, widths, num_classes, in_channels)
 
 
 def imagenet_resnet(
@@ -167,6 +192,8 @@ def imagenet_resnet(
 
 RESNETS = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
+    "resnet8x4": partial(cifar_resnet_x4, 8),
+    "resnet32x4": partial(cifar_resnet_x4, 32),
     "resnet18": partial(imagenet_resnet, BasicBlock, [2, 2, 2, 2]),
     "resnet34": partial(imagenet_resnet, BasicBlock, [3, 4, 6, 3]),
     "resnet50": partial(imagenet_resnet, Bottleneck, [3, 4, 6, 3]),
