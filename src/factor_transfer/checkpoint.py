@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -20,6 +21,11 @@ from torch import Tensor, nn
 from factor_transfer.errors import InputError
 
 State = dict[str, Tensor]
+
+# NumPy's numbers, such as an accuracy that a file has beside its weights; they cannot run code either.
+_SCALAR = np.float64(0).__reduce__()[0]  # the function that their pickles name
+_NUMBERS: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))]
+_NUMBERS += [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -80,19 +86,29 @@ def read_weights(path: Path) -> State:
     Raises:
         InputError: missing, truncated or corrupted file, or one that holds something else.
     """
+    state = read_file(path)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"weights {path} must be a state dict: a dict from parameter names to tensors")
+    return state
+
+
+def read_file(path: Path) -> Any:
+    """Read a file of weights, whatever it holds beside them: tensors, numbers, strings, in dicts and lists.
+
+    Raises:
+        InputError: missing, truncated or corrupted file, or one that would run code.
+    """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(path.read_bytes())
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"cannot read weights {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise InputError(f"weights {path} are damaged: {error}") from error
     except Exception as error:  # damaged zip archives and pickles fail in many ways
         raise InputError(f"weights {path} are damaged, or hold more than tensors: {_first(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"weights {path} must be a state dict: a dict from parameter names to tensors")
-    return state
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -15,6 +15,7 @@ from statistics import mean, stdev
 
 from rich.console import Console
 
+from factor_transfer.errors import InputError
 from factor_transfer.experiment import Experiment
 from factor_transfer.recipe_file import read_recipe
 from factor_transfer.stages import make_paraphraser, make_student, make_teacher
@@ -52,7 +53,10 @@ def main() -> None:
             groups[-1].append(argument)
     with tempfile.TemporaryDirectory() as folder:
         for group in groups:
-            print(tune(group, Path(folder)), flush=True)
+            try:
+                print(tune(group, Path(folder)), flush=True)
+            except InputError as error:  # a setting that diverges
+                print(f"{' '.join(group)}: {str(error).splitlines()[0]}", flush=True)
 
 
 if __name__ == "__main__":
