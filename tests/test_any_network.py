@@ -157,6 +157,23 @@ def test_a_network_of_ones_own_that_is_none(model: str, message: str, run: Run) 
     assert not Path("runs").exists()
 
 
+FLAT = """
+from torch import nn
+
+def build(num_classes, in_channels):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 256, 8), nn.ReLU(), nn.Linear(8, num_classes))
+"""
+
+
+def test_a_network_without_feature_maps_learns_from_answers(run: Run) -> None:
+    recipe = written(OURS, 'model = "flat:build"')
+    Path("flat.py").write_text(FLAT)
+    result = run("run", recipe, "transfer.method=kd")
+    assert result.code == 0, result.err
+    refused(run("run", recipe), "factor transfer needs a feature map of the student; name one as student.tap")
+    refused(run("run", recipe, "transfer.method=at"), "no stage that returns a feature map; name a tap")
+
+
 def test_weights_that_only_a_zoo_has(tiny: Path, run: Run) -> None:
     refused(run("run", tiny, "student.weights=pretrained"), "resnet8 is this package's own and has no zoo's weights")
 

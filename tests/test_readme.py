@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Run
+from factor_transfer.methods import TERMS
 from factor_transfer.recipe_file import read_recipe
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -15,10 +16,17 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_recipe_is_one(tmp_path: Path) -> None:
-    (recipe,) = blocks("toml")
+def test_the_recipes_are_some(tmp_path: Path) -> None:
+    recipe, transfer = blocks("toml")
     (tmp_path / "pictures.toml").write_text(recipe)
     assert read_recipe(tmp_path / "pictures.toml").name == "pictures"
+    (tmp_path / "sum.toml").write_text(recipe[: recipe.index("[transfer.factor]")] + transfer)
+    assert read_recipe(tmp_path / "sum.toml").method == "factor+kd"
+
+
+def test_every_term_is_described() -> None:
+    table = README[README.index("## Methods") : README.index("### Compared")]
+    assert [name for name in TERMS if f"| `{name}` |" not in table] == []
 
 
 def test_the_library_example_runs() -> None:
@@ -35,11 +43,11 @@ def test_the_tree_names_every_module() -> None:
     assert [path.stem for path in modules if not re.search(rf"\b{path.stem}\b", tree)] == []
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "teacher", "pretrain", "train", "test", "show"])
+@pytest.mark.parametrize("command", ["demo", "check", "run", "compare", "teacher", "pretrain", "train", "test", "show"])
 def test_every_command_is_described(command: str, run: Run) -> None:
     assert f"    factor-transfer {command} " in README
     result = run(command, "--help")
     assert result.code == 0
-    options = set(re.findall(r"--[a-z-]+", README[README.index("## The command line") : README.index("## CIFAR-10")]))
+    options = set(re.findall(r"--[a-z-]+", README[README.index("## The command line") : README.index("## Methods")]))
     missing = [option for option in re.findall(r"--[a-z-]+", result.out) if option not in options | {"--help"}]
     assert missing == []

@@ -43,6 +43,7 @@ class Experiment:
 
     def with_method(self, method: str, seed: int | None = None) -> Self:
         """The same experiment with another method, and another seed of the student; images and taps are shared."""
+        _ = self.data, self.taps  # once for all methods
         other = copy(self)
         other.recipe = self.recipe.with_method(method, seed)
         return other
@@ -136,7 +137,7 @@ class Experiment:
 
     @cached_property
     def taps(self) -> tuple[list[str], list[str]]:
-        """The taps of teacher and student; where the recipe names none, the last stage's.
+        """The taps of teacher and student; where the recipe names none, the last stage's, if there is one.
 
         Raises:
             InputError: a tap that does not exist.
@@ -145,8 +146,13 @@ class Experiment:
         for name, section in (("teacher", self.recipe.teacher), ("student", self.recipe.student)):
             model = self.build(section)
             images = self.normalize(self.statistics(section))(self.examples[:2])
-            taps = [resolve(model, images, tap) for tap in section.taps or [LAST_STAGE]]
-            if section.taps != taps:
+            try:
+                taps = [resolve(model, images, tap) for tap in section.taps or [LAST_STAGE]]
+            except InputError:
+                if section.taps is not None:
+                    raise
+                taps = []  # not every method needs one
+            if taps and section.taps != taps:
                 self.say(f"{name}  tap {', '.join(taps)}, found in {section.model}")
             found.append(taps)
         return found[0], found[1]

@@ -6,8 +6,8 @@ from typing import Any
 from factor_transfer.artefact import Artefact
 from factor_transfer.checkpoint import sha256
 from factor_transfer.experiment import Experiment
-from factor_transfer.methods import TERMS
-from factor_transfer.options import Options
+from factor_transfer.methods import TERMS, Paraphraser
+from factor_transfer.options import Options, chosen
 from factor_transfer.recipe import Training
 
 _PLACES = {"tap", "mean", "std", "weights"}  # said as what they come to, not as they are written
@@ -28,7 +28,7 @@ def paraphraser_inputs(experiment: Experiment, teacher: Artefact) -> dict[str, A
     assert section is not None
     inputs = _inputs(experiment, section, paraphraser=section)
     if section.epochs is None:
-        inputs["paraphraser"] = _origin(section)
+        inputs["paraphraser"] = chosen(section, Paraphraser) | _origin(section)
     return {**inputs, "tap": ", ".join(experiment.taps[0]), "teacher": teacher.fingerprint}
 
 

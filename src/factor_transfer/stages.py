@@ -45,6 +45,8 @@ def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
     section = experiment.recipe.paraphraser
     if section is None:
         raise InputError("the recipe says nothing of a paraphraser; add [paraphraser] to it")
+    if not experiment.taps[0]:
+        raise InputError("no feature map was found in the teacher; name one as teacher.tap")
     teacher = _teacher(experiment)
     folder = experiment.work_dir / "paraphraser"
     done = _begin(experiment, folder, paraphraser_inputs(experiment, teacher), fresh)

@@ -107,6 +107,9 @@ class FactorTransfer(Term):
             batch_norm: of the translators. The authors have none; mmrazor and RepDistiller do.
             settings: see the class.
         """
+        for side, taps in (("teacher", pair.teacher.taps), ("student", pair.student.taps)):
+            if not taps:
+                raise InputError(f"factor transfer needs a feature map of the {side}; name one as {side}.tap")
         if len(pair.teacher.taps) != len(pair.student.taps):
             raise InputError(
                 "factor transfer needs as many taps of the student as of the teacher, got "
