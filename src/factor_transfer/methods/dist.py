@@ -1,15 +1,12 @@
 """DIST (Huang, You, Wang, Qian, Xu: Distillation from a Stronger Teacher, NeurIPS 2022; arXiv 2205.10536)."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated
 
 from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
-from factor_transfer.data import Batch
-from factor_transfer.errors import InputError
-from factor_transfer.methods.term import Pair, Target, Term
-from factor_transfer.taps import Seen
+from factor_transfer.methods.answers import AnswersTerm
 
 
 def pearson_distance(one: Tensor, other: Tensor) -> Tensor:
@@ -21,7 +18,7 @@ def pearson_distance(one: Tensor, other: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(one, other, dim=1).mean()
 
 
-class DIST(Term):
+class DIST(AnswersTerm):
     """The student's probabilities correlate with the teacher's, image by image and class by class (equation 10).
 
     ``T² * (beta * inter + gamma * intra)``, where ``inter`` is the Pearson distance between the two networks'
@@ -35,8 +32,6 @@ class DIST(Term):
             factor T² is the later implementations', which keeps the gradient's size as T changes.
     """
 
-    teacher_logits = True
-
     def __init__(
         self,
         *,
@@ -47,21 +42,8 @@ class DIST(Term):
         super().__init__()
         self.beta, self.gamma, self.temperature = beta, gamma, temperature
 
-    @classmethod
-    def between(cls, pair: Pair, **settings: Any) -> Self:
-        """The term for two networks of the same classes, two or more."""
-        if pair.classes("dist") < 2:
-            raise InputError("dist correlates the answers to several classes, but there is one class only")
-        return cls(**settings)
-
-    def target(self, teacher: Seen) -> Target:
-        """The teacher's logits (B, K)."""
-        assert teacher.logits is not None
-        return teacher.logits
-
-    def forward(self, student: Seen, target: Tensor, batch: Batch) -> Tensor:
-        """Distance of the student's logits (B, K), 0-d."""
-        assert student.logits is not None
-        own, other = (F.softmax(logits.float() / self.temperature, dim=1) for logits in (student.logits, target))
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Of logits (B, K), 0-d."""
+        own, other = (F.softmax(logits.float() / self.temperature, dim=1) for logits in (student, teacher))
         inter, intra = pearson_distance(own, other), pearson_distance(own.T, other.T)
         return self.temperature**2 * (self.beta * inter + self.gamma * intra)

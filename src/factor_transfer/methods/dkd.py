@@ -1,16 +1,13 @@
 """DKD (Zhao, Cui, Song, Qiu, Liang: Decoupled Knowledge Distillation, CVPR 2022; arXiv 2203.08679)."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from factor_transfer.data import Batch
-from factor_transfer.errors import InputError
+from factor_transfer.methods.answers import AnswersTerm
 from factor_transfer.methods.kd import kd_loss
-from factor_transfer.methods.term import Pair, Target, Term
-from factor_transfer.taps import Seen
 
 
 def dkd_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, beta: float, temperature: float) -> Tensor:
@@ -43,7 +40,7 @@ def dkd_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, bet
     return temperature**2 * loss
 
 
-class DKD(Term):
+class DKD(AnswersTerm):
     """The student follows the teacher's soft answers, in two parts whose weights are apart.
 
     The defaults are the authors' (mdistiller) for CIFAR-100; there ``beta`` is tuned from pair to pair, 0.5 to 8. Their
@@ -56,8 +53,6 @@ class DKD(Term):
         warmup_epochs: in so many epochs the weight rises to its full size.
     """
 
-    teacher_logits = True
-
     def __init__(
         self,
         *,
@@ -69,19 +64,6 @@ class DKD(Term):
         super().__init__()
         self.alpha, self.beta, self.temperature, self.warmup_epochs = alpha, beta, temperature, warmup_epochs
 
-    @classmethod
-    def between(cls, pair: Pair, **settings: Any) -> Self:
-        """The term for two networks of the same classes, two or more."""
-        if pair.classes("dkd") < 2:
-            raise InputError("dkd sets the labelled class apart from the others, but there is one class only")
-        return cls(**settings)
-
-    def target(self, teacher: Seen) -> Target:
-        """The teacher's logits (B, K)."""
-        assert teacher.logits is not None
-        return teacher.logits
-
-    def forward(self, student: Seen, target: Tensor, batch: Batch) -> Tensor:
-        """Distance of the student's logits (B, K), 0-d."""
-        assert student.logits is not None
-        return dkd_loss(student.logits, target, batch.labels, self.alpha, self.beta, self.temperature)
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Of logits (B, K), 0-d."""
+        return dkd_loss(student, teacher, labels, self.alpha, self.beta, self.temperature)

@@ -1,14 +1,12 @@
 """KD (Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015; arXiv 1503.02531)."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from factor_transfer.data import Batch
-from factor_transfer.methods.term import Pair, Target, Term
-from factor_transfer.taps import Seen
+from factor_transfer.methods.answers import AnswersTerm
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -27,15 +25,13 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
-class KD(Term):
+class KD(AnswersTerm):
     """The student's soft answers follow the teacher's: ``(1 - alpha) * CE + alpha * kd_loss``.
 
     Args:
         temperature: T. 4 is usual for CIFAR (Tian, Krishnan, Isola 2020, and after them most comparisons).
         alpha: share of the soft answers; the cross-entropy's is the rest. Likewise.
     """
-
-    teacher_logits = True
 
     def __init__(
         self, *, temperature: Annotated[float, Gt(0)] = 4.0, alpha: Annotated[float, Ge(0), Le(1)] = 0.9
@@ -44,18 +40,6 @@ class KD(Term):
         self.temperature = temperature
         self.weight, self.cross_entropy = alpha, 1 - alpha
 
-    @classmethod
-    def between(cls, pair: Pair, **settings: Any) -> Self:
-        """The term for two networks of the same classes."""
-        pair.classes("kd")
-        return cls(**settings)
-
-    def target(self, teacher: Seen) -> Target:
-        """The teacher's logits (B, K)."""
-        assert teacher.logits is not None
-        return teacher.logits
-
-    def forward(self, student: Seen, target: Tensor, batch: Batch) -> Tensor:
-        """Distance of the student's logits (B, K), 0-d."""
-        assert student.logits is not None
-        return kd_loss(student.logits, target, self.temperature)
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Of logits (B, K), 0-d."""
+        return kd_loss(student, teacher, self.temperature)

@@ -91,13 +91,15 @@ class Pair:
             name: of the term that compares their logits, for the message.
 
         Raises:
-            InputError: not as many the one as the other.
+            InputError: not as many the one as the other, or one only.
         """
         if self.teacher.classes != self.student.classes:
             raise InputError(
                 f"{name} compares answers to the same classes, but the teacher has {self.teacher.classes} and the "
                 f"student {self.student.classes}; give the teacher a head for the student's classes"
             )
+        if self.student.classes < 2:
+            raise InputError(f"{name} compares answers to several classes, but there is one class only")
         return self.student.classes
 
     def connect(
