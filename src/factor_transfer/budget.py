@@ -1,7 +1,6 @@
 """What a training costs: seconds and memory, from a few steps of it."""
 
 import time
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -12,8 +11,9 @@ from factor_transfer.data import Batch
 from factor_transfer.methods.base import Method
 from factor_transfer.optimization import Optimization
 
-_ENOUGH_S = 4.0  # of measured steps
-_MOST_STEPS = 4
+_STEP_S = 1.0  # a measured step should take no longer; if need be, it is one of fewer images
+_PROBE = 8  # images of the first step, which also warms up
+_STEPS = 2
 
 
 class Budget(NamedTuple):
@@ -30,53 +30,53 @@ class Budget(NamedTuple):
     images_per_s: float
 
 
-def measure_training(
-    fabric: Fabric, method: Method, batches: Iterable[Batch], optimization: Optimization, steps: int
-) -> Budget:
+def measure_training(fabric: Fabric, method: Method, batch: Batch, optimization: Optimization, steps: int) -> Budget:
     """Time a few steps of a training, and count what they keep.
 
     Args:
         fabric: device and precision.
         method: what is trained. Its weights are left changed.
-        batches: at least one.
+        batch: one of the training's.
         optimization: how it is trained.
         steps: of the whole training.
     """
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer, _ = optimization.build(parameters, 1, 1)
     kept: dict[int, int] = {}
+    lasting = {value.untyped_storage().data_ptr() for value in method.state_dict().values()}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in lasting:  # weights are kept anyway, and are no more for more images
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    seconds: list[float] = []
-    images = 0
-    method.train()
-    for batch in batches:
+    def step(part: Batch) -> float:
+        kept.clear()
         began = time.perf_counter()
-        with fabric.autocast():
-            if not images:
-                with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-                    loss = method(*batch)["loss"]
-            else:
-                loss = method(*batch)["loss"]
+        with fabric.autocast(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = method(*part)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if fabric.device.type == "cuda":
             torch.cuda.synchronize(fabric.device)
-        seconds.append(time.perf_counter() - began)
-        images = max(images, len(batch.labels))
-        if sum(seconds) > _ENOUGH_S or len(seconds) > _MOST_STEPS:
-            break
-    # The first step allocates and warms up; it counts only where it is the only one.
-    step = min(seconds[1:] or seconds)
+        return time.perf_counter() - began
+
+    method.train()
+    whole = len(batch.labels)
+    step(first_of(batch, _PROBE))
+    images = min(whole, max(_PROBE, int(_PROBE * _STEP_S / step(first_of(batch, _PROBE)))))
+    seconds = min(step(first_of(batch, images)) for _ in range(_STEPS)) * whole / images
     weights = sum(value.nbytes for value in method.state_dict().values())
     state = sum(
         value.nbytes for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)
     )
     gradients = sum(parameter.nbytes for parameter in parameters)
-    memory = weights + state + gradients + sum(kept.values())
-    return Budget(steps * step, memory / 1e6, images / step)
+    memory = weights + state + gradients + sum(kept.values()) * whole / images
+    return Budget(steps * seconds, memory / 1e6, whole / seconds)
+
+
+def first_of(batch: Batch, count: int) -> Batch:
+    """The first so many images of a batch."""
+    return Batch(*(None if part is None else part[:count] for part in batch))  # type: ignore[arg-type]

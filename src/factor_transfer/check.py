@@ -1,7 +1,9 @@
 """Look before a long run: what ``factor-transfer check`` finds out on a few batches, and leaves no trace of."""
 
 import math
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from factor_transfer import artefact
 from factor_transfer.artefact import Artefact
-from factor_transfer.budget import Budget, measure_training
+from factor_transfer.budget import Budget, first_of, measure_training
 from factor_transfer.data import Augment, Batch, Batches
 from factor_transfer.evaluation import top
 from factor_transfer.experiment import Experiment
@@ -27,7 +29,21 @@ from factor_transfer.taps import Taps
 
 BATCHES = 3  # that losses and gradients are looked at with
 IMAGES = 500  # that accuracies are measured with, at most
+_SECONDS = 3.0  # that any one look should take; of large networks it is one at fewer images
 NEGLIGIBLE, DROWNING = 0.05, 20.0  # a term's gradient, relative to the cross-entropy's
+
+
+@dataclass
+class _Now:
+    """Networks as they are now: those of finished stages, or such as the stages would start from."""
+
+    teacher: nn.Module
+    student: nn.Module
+    of_teacher: Normalize
+    of_student: Normalize
+    paraphrasers: dict[str, Paraphraser]
+    done: Artefact | None  # the teacher's stage
+    pretrained: Artefact | None  # the paraphraser's
 
 
 def check(experiment: Experiment) -> dict[str, Any]:
@@ -39,60 +55,65 @@ def check(experiment: Experiment) -> dict[str, Any]:
     Raises:
         InputError: what could not work later does not work now either.
     """
-    recipe = experiment.recipe
     warnings: list[str] = []
+    now = _now(experiment)
+    image = now.of_student(experiment.examples[:1])
+    networks = {}
+    for name, model in (("teacher", now.teacher), ("student", now.student)):
+        size = sum(value.nbytes for value in model.state_dict().values())
+        networks[name] = {"parameters": parameters(model), "macs": macs(model, image), "bytes": size}
+    found = {
+        "networks": networks,
+        "teacher": _teacher(experiment, now, warnings),
+        "taps": _taps(experiment, now),
+        "paraphraser": _paraphraser(experiment, now) if now.paraphrasers else None,
+    }
+    method: Method = Supervised(now.student, now.of_student)
+    terms = {}
+    if experiment.recipe.terms:
+        both = now.of_student, now.of_teacher
+        method = connect(experiment, now.student, now.teacher, both, now.paraphrasers)
+        terms = _terms(experiment, method, warnings, now.done is not None)
+    # Last, for its steps change what is trained.
+    stages = {name: budget._asdict() for name, budget in _budgets(experiment, now, method)}
+    return {**found, "terms": terms, "stages": stages, "warnings": warnings}
+
+
+def _now(experiment: Experiment) -> _Now:
+    recipe = experiment.recipe
     done = _finished(experiment, "teacher", teacher_inputs(experiment))
     if done:
-        teacher, statistics = experiment.load(done), (done.record["mean"], done.record["std"])
+        teacher, record = experiment.load(done), done.record
     else:
         teacher, record = starting_network(experiment, "teacher", recipe.teacher)
-        statistics = record["mean"], record["std"]
-    teacher_normalize = experiment.normalize(statistics)
+    of_teacher = experiment.normalize((record["mean"], record["std"]))
     student, record = starting_network(experiment, "student", recipe.student)
-    normalize = experiment.normalize((record["mean"], record["std"]))
-
-    needs_paraphraser = any(TERMS[name].needs_paraphraser for name in recipe.terms)
+    of_student = experiment.normalize((record["mean"], record["std"]))
     paraphrasers: dict[str, Paraphraser] = {}
-    trained: Artefact | None = None
-    if needs_paraphraser:
-        trained = _finished(experiment, "paraphraser", paraphraser_inputs(experiment, done)) if done else None
-        paraphrasers = (
-            load_paraphrasers(experiment, trained)
-            if trained
-            else new_paraphrasers(experiment, teacher, teacher_normalize)
-        )
-    found: dict[str, Any] = {"networks": {}}
-    image = normalize(experiment.examples[:1])
-    for name, model in (("teacher", teacher), ("student", student)):
-        size = sum(value.nbytes for value in model.state_dict().values())
-        found["networks"][name] = {"parameters": parameters(model), "macs": macs(model, image), "bytes": size}
-    found["teacher"] = _teacher(experiment, teacher, teacher_normalize, done, warnings)
-    found["taps"] = _taps(experiment, (teacher, teacher_normalize), (student, normalize))
-    found["paraphraser"] = (
-        _paraphraser(experiment, teacher, teacher_normalize, paraphrasers, trained is not None)
-        if needs_paraphraser
-        else None
-    )
-    stages: dict[str, Budget | None] = {}
+    pretrained: Artefact | None = None
+    if any(TERMS[name].needs_paraphraser for name in recipe.terms):
+        pretrained = _finished(experiment, "paraphraser", paraphraser_inputs(experiment, done)) if done else None
+        if pretrained:
+            paraphrasers = load_paraphrasers(experiment, pretrained)
+        else:
+            paraphrasers = new_paraphrasers(experiment, teacher, of_teacher)
+    return _Now(teacher, student, of_teacher, of_student, paraphrasers, done, pretrained)
+
+
+def _budgets(experiment: Experiment, now: _Now, method: Method) -> Iterator[tuple[str, Budget]]:
+    """Time and memory of each stage that is trained; teacher and paraphraser anew, for those at hand are frozen."""
+    recipe = experiment.recipe
     if recipe.teacher.epochs is not None:
-        stages["teacher"] = _cost(experiment, Supervised(teacher, teacher_normalize), recipe.teacher)
-    if needs_paraphraser and recipe.paraphraser and recipe.paraphraser.epochs is not None:
+        anew = Supervised(experiment.build(recipe.teacher), now.of_teacher)
+        yield "teacher", _budget(experiment, anew, recipe.teacher)
+    if now.paraphrasers and recipe.paraphraser and recipe.paraphraser.epochs is not None:
+        paraphrasers = new_paraphrasers(experiment, now.teacher, now.of_teacher)
+        distance = chosen(recipe.paraphraser, ParaphraserTraining)
         training = ParaphraserTraining(
-            teacher,
-            list(paraphrasers),
-            list(paraphrasers.values()),
-            teacher_normalize,
-            **chosen(recipe.paraphraser, ParaphraserTraining),
+            now.teacher, list(paraphrasers), list(paraphrasers.values()), now.of_teacher, **distance
         )
-        stages["paraphraser"] = _cost(experiment, training, recipe.paraphraser)
-    method: Method = Supervised(student, normalize)
-    found["terms"] = {}
-    if recipe.terms:
-        method = connect(experiment, student, teacher, (normalize, teacher_normalize), paraphrasers)
-        found["terms"] = _terms(experiment, method, warnings, done is not None)
-    stages["student"] = _cost(experiment, method, recipe.student)
-    found["stages"] = {name: None if cost is None else cost._asdict() for name, cost in stages.items()}
-    return {**found, "warnings": warnings}
+        yield "paraphraser", _budget(experiment, training, recipe.paraphraser)
+    yield "student", _budget(experiment, method, recipe.student)
 
 
 def _finished(experiment: Experiment, name: str, inputs: Mapping[str, Any]) -> Artefact | None:
@@ -102,14 +123,16 @@ def _finished(experiment: Experiment, name: str, inputs: Mapping[str, Any]) -> A
     return done if done and not artefact.differences(folder, inputs) else None
 
 
-def _teacher(
-    experiment: Experiment, model: nn.Module, normalize: Normalize, done: Artefact | None, warnings: list[str]
-) -> dict[str, Any]:
+def _teacher(experiment: Experiment, now: _Now, warnings: list[str]) -> dict[str, Any]:
     """Its accuracy, under the recipe's own preprocessing."""
+    done = now.done
     data = experiment.data
     split, name = (data.validation, "validation") if len(data.validation) else (data.train, "training")
-    some = torch.linspace(0, len(split) - 1, min(IMAGES, len(split))).long()
-    accuracy = top(*experiment.logits(model, split.subset(some), normalize))["top1"]
+    began = time.perf_counter()
+    experiment.logits(now.teacher, split.subset(torch.arange(min(20, len(split)))), now.of_teacher)
+    affordable = int(20 * _SECONDS / (time.perf_counter() - began))
+    some = torch.linspace(0, len(split) - 1, min(IMAGES, max(affordable, 50), len(split))).long()
+    accuracy = top(*experiment.logits(now.teacher, split.subset(some), now.of_teacher))["top1"]
     chance = 100 / len(data.classes)
     recorded = done.record["validation"].get("top1") if done and done.record.get("validation") else None
     state = "finished" if done else "given" if experiment.recipe.teacher.weights else "untrained"
@@ -137,12 +160,11 @@ def _teacher(
     }
 
 
-def _taps(
-    experiment: Experiment, teacher: tuple[nn.Module, nn.Module], student: tuple[nn.Module, nn.Module]
-) -> dict[str, dict[str, list[int]]]:
+def _taps(experiment: Experiment, now: _Now) -> dict[str, dict[str, list[int]]]:
     """Tap and shape on both sides."""
     result = {}
-    for name, (model, normalize), taps in zip(("teacher", "student"), (teacher, student), experiment.taps, strict=True):
+    sides = ("teacher", now.teacher, now.of_teacher), ("student", now.student, now.of_student)
+    for (name, model, normalize), taps in zip(sides, experiment.taps, strict=True):
         network = Taps(model, taps, normalize)
         with evaluating(network):
             features = network(experiment.examples[:2]).features
@@ -150,24 +172,18 @@ def _taps(
     return result
 
 
-def _paraphraser(
-    experiment: Experiment,
-    teacher: nn.Module,
-    normalize: nn.Module,
-    paraphrasers: Mapping[str, Paraphraser],
-    trained: bool,
-) -> dict[str, Any]:
+def _paraphraser(experiment: Experiment, now: _Now) -> dict[str, Any]:
     """How much of the feature is not rebuilt: squared error over the feature's variance; its mean would have 1."""
-    network = Taps(teacher, paraphrasers, normalize, logits=False)
+    network = Taps(now.teacher, now.paraphrasers, now.of_teacher, logits=False)
     unexplained = {}
-    with evaluating(network), torch.no_grad():
+    with evaluating(network):
         features = network(experiment.examples).features
-        for tap, paraphraser in paraphrasers.items():
-            feature = features[tap].float()
-            with evaluating(paraphraser):
-                error = (paraphraser(feature) - feature).pow(2).mean()
-            unexplained[tap] = (error / feature.var(unbiased=False).clamp_min(1e-12)).item()
-    return {"state": "finished" if trained else "untrained", "unexplained_variance": unexplained}
+    for tap, paraphraser in now.paraphrasers.items():
+        feature = features[tap].float()
+        with evaluating(paraphraser):
+            error = (paraphraser(feature) - feature).pow(2).mean()
+        unexplained[tap] = (error / feature.var(unbiased=False).clamp_min(1e-12)).item()
+    return {"state": "finished" if now.pretrained else "untrained", "unexplained_variance": unexplained}
 
 
 def _terms(
@@ -178,15 +194,20 @@ def _terms(
     sums = {name: {"weighted": 0.0, "gradient": 0.0} for name in names}
     weights = [parameter for parameter in method.student.parameters() if parameter.requires_grad]
     method.train()
-    batches = list(islice(_batches(experiment, experiment.recipe.student), BATCHES))
-    for batch in batches:
-        losses = method(*batch)
+    began, looks = time.perf_counter(), 0
+    for batch in islice(_batches(experiment, experiment.recipe.student), BATCHES):
+        if looks and time.perf_counter() - began > _SECONDS:
+            break
+        looks += 1
+        losses = method(*first_of(batch, 64))
         for name in names:
             loss = losses[f"loss_{name}"]
             gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True) if loss.grad_fn else []
             norm = torch.stack([Tensor.norm(g) for g in gradients if g is not None] or [torch.zeros(())]).norm()
-            sums[name]["weighted"] += loss.item() / len(batches)
-            sums[name]["gradient"] += norm.item() / len(batches)
+            sums[name]["weighted"] += loss.item()
+            sums[name]["gradient"] += norm.item()
+    for part in sums.values():
+        part["weighted"], part["gradient"] = part["weighted"] / looks, part["gradient"] / looks
     all_loss, all_gradient = (sum(part[key] for part in sums.values()) or 1.0 for key in ("weighted", "gradient"))
     result = {}
     for name, part in sums.items():
@@ -219,8 +240,8 @@ def _batches(experiment: Experiment, section: Training) -> Iterator[Batch]:
     return Batches(data.train, section.batch_size, section.seed, augment, device).epoch(0)
 
 
-def _cost(experiment: Experiment, method: Method, section: Training) -> Budget:
+def _budget(experiment: Experiment, method: Method, section: Training) -> Budget:
     """Time and memory that a stage will take."""
     assert section.epochs is not None
     steps = section.epochs * max(1, math.ceil(len(experiment.data.train) / section.batch_size))
-    return measure_training(experiment.fabric, method, _batches(experiment, section), section.optimization, steps)
+    return measure_training(experiment.fabric, method, next(_batches(experiment, section)), section.optimization, steps)
