@@ -157,6 +157,27 @@ def test_a_network_of_ones_own_that_is_none(model: str, message: str, run: Run) 
     assert not Path("runs").exists()
 
 
+def test_a_teacher_and_a_paraphraser_from_elsewhere(tiny: Path, run: Run, finished: Path) -> None:
+    own = read_weights(finished / "teacher" / "weights.safetensors")
+    named = {f"head.{key}" if key.startswith("fc.") else f"backbone.{key}": value for key, value in own.items()}
+    torch.save({"state_dict": named, "meta": {}}, "teacher.pth")
+    layers = {}
+    for old, new in (("conv", "encoder"), ("deconv", "decoder")):
+        for number in range(3):
+            layers |= {f"{old}{number}.{part}": f"{new}.{2 * number}.{part}" for part in ("weight", "bias")}
+    paraphraser = read_weights(finished / "paraphraser" / "weights.safetensors")
+    torch.save({"state_dict": {old: paraphraser[new] for old, new in layers.items()}, "epoch": 5}, "paraphraser.pth")
+    teacher = "teacher={model='resnet8', args={width=8}, weights='teacher.pth'}"
+    result = run("run", tiny, teacher, "paraphraser={weights='paraphraser.pth'}")
+    assert result.code == 0, result.err
+    assert f"teacher  named as in mmpretrain: {len(own)} of {len(own)} tensors matched" in result.out
+    assert "paraphraser  named as in the authors' paraphraser: 12 of 12 tensors matched" in result.out
+    for stage in ("teacher", "paraphraser"):
+        taken, original = (read_weights(work / stage / "weights.safetensors") for work in (Path("runs/tiny"), finished))
+        assert all(torch.equal(taken[key], original[key]) for key in original)
+    assert run("test", tiny, "teacher.pth", teacher).code == 0
+
+
 FLAT = """
 from torch import nn
 

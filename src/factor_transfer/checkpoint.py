@@ -7,12 +7,12 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -21,11 +21,6 @@ from torch import Tensor, nn
 from factor_transfer.errors import InputError
 
 State = dict[str, Tensor]
-
-# NumPy's numbers, such as an accuracy that a file has beside its weights; they cannot run code either.
-_SCALAR = np.float64(0).__reduce__()[0]  # the function that their pickles name
-_NUMBERS: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))]
-_NUMBERS += [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -86,29 +81,40 @@ def read_weights(path: Path) -> State:
     Raises:
         InputError: missing, truncated or corrupted file, or one that holds something else.
     """
-    state = read_file(path)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    content = read_tensors(path)
+    if not is_state(content):
         raise InputError(f"weights {path} must be a state dict: a dict from parameter names to tensors")
-    return state
+    return content
 
 
-def read_file(path: Path) -> Any:
-    """Read a file of weights, whatever it holds beside them: tensors, numbers, strings, in dicts and lists.
+def read_tensors(path: Path, inert: Sequence[tuple[type, str]] = ()) -> Any:
+    """Read safetensors, or a PyTorch file of tensors, numbers and strings in dicts and lists.
+
+    Args:
+        path: the file.
+        inert: what may stand in a PyTorch file besides: a class, and the name in the file that it is put in place of.
 
     Raises:
-        InputError: missing, truncated or corrupted file, or one that would run code.
+        InputError: missing, truncated or corrupted file, or one that holds other objects.
     """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(path.read_bytes())
-        with torch.serialization.safe_globals(_NUMBERS):
+        with torch.serialization.safe_globals(list(inert)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"cannot read weights {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise InputError(f"weights {path} are damaged: {error}") from error
     except Exception as error:  # damaged zip archives and pickles fail in many ways
-        raise InputError(f"weights {path} are damaged, or hold more than tensors: {_first(error)}") from error
+        raise InputError(f"weights {path} are damaged, or hold more than tensors: {_refused(error)}") from error
+
+
+def is_state(content: object) -> TypeGuard[State]:
+    """Whether it is a state dict: a dict from names to tensors, and nothing else."""
+    return isinstance(content, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -156,3 +162,9 @@ def read_training(path: Path) -> dict[str, Any]:
 def _first(error: Exception) -> str:
     """The first line of a message; PyTorch's run over a screen."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _refused(error: Exception) -> str:
+    """Why PyTorch refused a file. Its own message advises to run what is in it; this names what that is."""
+    found = re.search(r"GLOBAL (\S+) w", str(error))
+    return f"{found[1]} is in it; write a file of the state dict alone" if found else _first(error)

@@ -1,98 +1,126 @@
-"""Weights from elsewhere: the same networks, whose layers have other names."""
+"""Weights from elsewhere: files that hold more than weights, and layers that others name differently.
+
+Nothing is guessed and nothing left out: names are changed by the table below, and ``checkpoint.load_into`` then tells
+which tensors have no place and which places have no tensor.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from factor_transfer.checkpoint import State, read_file
+from factor_transfer.checkpoint import State, is_state, read_tensors
 from factor_transfer.errors import InputError
 
-# What a file of several things calls the weights among them.
-_CONTAINERS = ("model", "state_dict", "net")
+WRAPPERS = ("model", "state_dict", "net")  # entries under which files that hold more keep the state dict
+PARALLEL = "module."  # what nn.DataParallel and its distributed sibling put before every name
+COUNTER = "num_batches_tracked"  # a batch norm's; files from before PyTorch 0.4.1 have none
 
 
-def _paraphraser(step: int) -> list[tuple[str, str]]:
-    """The authors' conv0 … deconv2 and, where there are any, bn0 … bn2_de, in stacks of ``step`` modules a layer."""
-    names = []
-    for layer in range(3):
-        names += [(rf"^conv{layer}\.", f"encoder.{layer * step}."), (rf"^deconv{layer}\.", f"decoder.{layer * step}.")]
-        if step == 3:
-            names += [(rf"^bn{layer}\.", f"encoder.{layer * step + 1}.")]
-            names += [(rf"^bn{layer}_de\.", f"decoder.{layer * step + 1}.")]
-    return names
+class _Unread:
+    """Stands where a file has a NumPy scalar, such as RepDistiller's ``best_acc``.
+
+    Nobody looks at those. So NumPy is not asked to rebuild them: a dtype that takes its state from a file can be made
+    to break memory.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
-# Whose file it is -> what of a layer's name becomes what of ours. RepDistiller, timm and torchvision name the layers of
-# their residual networks as we do.
-_NAMES: dict[str, Sequence[tuple[str, str]]] = {
-    "our own": (),
-    "the authors' code": ((r"\.shortcut\.", ".downsample."), (r"^linear\.", "fc.")),
-    "mmpretrain": ((r"^backbone\.", ""), (r"^head\.fc\.", "fc.")),
-    "the authors' paraphraser": _paraphraser(2),
-    "the authors' paraphraser with batch norm": _paraphraser(3),
+INERT = [(_Unread, name) for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")]
+
+
+def _layers(names: str, sequence: str, step: int, first: int = 0) -> list[tuple[str, str]]:
+    """Layers ``names``0, 1 and 2, where ``#`` is the number, are the ``first``, ``first + step`` … of a sequence."""
+    return [(rf"^{names.replace('#', str(number))}\.", f"{sequence}.{first + step * number}.") for number in range(3)]
+
+
+# Of each source, pairs of a regular expression and what takes its place. torchvision, timm and RepDistiller name the
+# layers of a ResNet as we do; so does RepDistiller a paraphraser with batch norm.
+SOURCES: dict[str, list[tuple[str, str]]] = {
+    "mmpretrain": [(r"^backbone\.", ""), (r"^head\.fc\.", "fc.")],
+    # ResNets of the authors of Factor Transfer, of kuangliu's pytorch-cifar and of akamaster's pytorch_resnet_cifar10.
+    "pytorch-cifar": [(r"(^|\.)shortcut\.", r"\1downsample."), (r"^linear\.", "fc.")],
+    "the authors' paraphraser": [*_layers("conv#", "encoder", 2), *_layers("deconv#", "decoder", 2)],
+    # Their code has the batch norms commented out.
+    "the authors' paraphraser, with batch norm": [
+        *_layers("conv#", "encoder", 3),
+        *_layers("bn#", "encoder", 3, first=1),
+        *_layers("deconv#", "decoder", 3),
+        *_layers("bn#_de", "decoder", 3, first=1),
+    ],
+    # An empty module stands where the batch norm would be, and is counted.
+    "RepDistiller's paraphraser": [
+        (rf"^{side}\.{3 * number}\.", f"{side}.{2 * number}.") for side in ("encoder", "decoder") for number in (1, 2)
+    ],
 }
 
 
 def read_foreign(path: Path) -> State:
-    """Read weights: of ours, or a file that holds them beside other things, maybe from several devices.
+    """Read a state dict as ``checkpoint.read_weights`` does, also one among other entries or of a parallel model.
 
-    Args:
-        path: safetensors, or a PyTorch file: a state dict, or ``{"model": …}``, ``{"state_dict": …}`` or
-            ``{"net": …}`` with anything beside. A prefix ``module.`` of all names (``DataParallel``) is taken away.
+    Entries beside the state dict, such as an epoch or an optimizer's state, are not looked at.
 
     Raises:
-        InputError: missing or damaged file, or one that holds something else.
+        InputError: missing, truncated or corrupted file, one that holds other objects, or no state dict, or several.
     """
-    content: Any = read_file(path)
-    for key in _CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(
-            f"weights {path} must be a state dict, a dict from parameter names to tensors, or hold one as "
-            f"{', '.join(repr(name) for name in _CONTAINERS)}"
-        )
-    prefix = "module."
-    inside = bool(content) and all(key.startswith(prefix) for key in content)
-    return {key.removeprefix(prefix) if inside else key: value for key, value in content.items()}
+    content = read_tensors(path, INERT)
+    if not is_state(content):
+        found = [name for name in WRAPPERS if name in content] if isinstance(content, dict) else []
+        if len(found) > 1:
+            raise InputError(f"weights {path} hold {' and '.join(found)}; write a file of the one that is meant")
+        if not found or not is_state(content[found[0]]):
+            raise InputError(
+                f"weights {path} must be a state dict, a dict from parameter names to tensors, or hold one as "
+                f"{', '.join(repr(name) for name in WRAPPERS)}"
+            )
+        content = content[found[0]]
+    if all(key.startswith(PARALLEL) for key in content):
+        return {key.removeprefix(PARALLEL): value for key, value in content.items()}
+    return dict(content)
 
 
-def adapt(state: Mapping[str, Tensor], module: nn.Module) -> tuple[State, list[str]]:
-    """Give weights from elsewhere the names that they have in ``module``.
+def adapt(state: State, module: nn.Module) -> tuple[State, list[str]]:
+    """Give weights the names that ``module`` has for them.
 
-    Nothing is left out and, but for one thing, nothing is made up: whether all fits is for ``load_into`` to say. The
-    one thing is ``num_batches_tracked``, which old files lack and which nothing depends on; it becomes 0.
-
-    Args:
-        state: of the file.
-        module: what it is for.
+    Of the known sources, the one by whose names most tensors match is taken, and none if our own names match as many.
+    What does not match keeps its name, so that ``load_into`` can say which it is in the file. Batch counters that old
+    files lack are set to 0: they have no part in what a trained network computes.
 
     Returns:
-        The weights, and what was done, in words; no words, if nothing had to be.
+        The state under the module's names, and lines that say what was done; none if nothing was.
     """
     own = module.state_dict()
-    candidates = {source: _renamed(state, names) for source, names in _NAMES.items()}
-    source = max(candidates, key=lambda name: len(candidates[name].keys() & own.keys()))  # of equals, the first
-    adapted = candidates[source]
-    matched = len(adapted.keys() & own.keys())
-    report = [] if source == "our own" else [f"named as in {source}: {matched} of {len(state)} tensors match"]
-    absent = [key for key in own if key not in adapted and key.endswith(".num_batches_tracked")]
-    if absent and matched:
-        adapted |= {key: torch.zeros_like(own[key], device="cpu") for key in absent}
-        report.append(f"num_batches_tracked, which the file does not have, is 0 in {len(absent)} layers")
-    return adapted, report
+    ways = {None: dict(state)} | {source: _rename(state, rules, own) for source, rules in SOURCES.items()}
+    matched = {source: sum(key in own for key in named) for source, named in ways.items()}
+    source = max(ways, key=matched.__getitem__)  # of equals the first
+    named, report = ways[source], []
+    if source is not None:
+        report.append(f"named as in {source}: {matched[source]} of {len(state)} tensors matched")
+    absent = [
+        key
+        for key in own
+        if key.endswith(COUNTER) and key not in named and key.removesuffix(COUNTER) + "running_mean" in named
+    ]
+    if absent:
+        named |= {key: torch.zeros_like(own[key]) for key in absent}
+        report.append(f"{COUNTER}, absent in old files, set to 0: {len(absent)} tensor{'s' * (len(absent) > 1)}")
+    return named, report
 
 
-def _renamed(state: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> State:
-    renamed = {}
+def _rename(state: State, rules: list[tuple[str, str]], own: State) -> State:
+    """Names that ``own`` has stay; others change if that gives a name of ``own`` that no other has: none is lost."""
+    named: State = {}
     for key, value in state.items():
-        name = key
-        for pattern, replacement in names:
-            name = re.sub(pattern, replacement, name)
-        renamed[name if name not in renamed else key] = value
-    return renamed
+        new = key
+        if key not in own:
+            for pattern, replacement in rules:
+                new = re.sub(pattern, replacement, new)
+        fits = new in own and new not in state and new not in named
+        named[new if fits else key] = value
+    return named
