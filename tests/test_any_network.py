@@ -161,7 +161,7 @@ def test_a_teacher_and_a_paraphraser_from_elsewhere(tiny: Path, run: Run, finish
     own = read_weights(finished / "teacher" / "weights.safetensors")
     named = {f"head.{key}" if key.startswith("fc.") else f"backbone.{key}": value for key, value in own.items()}
     torch.save({"state_dict": named, "meta": {}}, "teacher.pth")
-    layers = {}
+    layers: dict[str, str] = {}
     for old, new in (("conv", "encoder"), ("deconv", "decoder")):
         for number in range(3):
             layers |= {f"{old}{number}.{part}": f"{new}.{2 * number}.{part}" for part in ("weight", "bias")}
