@@ -8,11 +8,10 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeGuard
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -21,11 +20,6 @@ from torch import Tensor, nn
 from factor_transfer.errors import InputError
 
 State = dict[str, Tensor]
-
-# NumPy's numbers, such as an accuracy that a file has beside its weights; they cannot run code either.
-_SCALAR = np.float64(0).__reduce__()[0]  # the function that their pickles name
-_NUMBERS: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))]
-_NUMBERS += [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -86,22 +80,47 @@ def read_weights(path: Path) -> State:
     Raises:
         InputError: missing, truncated or corrupted file, or one that holds something else.
     """
-    state = read_file(path)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    content = read_file(path)
+    if not is_state(content):
         raise InputError(f"weights {path} must be a state dict: a dict from parameter names to tensors")
-    return state
+    return content
 
 
-def read_file(path: Path) -> Any:
+def is_state(content: Any) -> TypeGuard[State]:
+    """Whether this is a dict from names to tensors."""
+    return isinstance(content, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
+
+
+class _Inert:
+    """Stands in a file's content for an object that is not wanted: whatever it is given, it forgets."""
+
+    def __new__(cls, *args: Any) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read_file(path: Path, inert: Iterable[str] = ()) -> Any:
     """Read a file of weights, whatever it holds beside them: tensors, numbers, strings, in dicts and lists.
 
+    Args:
+        path: safetensors, or a PyTorch file.
+        inert: full names of types and functions that the file may name besides, such as ``numpy.dtype``. None of them
+            is called: what they would have made is replaced by an empty object.
+
     Raises:
-        InputError: missing, truncated or corrupted file, or one that would run code.
+        InputError: missing, truncated or corrupted file, or one that names other code.
     """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(path.read_bytes())
-        with torch.serialization.safe_globals(_NUMBERS):
+        with torch.serialization.safe_globals([(_Inert, name) for name in inert]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"cannot read weights {path}: {error.strerror or error}") from error
