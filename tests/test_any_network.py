@@ -170,8 +170,8 @@ def test_a_teacher_and_a_paraphraser_from_elsewhere(tiny: Path, run: Run, finish
     teacher = "teacher={model='resnet8', args={width=8}, weights='teacher.pth'}"
     result = run("run", tiny, teacher, "paraphraser={weights='paraphraser.pth'}")
     assert result.code == 0, result.err
-    assert f"teacher  named as in mmpretrain: {len(own)} of {len(own)} tensors matched" in result.out
-    assert "paraphraser  named as in the authors' paraphraser: 12 of 12 tensors matched" in result.out
+    assert f"teacher  named as in mmpretrain: {len(own)} of {len(own)} tensors match" in result.out
+    assert "paraphraser  named as in the authors' paraphraser: 12 of 12 tensors match" in result.out
     for stage in ("teacher", "paraphraser"):
         taken, original = (read_weights(work / stage / "weights.safetensors") for work in (Path("runs/tiny"), finished))
         assert all(torch.equal(taken[key], original[key]) for key in original)

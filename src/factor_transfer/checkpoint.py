@@ -9,9 +9,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Self, TypeGuard
 
 import safetensors.torch
 import torch
@@ -81,26 +81,47 @@ def read_weights(path: Path) -> State:
     Raises:
         InputError: missing, truncated or corrupted file, or one that holds something else.
     """
-    content = read_tensors(path)
+    content = read_file(path)
     if not is_state(content):
         raise InputError(f"weights {path} must be a state dict: a dict from parameter names to tensors")
     return content
 
 
-def read_tensors(path: Path, inert: Sequence[tuple[type, str]] = ()) -> Any:
-    """Read safetensors, or a PyTorch file of tensors, numbers and strings in dicts and lists.
+def is_state(content: Any) -> TypeGuard[State]:
+    """Whether this is a dict from names to tensors."""
+    return isinstance(content, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
+
+
+class _Inert:
+    """Stands in a file's content for an object that is not wanted: whatever it is given, it forgets."""
+
+    def __new__(cls, *args: Any) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read_file(path: Path, inert: Iterable[str] = ()) -> Any:
+    """Read a file of weights, whatever it holds beside them: tensors, numbers, strings, in dicts and lists.
 
     Args:
-        path: the file.
-        inert: what may stand in a PyTorch file besides: a class, and the name in the file that it is put in place of.
+        path: safetensors, or a PyTorch file.
+        inert: full names of types and functions that the file may name besides, such as ``numpy.dtype``. None of them
+            is called: what they would have made is replaced by an empty object.
 
     Raises:
-        InputError: missing, truncated or corrupted file, or one that holds other objects.
+        InputError: missing, truncated or corrupted file, or one that names other code.
     """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(path.read_bytes())
-        with torch.serialization.safe_globals(list(inert)):
+        with torch.serialization.safe_globals([(_Inert, name) for name in inert]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"cannot read weights {path}: {error.strerror or error}") from error
@@ -108,13 +129,6 @@ def read_tensors(path: Path, inert: Sequence[tuple[type, str]] = ()) -> Any:
         raise InputError(f"weights {path} are damaged: {error}") from error
     except Exception as error:  # damaged zip archives and pickles fail in many ways
         raise InputError(f"weights {path} are damaged, or hold more than tensors: {_refused(error)}") from error
-
-
-def is_state(content: object) -> TypeGuard[State]:
-    """Whether it is a state dict: a dict from names to tensors, and nothing else."""
-    return isinstance(content, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    )
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
