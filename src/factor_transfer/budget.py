@@ -12,7 +12,7 @@ from factor_transfer.methods.base import Method
 from factor_transfer.optimization import Optimization
 
 _STEP_S = 1.0  # a measured step should take no longer; if need be, it is one of fewer images
-_PROBE = 8  # images of the first step, which also warms up
+_PROBE = 4  # images of the first step, which also warms up
 _STEPS = 2
 
 
@@ -65,9 +65,13 @@ def measure_training(fabric: Fabric, method: Method, batch: Batch, optimization:
 
     method.train()
     whole = len(batch.labels)
-    step(first_of(batch, _PROBE))
-    images = min(whole, max(_PROBE, int(_PROBE * _STEP_S / step(first_of(batch, _PROBE)))))
-    seconds = min(step(first_of(batch, images)) for _ in range(_STEPS)) * whole / images
+    few = min(_PROBE, whole)
+    step(first_of(batch, few))
+    seconds = step(first_of(batch, few))
+    images = min(whole, max(2 * _PROBE, int(_PROBE * _STEP_S / seconds)))
+    if images > few:  # what images take, and what the step takes besides, such as moving the weights
+        longer = min(step(first_of(batch, images)) for _ in range(_STEPS if seconds < _STEP_S else 1))
+        seconds = longer + max(longer - seconds, 0.0) / (images - few) * (whole - images)
     weights = sum(value.nbytes for value in method.state_dict().values())
     state = sum(
         value.nbytes for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)

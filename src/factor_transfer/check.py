@@ -29,6 +29,7 @@ from factor_transfer.taps import Taps
 
 BATCHES = 3  # that losses and gradients are looked at with
 IMAGES = 500  # that accuracies are measured with, at most
+_FEATURES = 16  # images whose features are looked at
 _SECONDS = 3.0  # that any one look should take; of large networks it is one at fewer images
 NEGLIGIBLE, DROWNING = 0.05, 20.0  # a term's gradient, relative to the cross-entropy's
 
@@ -62,7 +63,7 @@ def check(experiment: Experiment) -> dict[str, Any]:
     for name, model in (("teacher", now.teacher), ("student", now.student)):
         size = sum(value.nbytes for value in model.state_dict().values())
         networks[name] = {"parameters": parameters(model), "macs": macs(model, image), "bytes": size}
-    found = {
+    found: dict[str, Any] = {
         "networks": networks,
         "teacher": _teacher(experiment, now, warnings),
         "taps": _taps(experiment, now),
@@ -73,7 +74,9 @@ def check(experiment: Experiment) -> dict[str, Any]:
     if experiment.recipe.terms:
         both = now.of_student, now.of_teacher
         method = connect(experiment, now.student, now.teacher, both, now.paraphrasers)
-        terms = _terms(experiment, method, warnings, now.done is not None)
+        # As many images as the teacher was found to afford.
+        images = min(64, max(8, found["teacher"]["images"] // 8))
+        terms = _terms(experiment, method, images, warnings, now.done is not None)
     # Last, for its steps change what is trained.
     stages = {name: budget._asdict() for name, budget in _budgets(experiment, now, method)}
     return {**found, "terms": terms, "stages": stages, "warnings": warnings}
@@ -177,7 +180,7 @@ def _paraphraser(experiment: Experiment, now: _Now) -> dict[str, Any]:
     network = Taps(now.teacher, now.paraphrasers, now.of_teacher, logits=False)
     unexplained = {}
     with evaluating(network):
-        features = network(experiment.examples).features
+        features = network(experiment.examples[:_FEATURES]).features
     for tap, paraphraser in now.paraphrasers.items():
         feature = features[tap].float()
         with evaluating(paraphraser):
@@ -187,7 +190,7 @@ def _paraphraser(experiment: Experiment, now: _Now) -> dict[str, Any]:
 
 
 def _terms(
-    experiment: Experiment, method: Distillation, warnings: list[str], taught: bool
+    experiment: Experiment, method: Distillation, images: int, warnings: list[str], taught: bool
 ) -> dict[str, dict[str, float]]:
     """Each part of the loss at the start of the training: its value, and its shares of the loss and of the gradient."""
     names = ["ce", *method.terms]
@@ -199,7 +202,7 @@ def _terms(
         if looks and time.perf_counter() - began > _SECONDS:
             break
         looks += 1
-        losses = method(*first_of(batch, 64))
+        losses = method(*first_of(batch, images))
         for name in names:
             loss = losses[f"loss_{name}"]
             gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True) if loss.grad_fn else []
