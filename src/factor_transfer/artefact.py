@@ -4,6 +4,8 @@
 from, the model, figures, versions, the weights' SHA-256; ``metrics.jsonl``; while the stage is running, ``last.ckpt``.
 """
 
+import hashlib
+import json
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from factor_transfer.errors import InputError
 
 RECORD, WEIGHTS, METRICS, RUNNING = "stage.json", "weights.safetensors", "metrics.jsonl", "last.ckpt"
 LAST = "last.safetensors"
+STATES = WEIGHTS, LAST
 _MARK = "recipe.json"
 
 
@@ -38,8 +41,9 @@ class Artefact:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of its weights: what later stages remember of it."""
-        return self.record["weights_sha256"]
+        """SHA-256 of what it computes, weights, network and normalisation: what later stages remember of it."""
+        what = {key: self.record.get(key) for key in ("weights_sha256", "model", "mean", "std", "in_channels")}
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def state(self) -> State:
         """Its weights."""

@@ -135,7 +135,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
     """Load a state dict, strictly.
 
     Raises:
-        InputError: layers that are missing, unknown or of another shape; all of them are told apart by name.
+        InputError: layers that are missing, unknown or of another shape, told apart by name; or not finite.
     """
     own = model.state_dict()
     faults = [f"missing: {key}" for key in own if key not in state]
@@ -149,6 +149,9 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
         shown = "\n  ".join(faults[:8])
         more = f"\n  … and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise InputError(f"weights {path} do not fit {type(model).__name__}:\n  {shown}{more}")
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise InputError(f"weights {path} are not finite: {', '.join(broken[:3])}{', …' if broken[3:] else ''}")
     model.load_state_dict(dict(state))
 
 

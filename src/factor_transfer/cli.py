@@ -134,7 +134,7 @@ def check(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures here.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Look before a long run: networks, taps, each term's share, time and memory, in under a minute."""
+    """Look before a long run: networks, taps, each term's share, time and memory, from a few batches."""
     from factor_transfer.check import check as look
     from factor_transfer.checkpoint import write_json
     from factor_transfer.report.check import print_check

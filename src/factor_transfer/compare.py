@@ -14,8 +14,9 @@ from factor_transfer.methods import TERMS
 from factor_transfer.pairing import preflight
 from factor_transfer.recipe import ALONE, parse_method
 from factor_transfer.report.plot import plot_comparison
-from factor_transfer.stages import make_paraphraser, make_student, make_teacher
+from factor_transfer.stages import check_weights, make_paraphraser, make_student, make_teacher
 
+_LEAST_GAP = 0.1  # points between student and teacher, of which a share means something
 COMPARISON, PICTURE = "comparison.json", "comparison.png"
 
 
@@ -51,6 +52,7 @@ def compare(experiment: Experiment, methods: Sequence[str], seeds: int) -> dict[
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
     preflight(experiment, methods)
+    check_weights(experiment)
     teacher = make_teacher(experiment)
     if any(TERMS[term].needs_paraphraser for method in methods for term in parse_method(method)):
         make_paraphraser(experiment)
@@ -132,6 +134,6 @@ def summarize(runs: Sequence[Mapping[str, Any]], methods: Sequence[str], teacher
             figures["difference"], figures["difference_interval"] = difference
             figures["significant"] = difference.significant
             gap = teacher - sum(alone[seed]["top1"] for seed in both) / len(both)
-            figures["gap_closed"] = difference.mean / gap if gap > 0 else None
+            figures["gap_closed"] = difference.mean / gap if gap >= _LEAST_GAP else None
         result[method] = {**figures, "failed": len(done[method]) - len(own)}
     return result

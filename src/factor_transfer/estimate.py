@@ -22,8 +22,8 @@ class Estimate(NamedTuple):
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.interval is not None and abs(self.mean) > self.interval
+        """Whether the interval leaves zero out. Values that are all the same say nothing of their spread."""
+        return bool(self.interval) and abs(self.mean) > (self.interval or 0)
 
     def __format__(self, spec: str) -> str:
         """``mean ± interval``, both by ``spec``; the sign, if asked for, is the mean's alone."""

@@ -144,7 +144,9 @@ class Experiment:
         """
         found = []
         for name, section in (("teacher", self.recipe.teacher), ("student", self.recipe.student)):
-            model = self.build(section)
+            # Drawn from a generator of its own: what is trained next must not depend on who looked for taps first.
+            with torch.random.fork_rng(devices=[]):
+                model = self.build(section)
             images = self.normalize(self.statistics(section))(self.examples[:2])
             try:
                 taps = [resolve(model, images, tap) for tap in section.taps or [LAST_STAGE]]

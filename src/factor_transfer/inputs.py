@@ -7,8 +7,9 @@ from factor_transfer.artefact import Artefact
 from factor_transfer.checkpoint import sha256
 from factor_transfer.experiment import Experiment
 from factor_transfer.methods import TERMS, Paraphraser
+from factor_transfer.models.external import source
 from factor_transfer.options import Options, chosen
-from factor_transfer.recipe import Training
+from factor_transfer.recipe import Network, Training
 
 _PLACES = {"tap", "mean", "std", "weights"}  # said as what they come to, not as they are written
 
@@ -60,6 +61,9 @@ def _inputs(experiment: Experiment, section: Training, **sections: Options) -> d
         inputs[name] = part.model_dump(mode="json", exclude=_PLACES if part is section else set())
         if part is section:
             inputs[name] |= _origin(section)
+    own = source(section.model) if isinstance(section, Network) else None
+    if own is not None:  # somebody's own network is what its file says now
+        inputs["source"] = sha256(own)
     return inputs
 
 

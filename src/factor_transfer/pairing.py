@@ -22,6 +22,8 @@ def new_paraphrasers(experiment: Experiment, teacher: nn.Module, normalize: Norm
     images = normalize(experiment.examples[:2])
     section = experiment.recipe.paraphraser
     assert section is not None
+    if len(set(experiment.taps[0])) < len(experiment.taps[0]):
+        raise InputError(f"teacher.tap names a tap twice: {', '.join(experiment.taps[0])}; give each once")
     arguments, device = chosen(section, Paraphraser), experiment.fabric.device
     return {
         tap: Paraphraser(feature_shape(teacher, tap, images)[0], **arguments).to(device) for tap in experiment.taps[0]

@@ -12,7 +12,7 @@ from factor_transfer.pairing import preflight
 from factor_transfer.recipe import ALONE
 from factor_transfer.recipe_file import read_recipe
 from factor_transfer.report.results import network_figures, print_results, spread
-from factor_transfer.stages import make_paraphraser, make_student, make_teacher
+from factor_transfer.stages import check_weights, make_paraphraser, make_student, make_teacher
 
 DEMO_RECIPE = "digits/resnet20-resnet8"
 DEMO_SEEDS = (0, 1, 2)
@@ -31,6 +31,7 @@ def run(experiment: Experiment, baseline: bool = False, fresh: bool = False) -> 
     """
     terms = experiment.recipe.terms
     preflight(experiment, [experiment.recipe.method])
+    check_weights(experiment)
     done = {"teacher": make_teacher(experiment, fresh)}
     if any(TERMS[name].needs_paraphraser for name in terms):
         make_paraphraser(experiment, fresh)

@@ -85,6 +85,12 @@ class Network(Training):
         return [self.tap] if isinstance(self.tap, str) else self.tap
 
     @model_validator(mode="after")
+    def _tapped(self) -> "Network":
+        if self.tap == []:
+            raise ValueError("tap is empty; leave it out, and the last stage's is found")
+        return self
+
+    @model_validator(mode="after")
     def _normalizes(self) -> "Network":
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ValueError("give both mean and std, a value a channel, or neither")

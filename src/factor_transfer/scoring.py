@@ -46,9 +46,9 @@ def score(recipe: Recipe, checkpoint: Path, metrics: Iterable[str]) -> dict[str,
 
 def _network(recipe: Recipe, data: Data, path: Path) -> tuple[nn.Module, Normalize, str]:
     """The network whose weights are in ``path``, its normalisation, and what should be known of it."""
-    done = artefact.find(path.parent) if path.name == artefact.WEIGHTS else None
+    done = artefact.find(path.parent) if path.name in artefact.STATES else None
     if done:
-        model = load_network(done)
+        model = load_network(done, last=path.name == artefact.LAST)
         check_fits(done, data)
         return model, Normalize(done.record["mean"], done.record["std"]), _compare_images(done, data)
     # Weights from elsewhere do not say what they are: they are the teacher's if they have just its layers.

@@ -1,15 +1,17 @@
 """The three stages: teacher, paraphraser, student. Each leaves an artefact, reused while its inputs are the same."""
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from factor_transfer import artefact
 from factor_transfer.artefact import Artefact
-from factor_transfer.checkpoint import load_into
+from factor_transfer.checkpoint import load_into, read_weights
 from factor_transfer.data import Augment, Batches
 from factor_transfer.engine import Selection, fit
 from factor_transfer.errors import InputError
@@ -94,6 +96,22 @@ def make_student(experiment: Experiment, fresh: bool = False) -> Artefact:
     return _train(experiment, folder, section, method, student, record)
 
 
+def check_weights(experiment: Experiment) -> None:
+    """Look at all weights that the recipe names, before anything is trained.
+
+    Raises:
+        InputError: they cannot be had, or do not fit.
+    """
+    quiet = copy(experiment)
+    quiet.console = Console(quiet=True)
+    recipe = experiment.recipe
+    for name, section in (("teacher", recipe.teacher), ("student", recipe.student)):
+        if section.weights is not None:
+            starting_network(quiet, name, section)
+    if recipe.paraphraser and recipe.paraphraser.weights is not None:
+        read_foreign(Path(recipe.paraphraser.weights).expanduser())
+
+
 def student_folder(experiment: Experiment) -> Path:
     """Where the student of the recipe's method and seed lies."""
     method = "+".join(experiment.recipe.terms) or "alone"
@@ -111,12 +129,12 @@ def starting_network(experiment: Experiment, name: str, section: Network) -> tup
     mean, std = experiment.statistics(section, model)
     if section.weights != "pretrained":
         path = Path(section.weights).expanduser()
-        origin = artefact.find(path.parent) if path.name == artefact.WEIGHTS else None
+        origin = artefact.find(path.parent) if path.name in artefact.STATES else None
         if origin:  # a stage's weights bring the statistics that they were trained on
             check_fits(origin, experiment.data)
             if section.mean is None:
                 mean, std = origin.record["mean"], origin.record["std"]
-            load_into(model, origin.state(), path)
+            load_into(model, read_weights(path), path)
             experiment.say(f"{name}  taken from {path}")
         else:
             _take(experiment, name, section.weights, model)

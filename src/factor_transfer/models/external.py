@@ -76,6 +76,16 @@ def zoo_size(name: str, model: nn.Module) -> int | None:
     return ZOOS[prefix].size(rest, model) if is_external(name) and prefix in ZOOS else None
 
 
+def source(name: str) -> Path | None:
+    """The file of somebody's own network; ``None`` for a zoo's, or one of ``MODELS``."""
+    path, _, _ = name.partition(":")
+    if not is_external(name) or path in ZOOS:
+        return None
+    with _working_directory():
+        file = import_module(path).__file__
+    return Path(file) if file else None
+
+
 def zoos() -> dict[str, bool]:
     """The zoos, and whether they are installed."""
     return {zoo: installed(zoo) for zoo in ZOOS}

@@ -33,7 +33,7 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
     lines = [
         f"Top-1 of the last epoch on {test_images:,} test images, mean ± 95 % interval over {seeds} "
         f"{'seed' if seeds == 1 else 'seeds'}; difference from the student alone, seed by seed; the share of its gap "
-        "to the teacher that is closed; seconds of training, relative to it."
+        "to the teacher that is closed; seconds of the student's training, relative to it (without the paraphraser's)."
     ]
     lines += _verdicts(methods)
     for run in comparison["runs"]:
@@ -46,10 +46,11 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
 def _verdicts(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Which differences can be told from chance."""
     named = {name: figures for name, figures in methods.items() if figures["difference"] is not None}
-    kinds: dict[str, list[str]] = {"better": [], "worse": [], "not significant": []}
+    kinds: dict[str, list[str]] = {"better": [], "worse": [], "not significant": [], "one seed": []}
     for name, figures in named.items():
         sign = "better" if figures["difference"] > 0 else "worse"
-        kinds[sign if figures["significant"] else "not significant"].append(name_of(name))
+        kind = sign if figures["significant"] else "not significant"
+        kinds[kind if figures["difference_interval"] is not None else "one seed"].append(name_of(name))
     lines = [
         f"Significantly {kind} than the student alone: {', '.join(kinds[kind])}."
         for kind in ("better", "worse")
@@ -57,6 +58,8 @@ def _verdicts(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
     if kinds["not significant"]:
         lines.append(f"Not significant, by these seeds: {', '.join(kinds['not significant'])}.")
-    if len(named) > 1:
+    if kinds["one seed"]:
+        lines.append(f"Of one seed there is no interval, and nothing can be told: {', '.join(kinds['one seed'])}.")
+    if len(named) > len(kinds["one seed"]) + 1:
         lines.append(f"Each interval is its own: of {len(named)} at 95 %, one may well be off by chance.")
     return lines

@@ -24,12 +24,14 @@ def plot_comparison(comparison: Mapping[str, Any], path: Path) -> None:
             axes.errorbar(figures["mean"], row, xerr=figures["interval"] or 0, fmt="s", color="C0", capsize=3, zorder=2)
     teacher = comparison["teacher"]["top1"]
     axes.axvline(teacher, color="C3", linestyle="--", linewidth=1)
-    axes.annotate("teacher", (teacher, -0.6), color="C3", ha="center", va="bottom", annotation_clip=False)
+    axes.annotate("teacher", (teacher, 1.01), xycoords=axes.get_xaxis_transform(), color="C3", ha="center", va="bottom")
     student = methods["student"]["mean"]
     if student is not None:
         axes.axvline(student, color="0.4", linestyle=":", linewidth=1)
     axes.set_yticks(range(len(methods)), [name_of(method) for method in methods])
     axes.invert_yaxis()
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, 0), min(high, 101))  # an interval of two seeds may be wider than all percents
     axes.set_xlabel("top-1 % on the test images: each seed, mean and 95 % interval")
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
