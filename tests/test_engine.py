@@ -10,14 +10,15 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import nn
 
-from factor_transfer import Supervised, build_model, engine
+from factor_transfer import Supervised, build_model, trainee
 from factor_transfer.checkpoint import read_training
 from factor_transfer.data import Augment, Batches, Split
-from factor_transfer.engine import Outcome, Selection, fit
+from factor_transfer.engine import fit
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.models import Normalize
 from factor_transfer.optimization import Optimization
 from factor_transfer.runlog import RunLog
+from factor_transfer.trainee import Outcome, Selection, Trainee
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.arange(40) % 4
@@ -46,15 +47,18 @@ def train(folder: Path, epochs: int = 4, fabric: Fabric | None = None, **changes
         "selection": Selection("top1", highest=True, keep="last"),
         "log": RunLog(Console(quiet=True), "student", folder / "metrics.jsonl"),
     }
-    return fit(
+    batches = Batches(Split(IMAGES, LABELS), 16, 0, Augment(crop_padding=1, flip=True), fabric.device)
+    pupil = Trainee(
         fabric,
         Supervised(model, Normalize((0.5,) * 3, (0.25,) * 3)),
         model,
-        Batches(Split(IMAGES, LABELS), 16, 0, Augment(crop_padding=1, flip=True), fabric.device),
         epochs=epochs,
+        steps=len(batches),
         checkpoint=folder / "last.ckpt",
         **{**settings, **changes},
     )
+    fit([pupil], batches)
+    return pupil.outcome()
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -78,7 +82,7 @@ def test_a_training_that_goes_on_ends_with_the_same_bytes(
     (tmp_path / "through").mkdir()
     (tmp_path / "killed").mkdir()
     through = train(tmp_path / "through")
-    save = engine.save_training
+    save = trainee.save_training
 
     def save_and_die(path: Path, state: Any) -> None:
         save(path, state)
@@ -86,7 +90,7 @@ def test_a_training_that_goes_on_ends_with_the_same_bytes(
             raise SystemError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "save_training", save_and_die)
+        patch.setattr(trainee, "save_training", save_and_die)
         with pytest.raises(SystemError, match="killed"):
             train(tmp_path / "killed")
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:  # a kill between the line and the checkpoint

@@ -95,23 +95,27 @@ def finish(folder: Path, state: State, record: Mapping[str, Any], last: State | 
         record: what else to remember.
         last: the weights of the last epoch, if they are others.
     """
-    inputs = _read_record(folder)["inputs"]
     save_weights(folder / WEIGHTS, state)
     sums = {"weights_sha256": sha256(folder / WEIGHTS)}
     if last is not None:
         save_weights(folder / LAST, last)
         sums["last_sha256"] = sha256(folder / LAST)
-    complete = {
+    done = Artefact(folder, complete(folder, {**record, **sums}))
+    (folder / RUNNING).unlink(missing_ok=True)
+    return done
+
+
+def complete(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Write down that what ``folder`` holds is finished; what the record says then."""
+    whole = {
         "finished": True,
         **record,
-        **sums,
-        "inputs": inputs,
+        "inputs": _read_record(folder)["inputs"],
         "versions": {name: version(name) for name in ("factor-transfer", "torch", "lightning-fabric")},
         "machine": platform.platform(),
     }
-    write_json(folder / RECORD, complete)
-    (folder / RUNNING).unlink(missing_ok=True)
-    return Artefact(folder, complete)
+    write_json(folder / RECORD, whole)
+    return whole
 
 
 def differences(folder: Path, inputs: Mapping[str, Any]) -> list[str]:

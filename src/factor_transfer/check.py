@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from factor_transfer import artefact
 from factor_transfer.artefact import Artefact
 from factor_transfer.budget import Budget, first_of, measure_training
-from factor_transfer.data import Augment, Batch, Batches
+from factor_transfer.data import Batch, Batches
 from factor_transfer.evaluation import top
 from factor_transfer.experiment import Experiment
 from factor_transfer.inference import evaluating
@@ -22,9 +22,9 @@ from factor_transfer.methods import TERMS, Distillation, Paraphraser, Paraphrase
 from factor_transfer.methods.base import Method
 from factor_transfer.models import Normalize, macs, parameters
 from factor_transfer.options import chosen
-from factor_transfer.pairing import connect, load_paraphrasers, new_paraphrasers
+from factor_transfer.pairing import connect, load_paraphrasers, look_at, new_paraphrasers
 from factor_transfer.recipe import Training
-from factor_transfer.stages import starting_network
+from factor_transfer.starting import starting_network
 from factor_transfer.taps import Taps
 
 BATCHES = 3  # that losses and gradients are looked at with
@@ -72,8 +72,8 @@ def check(experiment: Experiment) -> dict[str, Any]:
     method: Method = Supervised(now.student, now.of_student)
     terms = {}
     if experiment.recipe.terms:
-        both = now.of_student, now.of_teacher
-        method = connect(experiment, now.student, now.teacher, both, now.paraphrasers)
+        teacher = look_at(experiment, now.teacher, now.of_teacher)
+        method = connect(experiment, now.student, teacher, now.of_student, now.paraphrasers)
         # As many images as the teacher was found to afford.
         images = min(64, max(8, found["teacher"]["images"] // 8))
         terms = _terms(experiment, method, images, warnings, now.done is not None)
@@ -112,9 +112,8 @@ def _budgets(experiment: Experiment, now: _Now, method: Method) -> Iterator[tupl
     if now.paraphrasers and recipe.paraphraser and recipe.paraphraser.epochs is not None:
         paraphrasers = new_paraphrasers(experiment, now.teacher, now.of_teacher)
         distance = chosen(recipe.paraphraser, ParaphraserTraining)
-        training = ParaphraserTraining(
-            now.teacher, list(paraphrasers), list(paraphrasers.values()), now.of_teacher, **distance
-        )
+        teacher = look_at(experiment, now.teacher, now.of_teacher)
+        training = ParaphraserTraining(teacher, list(paraphrasers), list(paraphrasers.values()), **distance)
         yield "paraphraser", _budget(experiment, training, recipe.paraphraser)
     yield "student", _budget(experiment, method, recipe.student)
 
@@ -238,9 +237,8 @@ def _terms(
 
 
 def _batches(experiment: Experiment, section: Training) -> Iterator[Batch]:
-    augment = Augment(**experiment.recipe.augment.model_dump())
     data, device = experiment.data, experiment.fabric.device
-    return Batches(data.train, section.batch_size, section.seed, augment, device).epoch(0)
+    return Batches(data.train, section.batch_size, section.seed, experiment.augment, device).epoch(0)
 
 
 def _budget(experiment: Experiment, method: Method, section: Training) -> Budget:

@@ -14,7 +14,8 @@ from factor_transfer.methods import TERMS
 from factor_transfer.pairing import preflight
 from factor_transfer.recipe import ALONE, parse_method
 from factor_transfer.report.plot import plot_comparison
-from factor_transfer.stages import check_weights, make_paraphraser, make_student, make_teacher
+from factor_transfer.stages import make_paraphraser, make_students, make_teacher
+from factor_transfer.starting import check_weights
 
 _LEAST_GAP = 0.1  # points between student and teacher, of which a share means something
 COMPARISON, PICTURE = "comparison.json", "comparison.png"
@@ -59,8 +60,8 @@ def compare(experiment: Experiment, methods: Sequence[str], seeds: int) -> dict[
     first = experiment.recipe.student.seed
     runs = []
     for seed in range(first, first + seeds):
-        for method in methods:
-            runs.append(_run(experiment.with_method(method, seed)))
+        several = [experiment.with_method(method, seed) for method in methods]
+        runs += [_run(*one) for one in zip(several, make_students(several), strict=True)]
     taught = figures_of(experiment, teacher, experiment.test)
     comparison = {
         "runs": runs,
@@ -77,13 +78,14 @@ def figures_of(experiment: Experiment, done: Artefact, split: Split, last: bool 
     return top(*experiment.logits(experiment.load(done, last), split, experiment.normalize(done)))
 
 
-def _run(experiment: Experiment) -> dict[str, Any]:
-    """One method, one seed."""
+def _run(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
+    """One method, one seed: its student, or why there is none."""
     recipe = experiment.recipe
     settings = {name: term.model_dump(mode="json") for name, term in recipe.terms.items()}
     run: dict[str, Any] = {"method": recipe.method, "seed": recipe.student.seed}
     try:
-        done = make_student(experiment)
+        if isinstance(done, Exception):
+            raise done
         last = figures_of(experiment, done, experiment.test, last=True)
         best = figures_of(experiment, done, experiment.test)
     except (InputError, RuntimeError, MemoryError) as error:

@@ -15,9 +15,10 @@ from factor_transfer import artefact
 from factor_transfer.anatomy import LAST_STAGE, resolve
 from factor_transfer.artefact import Artefact
 from factor_transfer.checkpoint import load_into
-from factor_transfer.data import Batch, Data, Split, in_order, open_data
+from factor_transfer.data import Augment, Batch, Data, Split, in_order, open_data
 from factor_transfer.errors import InputError
 from factor_transfer.evaluation import predict
+from factor_transfer.layout import lay_out
 from factor_transfer.methods import ReusedClassifier
 from factor_transfer.models import Normalize, build_model, zoo_statistics
 from factor_transfer.recipe import Network, Recipe
@@ -75,6 +76,11 @@ class Experiment:
         return open_fabric(self.recipe.device, self.recipe.precision)
 
     @cached_property
+    def augment(self) -> Augment:
+        """What is done to the training images at random."""
+        return Augment(**self.recipe.augment.model_dump())
+
+    @cached_property
     def test(self) -> Split:
         """The test images, for the final table alone."""
         return self.data.test()
@@ -82,7 +88,7 @@ class Experiment:
     def build(self, section: Network, pretrained: bool = False) -> nn.Module:
         """A network as the recipe names it, on the device; with random weights, or the zoo's."""
         record = self.describe(section)["model"]
-        return self.fabric.to_device(build_model(**record, pretrained=pretrained))
+        return lay_out(self.fabric.to_device(build_model(**record, pretrained=pretrained)))
 
     def describe(self, section: Network) -> dict[str, Any]:
         """What a network's record says of it, so that ``load_network`` can build it again."""
@@ -126,7 +132,7 @@ class Experiment:
 
     def load(self, done: Artefact, last: bool = False) -> nn.Module:
         """The network of a finished stage, on the device; or as it was after the last epoch."""
-        return self.fabric.to_device(load_network(done, last))
+        return lay_out(self.fabric.to_device(load_network(done, last)))
 
     @cached_property
     def examples(self) -> Tensor:

@@ -1,9 +1,10 @@
 """What each stage is made from: what its record says, and what must be the same for it to be up to date."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from factor_transfer.artefact import Artefact
+from factor_transfer.artefact import Artefact, find
 from factor_transfer.checkpoint import sha256
 from factor_transfer.experiment import Experiment
 from factor_transfer.methods import TERMS, Paraphraser
@@ -30,7 +31,7 @@ def paraphraser_inputs(experiment: Experiment, teacher: Artefact) -> dict[str, A
     inputs = _inputs(experiment, section, paraphraser=section)
     if section.epochs is None:
         inputs["paraphraser"] = chosen(section, Paraphraser) | _origin(section)
-    return {**inputs, "tap": ", ".join(experiment.taps[0]), "teacher": teacher.fingerprint}
+    return {**inputs, **_looked(experiment), "tap": ", ".join(experiment.taps[0]), "teacher": teacher.fingerprint}
 
 
 def student_inputs(experiment: Experiment, teacher: Artefact | None, paraphraser: Artefact | None) -> dict[str, Any]:
@@ -39,10 +40,36 @@ def student_inputs(experiment: Experiment, teacher: Artefact | None, paraphraser
     inputs = _inputs(experiment, recipe.student, student=recipe.student, **recipe.terms)
     if any(TERMS[name].uses_taps for name in recipe.terms):
         inputs["taps"] = " → ".join(", ".join(taps) for taps in experiment.taps)
+    inputs |= _looked(experiment, asked=teacher is not None)
     if teacher is not None:
         inputs["teacher"] = teacher.fingerprint
     if paraphraser is not None:
         inputs["paraphraser"] = paraphraser.fingerprint
+    return inputs
+
+
+def kept_inputs(experiment: Experiment, teacher: Artefact, name: str, taps: Sequence[str]) -> dict[str, Any]:
+    """Of what is kept of a teacher.
+
+    Args:
+        experiment: whose it is.
+        teacher: who said it.
+        name: of the term whose targets it is, or ``"teacher"``.
+        taps: that it is made from.
+    """
+    recipe = experiment.recipe
+    inputs = {
+        "teacher": teacher.fingerprint,
+        "taps": ", ".join(taps),
+        "data": experiment.data.fingerprint,
+        "augment": recipe.augment.model_dump(mode="json"),
+        "cache": recipe.cache.model_dump(mode="json"),
+        "precision": recipe.precision,
+        "teacher_precision": recipe.teacher_precision,
+    }
+    if name in TERMS and TERMS[name].needs_paraphraser:
+        paraphraser = find(experiment.work_dir / "paraphraser")
+        inputs["paraphraser"] = paraphraser.fingerprint if paraphraser else None
     return inputs
 
 
@@ -65,6 +92,17 @@ def _inputs(experiment: Experiment, section: Training, **sections: Options) -> d
     if own is not None:  # somebody's own network is what its file says now
         inputs["source"] = sha256(own)
     return inputs
+
+
+def _looked(experiment: Experiment, asked: bool = True) -> dict[str, Any]:
+    """How the images and the teacher are looked at, where it is not the usual way."""
+    recipe = experiment.recipe
+    looked: dict[str, Any] = {}
+    if recipe.cache.views is not None:
+        looked["cache"] = recipe.cache.model_dump(mode="json")
+    if asked and recipe.teacher_precision is not None:
+        looked["teacher_precision"] = recipe.teacher_precision
+    return looked
 
 
 def _origin(section: Training) -> dict[str, Any]:

@@ -66,6 +66,9 @@ class Optimization:
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """An optimiser and its schedule, which is to be advanced after every step."""
         optimizer: torch.optim.Optimizer
+        parameters = list(parameters)
+        # One kernel for all parameters, where there is one for their device.
+        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(
                 parameters,
@@ -73,9 +76,12 @@ class Optimization:
                 momentum=self.momentum,
                 nesterov=self.nesterov,
                 weight_decay=self.weight_decay,
+                fused=fused,
             )
         else:
-            optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+            optimizer = torch.optim.AdamW(
+                parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused
+            )
 
         def factor(step: int) -> float:
             # Half a step on, so that a warm-up does not begin with a step of no length.

@@ -11,7 +11,7 @@ from factor_transfer.artefact import Artefact
 from factor_transfer.checkpoint import load_into
 from factor_transfer.errors import InputError
 from factor_transfer.experiment import Experiment
-from factor_transfer.methods import TERMS, Distillation, Pair, Paraphraser, Side, Supervised, Term
+from factor_transfer.methods import TERMS, Distillation, Pair, Paraphraser, Side, Supervised, Teacher, Term
 from factor_transfer.methods.base import Method
 from factor_transfer.models import Normalize
 from factor_transfer.options import chosen
@@ -49,11 +49,17 @@ def load_paraphrasers(experiment: Experiment, done: Artefact) -> dict[str, Parap
     return paraphrasers
 
 
+def look_at(experiment: Experiment, model: nn.Module, normalize: Normalize) -> Teacher:
+    """A trained network as teacher: frozen, and as cheap as its figures allow."""
+    precision = experiment.recipe.teacher_precision
+    return Teacher(model, normalize, experiment.examples, reduced=precision == "bf16-mixed")
+
+
 def connect(
     experiment: Experiment,
     student: nn.Module,
-    teacher: nn.Module,
-    normalize: tuple[Normalize, Normalize],
+    teacher: Teacher,
+    normalize: Normalize,
     paraphrasers: Mapping[str, Paraphraser],
 ) -> Distillation:
     """The student's training by the terms of the recipe's method.
@@ -61,18 +67,19 @@ def connect(
     Args:
         experiment: whose recipe says the terms.
         student: to be trained.
-        teacher: trained.
-        normalize: of student and teacher.
+        teacher: see ``look_at``; other methods may have it, too.
+        normalize: of the student.
         paraphrasers: trained, by tap.
 
     Raises:
         InputError: a term that these two networks cannot have.
     """
-    own, other = normalize
     teacher_taps, student_taps = experiment.taps
+    known, prepare = teacher.module.model, teacher.module.prepare
+    examples = experiment.examples
     pair = Pair(
-        Side(teacher, teacher_taps, other(experiment.examples)),
-        Side(student, student_taps, own(experiment.examples)),
+        Side(known, teacher_taps, examples if prepare is None else prepare(examples)),
+        Side(student, student_taps, normalize(examples)),
         paraphrasers,
         experiment.data.train.labels,
     )
@@ -88,7 +95,7 @@ def connect(
     for name in terms:
         arguments = chosen(terms[name], TERMS[name], TERMS[name].between)
         made[name] = TERMS[name].between(pair, **arguments).to(experiment.fabric.device)
-    return Distillation(student, teacher, made, own, other)
+    return Distillation(student, teacher, made, normalize)
 
 
 def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
@@ -107,7 +114,7 @@ def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
         if other.recipe.terms:
             needed = any(TERMS[name].needs_paraphraser for name in other.recipe.terms)
             paraphrasers = new_paraphrasers(other, teacher, its) if needed else {}
-            training = connect(other, student, teacher, (own, its), paraphrasers)
+            training = connect(other, student, Teacher(teacher, its), own, paraphrasers)
         training.eval()
         device = experiment.fabric.device
         with torch.no_grad():

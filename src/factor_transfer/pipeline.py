@@ -12,7 +12,8 @@ from factor_transfer.pairing import preflight
 from factor_transfer.recipe import ALONE
 from factor_transfer.recipe_file import read_recipe
 from factor_transfer.report.results import network_figures, print_results, spread
-from factor_transfer.stages import check_weights, make_paraphraser, make_student, make_teacher
+from factor_transfer.stages import make_paraphraser, make_student, make_teacher
+from factor_transfer.starting import check_weights
 
 DEMO_RECIPE = "digits/resnet20-resnet8"
 DEMO_SEEDS = (0, 1, 2)

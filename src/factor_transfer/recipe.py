@@ -20,11 +20,26 @@ from factor_transfer.options import FreeOptions, Options, options
 
 ALONE = "student"  # the method that is no term: the student alone
 
+Precision = Literal["32-true", "bf16-mixed"]
+
 
 class Named(Options):
     """``[data]``: the data set's ``name``; beside it, its own settings and those of ``open_data``."""
 
     name: str
+
+
+class Cache(Options):
+    """``[cache]``: of stages 2 and 3.
+
+    Attributes:
+        views: crops and flips that each training image has; what the teacher says to them is worked out once, and kept
+            in the work dir. If left out, every epoch draws new ones, and the teacher is asked each time.
+        seed: the views are a function of it.
+    """
+
+    views: Annotated[int, Ge(1), Lt(1000)] | None = None
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
 
 
 class Training(Options):
@@ -114,25 +129,32 @@ class Recipe(Options):
         name: of the default work dir; the file's, if left out.
         preset: whose settings hold where the recipe says nothing, see ``factor-transfer show presets``.
         precision: ``"32-true"``, or ``"bf16-mixed"``: bfloat16 where it is safe.
+        teacher_precision: of the teacher where it is only looked at; that of ``precision``, if left out.
+        compile: ``"on"`` compiles training steps, which rounds otherwise and changes nothing else; ``"auto"`` does so
+            where a training is long enough for it to pay.
         device: ``"auto"`` takes a GPU where there is one.
         data: the images.
         augment: what is done to the training images at random.
         teacher: stage 1.
         paraphraser: stage 2; only factor transfer needs it.
         student: stage 3.
+        cache: fixed views of the training images, and what the teacher says to them kept on disk.
         transfer: the terms of stage 3; ``[transfer.factor]`` has the settings of ``FactorTransfer``. Its ``method``
             says which are summed: ``"factor+kd"``; all that have a table, if left out; ``"student"`` is none.
     """
 
     name: Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$")]
     preset: str | None = None
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Precision = "32-true"
+    teacher_precision: Precision | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     data: Named
     augment: Options
     teacher: Network
     paraphraser: Training | None
     student: Student
+    cache: Cache = Field(default_factory=Cache)
     transfer: Options
 
     @property

@@ -41,10 +41,11 @@ class RunLog:
         console: where to show it.
         stage: its name, for the person.
         path: the JSONL file; one object an epoch.
+        lead: whether it may draw a bar: of several that run side by side one only.
     """
 
-    def __init__(self, console: Console, stage: str, path: Path) -> None:
-        self.console = console
+    def __init__(self, console: Console, stage: str, path: Path, lead: bool = True) -> None:
+        self.console, self.lead = console, lead
         self.stage = stage
         self.path = path
         self.progress: Progress | None = None
@@ -55,7 +56,7 @@ class RunLog:
         self.began = time.perf_counter()
         lines = self.path.read_bytes().splitlines(keepends=True)[:done] if self.path.exists() else []
         write_whole(self.path, b"".join(lines))
-        if self.console.is_terminal:
+        if self.console.is_terminal and self.lead:
             self.progress = _TwoLines(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=24),
@@ -86,9 +87,13 @@ class RunLog:
             raise InputError(f"cannot write {self.path}: {error.strerror}") from error
         left = (time.perf_counter() - self.began) / (epoch + 1 - self.first) * (self.epochs - epoch - 1)
         text = f"{self.stage}  epoch {epoch + 1:>{len(str(self.epochs))}}/{self.epochs}  {describe(figures)}"
-        if self.progress is None:
+        if not self.console.is_terminal:
             # soft_wrap: a line stays a line in a file, however narrow the console is thought to be.
             self.console.print(f"{text}  {duration(left)} left", highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """A line for the person."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def stop(self) -> None:
         """Take the bar away."""

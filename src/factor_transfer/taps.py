@@ -3,11 +3,11 @@
 A tap is a module's dotted path; its feature is what that module returns. ``layer3.2.relu:input`` is what that module
 is given instead, and ``layers.3:nhwc`` says that its map has the channels last. Tokens (B, N, C) of a vision
 transformer are folded to a map (B, C, H, W). Features are handed back with the logits, nothing is left behind in the
-network, and nothing after the last tap that is needed is run.
+network (but see ``Taps.hold``), and nothing after the last tap that is needed is run.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from factor_transfer.errors import InputError, choose
 from factor_transfer.inference import evaluating
+from factor_transfer.layout import lay_out, memory_format
 from factor_transfer.tokens import fold, patch_grid
 
 _VIEWS = ("", "input", "nhwc")
@@ -41,7 +42,8 @@ class Taps(nn.Module):
     """A network that returns features beside its logits.
 
     Args:
-        model: any network whose forward takes a batch of images and returns logits (B, K).
+        model: any network whose forward takes a batch of images and returns logits (B, K). Its weights are laid out
+            as they are fastest, see ``layout``; their values stay the same.
         taps: where to look; see the module.
         prepare: what turns a batch into the network's input, such as ``Normalize``; ``None`` if it is ready.
         logits: whether they are wanted. If not, the network stops behind the last tap.
@@ -58,7 +60,8 @@ class Taps(nn.Module):
         logits: bool = True,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.memory_format = memory_format(model)
+        self.model = lay_out(model)
         self.prepare = prepare
         self.logits = logits
         modules = [path for path, _ in model.named_modules() if path]
@@ -67,6 +70,10 @@ class Taps(nn.Module):
             path, _, view = tap.partition(":")
             self.taps[tap] = choose("tap", path, modules), choose(f"view of tap {path}", view, _VIEWS)
         self._grids: dict[tuple[str, torch.Size], tuple[int, int]] = {}
+        self._features: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+        self._looking = False
+        self._held: ExitStack | None = None
 
     def forward(self, images: Tensor) -> Seen:
         """One pass.
@@ -78,35 +85,65 @@ class Taps(nn.Module):
             InputError: a tap that is no tensor, is called more than once or not at all, or whose feature is
                 changed in place after it was returned.
         """
-        features: dict[str, Tensor] = {}
-        versions: dict[str, int] = {}
-
-        def keep(tap: str, value: Any) -> None:
-            feature = first_tensor(value)
-            if feature is None:
-                raise InputError(f"tap {tap!r} returns a {type(value).__name__}, not a tensor")
-            if tap in features:
-                raise InputError(f"tap {tap!r} is called more than once a pass; choose the module around it")
-            features[tap] = feature
-            versions[tap] = _version(feature)
-            if not self.logits and len(features) == len(self.taps):
-                raise _Reached
-
         x = images if self.prepare is None else self.prepare(images)
-        with _hooks(self.model, self.taps, keep):
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=self.memory_format)
+        if self._held is None:
+            with _hooks(self.model, self.taps, self._keep):
+                return self._pass(x)
+        return self._pass(x)
+
+    def hold(self) -> None:
+        """Leave the hooks in the network until ``release``: a pass then does nothing that a compiler cannot follow."""
+        if self._held is None:
+            self._held = ExitStack()
+            self._held.enter_context(_hooks(self.model, self.taps, self._keep))
+
+    def release(self) -> None:
+        """Take the hooks away."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def _pass(self, x: Tensor) -> Seen:
+        self._features.clear()
+        self._versions.clear()
+        logits = None
+        if self.logits or self.taps:
+            self._looking = True
             try:
-                logits = self.model(x) if self.logits or self.taps else None
+                logits = self.model(x)
             except _Reached:
                 logits = None
+            finally:
+                self._looking = False
+        features = dict(self._features)
+        self._features.clear()  # nothing is kept from one pass to the next
         for tap in self.taps:
             if tap not in features:
                 raise InputError(f"tap {tap!r} is not reached by the network's forward pass")
-            if _version(features[tap]) != versions[tap]:
+            if self._held is None and _version(features[tap]) != self._versions[tap]:
                 raise InputError(
                     f"the feature of tap {tap!r} is changed in place by what follows it (an in-place "
                     "activation?); tap that module instead, or build the network without in-place operations"
                 )
-        return Seen(logits, {tap: self._as_map(tap, feature, x) for tap, feature in features.items()})
+        mapped = {tap: self._as_map(tap, features[tap], x) for tap in self.taps}
+        return Seen(logits if self.logits else None, mapped)
+
+    def _keep(self, tap: str, value: Any) -> None:
+        """What a hook saw; hooks that are held see passes of others, too."""
+        if not self._looking:
+            return
+        feature = first_tensor(value)
+        if feature is None:
+            raise InputError(f"tap {tap!r} returns a {type(value).__name__}, not a tensor")
+        if tap in self._features:
+            raise InputError(f"tap {tap!r} is called more than once a pass; choose the module around it")
+        self._features[tap] = feature
+        if self._held is None:
+            self._versions[tap] = _version(feature)
+            if not self.logits and len(self._features) == len(self.taps):
+                raise _Reached  # a compiler leaves out by itself what no one wants
 
     def _as_map(self, tap: str, feature: Tensor, x: Tensor) -> Tensor:
         _, view = self.taps[tap]

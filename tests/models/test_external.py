@@ -97,7 +97,7 @@ def test_a_network_of_a_zoo(name: str, args: dict[str, Any], channels: int, tap:
     other = build_model(name, 5, channels, **args).eval()
     other.load_state_dict(model.state_dict())
     for same in (copy.deepcopy(model), other):
-        assert torch.equal(same(images), expected)
+        assert torch.allclose(same(images), expected, rtol=1e-4, atol=1e-6)  # laid out otherwise, rounded otherwise
 
 
 def test_paths_and_keys_are_the_librarys_own() -> None:

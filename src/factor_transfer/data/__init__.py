@@ -9,12 +9,14 @@ from typing import Annotated, Any
 from annotated_types import Ge, Lt
 
 from factor_transfer.data.augment import Augment
-from factor_transfer.data.batches import Batch, Batches, epoch_seed, in_order
+from factor_transfer.data.batches import Batch, Batches, in_order
 from factor_transfer.data.cifar import load_cifar10, load_cifar100
 from factor_transfer.data.digits import load_digits
 from factor_transfer.data.folder import load_folder
+from factor_transfer.data.seeds import epoch_seed
 from factor_transfer.data.split import Source, Split, stratified
 from factor_transfer.data.synthetic import load_synthetic
+from factor_transfer.data.views import Views
 from factor_transfer.errors import InputError, choose
 from factor_transfer.options import settings
 
@@ -26,6 +28,7 @@ __all__ = [
     "Data",
     "Source",
     "Split",
+    "Views",
     "epoch_seed",
     "in_order",
     "open_data",

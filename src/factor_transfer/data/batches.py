@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from factor_transfer.data.augment import Augment
+from factor_transfer.data.seeds import epoch_seed
 from factor_transfer.data.split import Split
+from factor_transfer.data.views import Views
 from factor_transfer.errors import InputError
 
 
@@ -19,16 +20,13 @@ class Batch(NamedTuple):
         images: (B, C, H, W), uint8 as they come from ``Batches``.
         labels: int64 (B,).
         indices: int64 (B,): which of the split's images they are; for what remembers something of each image.
+        views: int64 (B,): which of its fixed views each image is, where there are such, see ``Views``.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor | None = None
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed for one epoch of one run: well mixed, so that neighbours have nothing in common."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+    views: Tensor | None = None
 
 
 class Batches:
@@ -43,6 +41,7 @@ class Batches:
         seed: of order and augmentation.
         augment: what is done to the images; ``None`` leaves them as they are.
         device: where batches are made. The whole split is moved there once.
+        views: fixed views, which an epoch's images are drawn from; ``None`` draws new ones each time.
 
     Raises:
         InputError: if the batch is larger than the training set.
@@ -55,6 +54,7 @@ class Batches:
         seed: int,
         augment: Augment | None = None,
         device: torch.device | str = "cpu",
+        views: Views | None = None,
     ) -> None:
         if batch_size > len(split):
             raise InputError(
@@ -67,6 +67,7 @@ class Batches:
         self.seed = seed
         self.augment = augment or Augment()
         self.device = device
+        self.views = views
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.labels), self.batch_size)
@@ -75,12 +76,19 @@ class Batches:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch, on the device."""
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
-        order = torch.randperm(len(self.labels), generator=generator).to(self.device)
-        draws = self.augment.draw(len(self.labels), generator).to(self.device)
+        order = torch.randperm(len(self.labels), generator=generator)
+        view = None
+        if self.views is None:
+            draws = self.augment.draw(len(self.labels), generator).to(self.device)
+        else:
+            view = torch.randint(self.views.count, (len(order),), generator=generator)
+            draws, view = self.views.draws[view, order].to(self.device), view.to(self.device)
+        order = order.to(self.device)
         for step in range(len(self)):
             window = slice(step * self.batch_size, (step + 1) * self.batch_size)
             chosen = order[window]
-            yield Batch(self.augment.apply(self.images[chosen], draws[window]), self.labels[chosen], chosen)
+            images = self.augment.apply(self.images[chosen], draws[window])
+            yield Batch(images, self.labels[chosen], chosen, None if view is None else view[window])
 
 
 def in_order(split: Split, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:

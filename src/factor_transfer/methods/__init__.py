@@ -13,6 +13,7 @@ from factor_transfer.methods.ofd import OFD
 from factor_transfer.methods.paraphraser import Paraphraser, ParaphraserTraining, Translator
 from factor_transfer.methods.reviewkd import ReviewKD
 from factor_transfer.methods.simkd import ReusedClassifier, SimKD
+from factor_transfer.methods.teacher import Teacher
 from factor_transfer.methods.term import Pair, Side, Target, Term, match
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "SimKD",
     "Supervised",
     "Target",
+    "Teacher",
     "Term",
     "Translator",
     "attention_loss",

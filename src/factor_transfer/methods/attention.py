@@ -8,27 +8,44 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from factor_transfer.data import Batch
+from factor_transfer.errors import InputError
 from factor_transfer.methods.term import Pair, Target, Term, match
 from factor_transfer.taps import Seen
 
 
-def attention_map(feature: Tensor) -> Tensor:
-    """Where a feature map (B, C, H, W) is strong: ``mean_c(x²)``, each sample's of length 1; (B, H * W)."""
-    return F.normalize(feature.float().pow(2).mean(1).flatten(1), dim=1)
+def energy(feature: Tensor) -> Tensor:
+    """Where a feature map (B, C, H, W) is strong: ``mean_c(x²)``; (B, 1, H, W), float32.
+
+    Raises:
+        InputError: it is no map.
+    """
+    if feature.dim() != 4:
+        raise InputError(f"attention is that of a feature map (B, C, H, W), got shape {tuple(feature.shape)}")
+    return feature.float().pow(2).mean(1, keepdim=True)
+
+
+def energy_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of two energies, each sample's brought to length 1 (equation 2, as in the authors' code).
+
+    Args:
+        student: (B, 1, H, W); gradient flows into it.
+        teacher: (B, 1, H', W'); of other height or width, the larger is pooled, see ``match``.
+    """
+    own, other = (F.normalize(map_.flatten(1), dim=1) for map_ in match(student, teacher))
+    return F.mse_loss(own, other)
 
 
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two attention maps (equation 2, as in the authors' code).
+    """``energy_loss`` of two feature maps.
 
     Args:
         student: (B, C, H, W); gradient flows into it. The number of channels may differ.
-        teacher: (B, C', H', W'); of other height or width, the larger is pooled, see ``match``.
+        teacher: (B, C', H', W').
 
     Returns:
         0-d. The scale of either feature does not matter.
     """
-    student, teacher = match(student, teacher)
-    return F.mse_loss(attention_map(student), attention_map(teacher))
+    return energy_loss(energy(student), energy(teacher))
 
 
 class AttentionTransfer(Term):
@@ -60,11 +77,11 @@ class AttentionTransfer(Term):
         return cls(*pair.connect("at", teacher_taps, student_taps, defaults), **settings)
 
     def target(self, teacher: Seen) -> Target:
-        """The teacher's features (B, C, H, W): how their maps are pooled depends on the student's size."""
-        return tuple(teacher.features[tap] for tap in self.teacher_taps)
+        """The teacher's energies (B, 1, H, W)."""
+        return tuple(energy(teacher.features[tap]) for tap in self.teacher_taps)
 
     def forward(self, student: Seen, target: Sequence[Tensor], batch: Batch) -> Tensor:
         """The sum of the distances at all taps, 0-d."""
-        features = [student.features[tap] for tap in self.student_taps]
-        distances = [attention_loss(*two) for two in zip(features, target, strict=True)]
+        energies = [energy(student.features[tap]) for tap in self.student_taps]
+        distances = [energy_loss(*two) for two in zip(energies, target, strict=True)]
         return sum(distances[1:], start=distances[0])

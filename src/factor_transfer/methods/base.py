@@ -4,7 +4,7 @@
 as they enter the sum; anything else is a figure to show. What is not inside a ``Frozen`` is trained.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,11 +15,15 @@ from factor_transfer.taps import Taps
 
 Losses = dict[str, Tensor]
 
+# Indices and views, int64 (B,) -> what a teacher said to those views of those images, tensors (B, …); see ``cache.py``.
+Kept = Callable[[Tensor, Tensor], Any]
+
 
 class Method(nn.Module):
-    """Anything that trains: called with images (B, C, H, W), labels int64 (B,) and, where the images are of a
-    training set, their indices int64 (B,), it returns ``Losses``.
-    """  # noqa: D205
+    """Anything that trains: called with images (B, C, H, W) and labels int64 (B,), it returns ``Losses``.
+
+    Where the images are of a training set, it is also told their indices, and of fixed views which, int64 (B,) each.
+    """
 
     def begin_epoch(self, epoch: int) -> None:
         """Told before each epoch 0.. of training, for what changes with it; nothing does, mostly."""
@@ -87,7 +91,9 @@ class Supervised(Method):
         super().__init__()
         self.model = Taps(model, prepare=prepare)
 
-    def forward(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> Losses:
+    def forward(
+        self, images: Tensor, labels: Tensor, indices: Tensor | None = None, views: Tensor | None = None
+    ) -> Losses:
         """Cross-entropy of images (B, C, H, W) and labels int64 (B,)."""
         logits, _ = self.model(images)
         loss = F.cross_entropy(logits, labels)

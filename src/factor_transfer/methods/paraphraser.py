@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.errors import InputError
-from factor_transfer.methods.base import Frozen, Losses, Method
-from factor_transfer.taps import Taps
+from factor_transfer.methods.base import Kept, Losses, Method
+from factor_transfer.methods.teacher import Teacher
 
 LEAK = 0.1  # slope of the leaky ReLUs, as in the authors' code
 
@@ -120,10 +120,10 @@ class ParaphraserTraining(Method):
     """Stage 2: the paraphraser learns to rebuild the frozen teacher's feature; labels are not looked at.
 
     Args:
-        teacher: frozen; run no further than the tap.
+        teacher: frozen; run no further than the tap. Or a ``Teacher``.
         tap: the feature to paraphrase (B, m, H, W); or several.
         paraphraser: with ``in_channels`` m; for several taps, as many.
-        prepare: turns a batch into the teacher's input, such as ``Normalize``.
+        prepare: turns a batch into the teacher's input, such as ``Normalize``; a ``Teacher`` has its own.
         reconstruction: what is minimised, between a feature and what is rebuilt of it. ``"l1"``: mean absolute
             difference (the authors' code). ``"l2"``: mean squared difference (paper, equation 1; RepDistiller).
             ``"l2-sum"``: its sum over the batch (torchdistill). ``"l2-unit"``: squared distance of both divided by
@@ -144,20 +144,35 @@ class ParaphraserTraining(Method):
         paraphrasers = [paraphraser] if isinstance(paraphraser, Paraphraser) else list(paraphraser)
         if len(self.taps) != len(paraphrasers):
             raise InputError(f"there are {len(self.taps)} taps and {len(paraphrasers)} paraphrasers; give one a tap")
-        self.teacher = Frozen(Taps(teacher, self.taps, prepare, logits=False))
+        self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, prepare)
+        self.teacher.want(self.taps, logits=False)
         self.paraphrasers = nn.ModuleList(paraphrasers)
         self.distance = RECONSTRUCTIONS[reconstruction]
+        self.kept: Kept | None = None  # the features of fixed views, one a tap, where they are at hand
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, indices: Tensor | None = None) -> Losses:
+    @torch.compiler.disable
+    def features(self, images: Tensor, indices: Tensor | None, views: Tensor | None) -> tuple[Tensor, ...]:
+        """The teacher's features (B, m, H, W), one a tap."""
+        if self.kept is not None and indices is not None and views is not None:
+            return self.kept(indices, views)
+        seen = self.teacher(images)
+        return tuple(seen.features[tap] for tap in self.taps)
+
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        indices: Tensor | None = None,
+        views: Tensor | None = None,
+    ) -> Losses:
         """Losses of images (B, C, H, W), the sum over taps.
 
         ``relative_error`` is the part of the feature's magnitude that is not rebuilt, the mean over taps: 0 is
         perfect, and a paraphraser that returned zeros would have 1.
         """
-        _, features = self.teacher(images)
+        features = self.features(images, indices, views)
         losses, errors = [], []
-        for tap, paraphraser in zip(self.taps, self.paraphrasers, strict=True):
-            feature = features[tap]  # (B, m, H, W)
+        for feature, paraphraser in zip(features, self.paraphrasers, strict=True):  # (B, m, H, W)
             rebuilt = paraphraser(feature)
             losses.append(self.distance(rebuilt, feature))
             magnitude = feature.abs().mean().clamp_min(1e-12)

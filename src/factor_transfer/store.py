@@ -1,0 +1,126 @@
+"""What a teacher says to each fixed view of each training image: tensors in memory-mapped files."""
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from factor_transfer.checkpoint import read_json, write_json
+from factor_transfer.errors import InputError
+
+_BYTES = 2  # bfloat16
+_MARGIN = 2**28  # bytes of a disk that are left free
+_PROGRESS = "progress.json"
+
+
+class Store:
+    """Tensors of each view of each image, in bfloat16, on disk; the views are written one after the other.
+
+    A kill loses the view that is being written, and no more.
+
+    Args:
+        folder: of its files.
+        shapes: of each tensor, of one image.
+        images: N.
+        views: V.
+    """
+
+    def __init__(self, folder: Path, shapes: Sequence[Sequence[int]], images: int, views: int) -> None:
+        self.folder, self.images, self.views = folder, images, views
+        self.shapes = [tuple(shape) for shape in shapes]
+        self._tensors: list[Tensor] = []
+
+    @property
+    def done(self) -> int:
+        """How many views are written.
+
+        Raises:
+            InputError: what says so is damaged.
+        """
+        progress = self.folder / _PROGRESS
+        return int(read_json(progress)["views"]) if progress.exists() else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its files."""
+        return sum(self._sizes()) * _BYTES
+
+    def is_reserved(self) -> bool:
+        """Whether its files are there, and as large as they should be."""
+        return all(path.is_file() and path.stat().st_size == size * _BYTES for path, size in self._files())
+
+    def reserve(self) -> None:
+        """Take the room on the disk; what is there stays.
+
+        Raises:
+            InputError: there is not so much.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path, size in self._files():
+                with path.open("ab") as file:
+                    if hasattr(os, "posix_fallocate"):  # Linux: the disk gives the room now or never
+                        os.posix_fallocate(file.fileno(), 0, size * _BYTES)
+                    else:
+                        file.truncate(size * _BYTES)
+        except OSError as error:
+            raise InputError(f"the cache {self.folder} cannot be written: {error.strerror}") from error
+        self.open()
+
+    def open(self) -> None:
+        """Map its files into memory."""
+        self._maps = [np.memmap(path, dtype=np.uint16, mode="r+", shape=(size,)) for path, size in self._files()]
+        self._tensors = [
+            torch.from_numpy(file).view(torch.bfloat16).view(self.views, self.images, *shape)
+            for file, shape in zip(self._maps, self.shapes, strict=True)
+        ]
+
+    def write(self, view: int, indices: Tensor, values: Sequence[Tensor]) -> None:
+        """Write a part of a view: tensors (B, …) of the images int64 (B,).
+
+        Raises:
+            InputError: a value that is not finite.
+        """
+        for tensor, value in zip(self._tensors, values, strict=True):
+            if not value.isfinite().all():
+                raise InputError("what the teacher says is not finite, so it cannot be learned from")
+            tensor[view, indices.cpu()] = value.to(torch.bfloat16).cpu()
+
+    def finish(self, view: int) -> None:
+        """All of a view is written: from now on it counts."""
+        if self.done <= view:
+            for file in self._maps:
+                file.flush()
+            write_json(self.folder / _PROGRESS, {"views": view + 1})
+
+    def __call__(self, indices: Tensor, views: Tensor) -> tuple[Tensor, ...]:
+        """The tensors (B, …) of images int64 (B,) in views int64 (B,); float32, on the indices' device."""
+        where = views.cpu(), indices.cpu()
+        return tuple(tensor[where].to(indices.device).float() for tensor in self._tensors)
+
+    def _sizes(self) -> list[int]:
+        return [self.views * self.images * prod(shape) for shape in self.shapes]
+
+    def _files(self) -> list[tuple[Path, int]]:
+        return [(self.folder / f"{index}.bin", size) for index, size in enumerate(self._sizes())]
+
+
+def room(folder: Path, stores: Iterable[Store]) -> None:
+    """See that a disk has room for stores, before anything is written.
+
+    Raises:
+        InputError: it has not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    wanted = sum(store.nbytes for store in stores if not store.is_reserved())
+    if wanted > free - _MARGIN:
+        raise InputError(
+            f"the cache {folder} needs {wanted / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free; give fewer views, "
+            "such as cache.views=2, or none"
+        )
