@@ -58,7 +58,9 @@ def main() -> None:
         table.add_row(views, *(f"{mean:.2f} ± {interval:.2f}" for mean, interval in cells))
     console.print(table)
     if asked.json:
-        asked.json.write_text(json.dumps({"recipe": asked.recipe, "overrides": asked.overrides, "runs": results}, indent=1))
+        asked.json.write_text(
+            json.dumps({"recipe": asked.recipe, "overrides": asked.overrides, "runs": results}, indent=1)
+        )
 
 
 if __name__ == "__main__":

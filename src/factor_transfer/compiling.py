@@ -33,7 +33,7 @@ def worthwhile(macs: int, images: int, steps: int, device: torch.device) -> bool
 
 
 def compile_networks(fabric: Fabric, method: Method, batch: Batch) -> str | None:
-    """Compile the networks that a method trains, in place; try them once, and leave nothing changed by that.
+    """Compile the networks of a method, in place; try them once, and leave nothing changed by that.
 
     The terms between them are small, and stay as they are: of a normalised map, PyTorch's compiler (2.13, on a CPU) has
     been seen to return a wrong gradient. So what it makes of a network is compared with what the network says itself.
@@ -51,8 +51,11 @@ def compile_networks(fabric: Fabric, method: Method, batch: Batch) -> str | None
     # Shapes are known and stay: kernels for them are faster than for any. Random numbers are those of the plain step.
     options = {"fallback_random": True, **({"triton.cudagraphs": True} if fabric.device.type == "cuda" else {})}
     for network in _networks(method):
-        network.hold()
-        network.compile(dynamic=False, options=options)
+        if network._compiled_call_impl is None:  # a shared teacher may be it already
+            network.hold()
+            network.compile(dynamic=False, options=options)
+    for teacher in _teachers(method):
+        teacher.whole = True  # a compiled network has its own way to keep memory low
     try:
         load_trained_state(method, state)
         compiled = _gradient(fabric, method, batch)
@@ -84,6 +87,8 @@ def set_eager(method: nn.Module) -> None:
     for network in _networks(method):
         network._compiled_call_impl = None
         network.release()
+    for teacher in _teachers(method):
+        teacher.whole = False
 
 
 @contextmanager
@@ -96,11 +101,10 @@ def eagerly(yes: bool = True) -> Iterator[None]:
         yield
 
 
+def _teachers(method: nn.Module) -> list[Teacher]:
+    return [module for module in method.modules() if isinstance(module, Teacher)]
+
+
 def _networks(method: nn.Module) -> list[Taps]:
-    """Those that are compiled: a teacher stays out, for its batches come in parts."""
-    teachers = tuple(f"{name}." for name, module in method.named_modules() if isinstance(module, Teacher))
-    return [
-        module
-        for name, module in method.named_modules()
-        if isinstance(module, Taps) and not (teachers and name.startswith(teachers))
-    ]
+    """Those that are compiled, the trained ones and the teacher's."""
+    return [module for module in method.modules() if isinstance(module, Taps)]

@@ -172,7 +172,8 @@ class Trainee:
     def end_epoch(self, epoch: int) -> None:
         """After the steps of epoch 0..: validate, choose, write down."""
         self.seconds += self._busy
-        validation = self.validate()
+        with eagerly(self.compiled):
+            validation = self.validate()
         self._check_finite(validation, epoch)
         if self.selection.better(validation, self.best.figures if self.best else None):
             self.best = Outcome(_copy(self.product.state_dict()), epoch + 1, validation, self.seconds)

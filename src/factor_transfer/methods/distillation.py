@@ -69,7 +69,6 @@ class Distillation(Method):
         return ((name, cast("Term", term)) for name, term in self.terms.items())
 
     @torch.no_grad()
-    @torch.compiler.disable
     def targets(self, images: Tensor, indices: Tensor | None = None, views: Tensor | None = None) -> dict[str, Target]:
         """What the teacher says to images (B, C, H, W), term by term; of fixed views, what is kept of that."""
         if self.kept and indices is not None and views is not None:

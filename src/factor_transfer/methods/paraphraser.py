@@ -150,7 +150,6 @@ class ParaphraserTraining(Method):
         self.distance = RECONSTRUCTIONS[reconstruction]
         self.kept: Kept | None = None  # the features of fixed views, one a tap, where they are at hand
 
-    @torch.compiler.disable
     def features(self, images: Tensor, indices: Tensor | None, views: Tensor | None) -> tuple[Tensor, ...]:
         """The teacher's features (B, m, H, W), one a tap."""
         if self.kept is not None and indices is not None and views is not None:

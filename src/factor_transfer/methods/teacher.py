@@ -37,6 +37,7 @@ class Teacher(Frozen):
         super().__init__(Taps(model, (), prepare, logits=False))
         self.examples, self.reduced = examples, reduced
         self.part: int | None = None  # images that are run at once
+        self.whole = False  # whether it is to run all at once nevertheless
         self.shared = False  # whether several methods ask for the same batch
         self.borrowed = 0.0  # seconds that answering again would have taken, of those who asked later
         self._settled = False
@@ -57,7 +58,6 @@ class Teacher(Frozen):
         self.train(False)
 
     @torch.no_grad()
-    @torch.compiler.disable
     def forward(self, images: Tensor) -> Seen:
         """What it says to raw images (B, C, H, W)."""
         if self.shared and self._last is not None and self._last[0] is images:
@@ -67,7 +67,7 @@ class Teacher(Frozen):
             self._settle()
         began = time.perf_counter()
         with torch.autocast(images.device.type, torch.bfloat16) if self.reduced else nullcontext():
-            if self.part is None or len(images) <= self.part:
+            if self.part is None or self.whole or len(images) <= self.part:
                 seen = self.module(images)
             else:
                 seen = _joined([self.module(part) for part in images.split(self.part)])
