@@ -8,14 +8,13 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from factor_transfer.data.decode import decode
 from factor_transfer.data.split import Source, Split, stratified
 from factor_transfer.errors import InputError, suggest
 
 _ENDINGS = {".jpg", ".jpeg", ".png"}
-_MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 
 
 def load_folder(
@@ -51,7 +50,7 @@ def load_folder(
     """
     if size is not None and size < 1:
         raise InputError(f"data.size is {size}, expected 1 or more")
-    if channels not in _MODES:
+    if channels not in (1, 3):
         raise InputError(f"data.channels is {channels}, expected 1 or 3")
     if not 0 < test_fraction < 1:
         raise InputError(f"data.test_fraction is {test_fraction}, expected more than 0 and less than 1")
@@ -131,11 +130,11 @@ def _divide(labels: Tensor, fraction: float, seed: int, classes: Sequence[str]) 
 
 def _read_images(paths: Sequence[Path], like: Path, size: int | None, channels: Literal[1, 3]) -> Tensor:
     """Decode images, uint8 (N, C, H, W), each of the size that ``like`` has."""
-    height, width, _ = shape = _read_image(like, size, channels).shape
+    height, width, _ = shape = decode(like, size, channels).shape
     images = np.empty((len(paths), channels, height, width), np.uint8)
 
     def read(index: int) -> None:
-        pixels = _read_image(paths[index], size, channels)
+        pixels = decode(paths[index], size, channels)
         if pixels.shape != shape:
             raise InputError(
                 f"the images differ in size: {like} has {width}×{height} pixels, "
@@ -147,32 +146,3 @@ def _read_images(paths: Sequence[Path], like: Path, size: int | None, channels: 
         for _ in pool.map(read, range(len(paths))):
             pass  # raises the error of the first image that has one, whichever thread was faster
     return torch.from_numpy(images)
-
-
-def _read_image(path: Path, size: int | None, channels: Literal[1, 3]) -> np.ndarray:
-    """Decode one image, uint8 (H, W, C)."""
-    try:
-        # Opening reads the header alone, and refuses what has twice the pixels that pillow warns at.
-        with Image.open(path, formats=("JPEG", "PNG")) as file:
-            if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:
-                raise InputError(f"{path}: refused, {file.width}×{file.height} pixels are too many")
-            if file.mode.startswith(("I", "F")):
-                raise InputError(f"{path}: its values are not of 8 bits (mode {file.mode}); convert it first")
-            image: Image.Image = ImageOps.exif_transpose(file)
-            if "transparency" in image.info:  # a palette's transparent colours, which only RGBA can hold
-                image = image.convert("RGBA")
-            image = image.convert(_MODES[channels])
-            if size is not None:
-                # Scaling the centre alone gives what a crop afterwards would, to half a pixel, for less work.
-                side = min(image.size)
-                left, top = (image.width - side) / 2, (image.height - side) / 2
-                square = (left, top, left + side, top + side)
-                image = image.resize((size, size), Image.Resampling.BILINEAR, box=square)
-            return np.asarray(image).reshape(image.height, image.width, channels)
-    except InputError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{path}: refused: {error}") from error
-    # What a damaged image raises depends on its format and on where the damage is.
-    except Exception as error:
-        raise InputError(f"{path}: cannot be read as an image: {error}") from error
