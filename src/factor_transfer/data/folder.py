@@ -1,18 +1,19 @@
 """Images in folders, one folder a class."""
 
+import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from factor_transfer.data.decode import decode
 from factor_transfer.data.split import Source, Split, stratified
+from factor_transfer.data.stored import StoredImages
 from factor_transfer.errors import InputError, suggest
+
+IN_MEMORY = 2**32  # bytes of decoded images, training and test, that are held in memory if a recipe does not say
 
 _ENDINGS = {".jpg", ".jpeg", ".png"}
 
@@ -24,6 +25,8 @@ def load_folder(
     channels: Literal[1, 3] = 3,
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2,
     split_seed: Annotated[int, Ge(0)] = 0,
+    in_memory: bool | None = None,
+    workers: Annotated[int, Ge(0)] | None = None,
 ) -> Source:
     """JPEG and PNG images in ``root/train/<class>/`` and ``root/test/<class>/``.
 
@@ -40,9 +43,13 @@ def load_folder(
         channels: 3 for colour, 1 for grey.
         test_fraction: the share of test images where there is no test folder, 0..1.
         split_seed: which images those are is a function of the images' order and this.
+        in_memory: decode all images once and hold them, or leave them on the disk and decode each when it is needed;
+            in memory if all take less than ``IN_MEMORY``, if left out. What is trained is the same.
+        workers: processes that decode images from the disk while training goes on; 0 leaves it to the training's own
+            process. One a core, up to 8, if left out.
 
     Returns:
-        The source. Training images are decoded now, test images when asked for.
+        The source. Of images in memory, those for training are decoded now, those for the test when asked for.
 
     Raises:
         InputError: if there are no classes, a class is empty or unknown to training, an image cannot be
@@ -56,6 +63,8 @@ def load_folder(
         raise InputError(f"data.test_fraction is {test_fraction}, expected more than 0 and less than 1")
     if split_seed < 0:
         raise InputError(f"data.split_seed is {split_seed}, expected 0 or more")
+    if workers is not None and workers < 0:
+        raise InputError(f"data.workers is {workers}, expected 0 or more")
     folder = Path(root).expanduser()
     train_folder, test_folder = folder / "train", folder / "test"
     if test_folder.is_dir() and not train_folder.is_dir():
@@ -71,14 +80,19 @@ def load_folder(
         test_paths, test_labels = _list_images(test_folder, classes)
         train_paths, train_labels = paths, labels
     else:
-        test, train = _divide(labels, test_fraction, split_seed, classes)
-        test_paths, test_labels = [paths[index] for index in test], labels[test]
-        train_paths, train_labels = [paths[index] for index in train], labels[train]
-    like = train_paths[0]
+        tested, trained = _divide(labels, test_fraction, split_seed, classes)
+        test_paths, test_labels = [paths[index] for index in tested], labels[tested]
+        train_paths, train_labels = [paths[index] for index in trained], labels[trained]
+    train, test = (
+        StoredImages(folder, some, size=size, channels=channels, like=train_paths[0], workers=workers)
+        for some in (train_paths, test_paths)
+    )
+    if in_memory is None:
+        in_memory = math.prod(train.shape) + math.prod(test.shape) < IN_MEMORY
     return Source(
         classes,
-        Split(_read_images(train_paths, like, size, channels), train_labels),
-        lambda: Split(_read_images(test_paths, like, size, channels), test_labels),
+        Split(train[:] if in_memory else train, train_labels),
+        lambda: Split(test[:] if in_memory else test, test_labels),
         test_is_cut=not test_folder.is_dir(),
     )
 
@@ -126,23 +140,3 @@ def _divide(labels: Tensor, fraction: float, seed: int, classes: Sequence[str]) 
         if label not in left:
             raise InputError(f"data.test_fraction={fraction} leaves no image of class {name!r} for training")
     return test, train
-
-
-def _read_images(paths: Sequence[Path], like: Path, size: int | None, channels: Literal[1, 3]) -> Tensor:
-    """Decode images, uint8 (N, C, H, W), each of the size that ``like`` has."""
-    height, width, _ = shape = decode(like, size, channels).shape
-    images = np.empty((len(paths), channels, height, width), np.uint8)
-
-    def read(index: int) -> None:
-        pixels = decode(paths[index], size, channels)
-        if pixels.shape != shape:
-            raise InputError(
-                f"the images differ in size: {like} has {width}×{height} pixels, "
-                f"{paths[index]} has {pixels.shape[1]}×{pixels.shape[0]}; data.size=… scales them to one"
-            )
-        images[index] = pixels.transpose(2, 0, 1)
-
-    with ThreadPoolExecutor() as pool:  # pillow decodes and scales outside the interpreter's lock
-        for _ in pool.map(read, range(len(paths))):
-            pass  # raises the error of the first image that has one, whichever thread was faster
-    return torch.from_numpy(images)
