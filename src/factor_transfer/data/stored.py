@@ -109,12 +109,13 @@ class StoredImages:
             InputError: a file is missing.
         """
         digest = hashlib.sha256(repr((self._size, self._image)).encode())
+        root = os.fsencode(self._root)
         for name in self._names:
-            path = self._path(name)
             try:
-                status = path.stat()
+                # A path object would take thrice as long, for each of perhaps a million.
+                status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118
             except OSError as error:
-                raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+                raise InputError(f"{self._path(name)}: cannot be read: {error.strerror}") from error
             digest.update(b"%s\0%d\0%d\0" % (name, status.st_size, status.st_mtime_ns))
         return digest.digest()
 
