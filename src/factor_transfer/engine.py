@@ -40,11 +40,11 @@ def _train_epoch(trainees: list[Trainee], batches: Batches, epoch: int, several:
         trainee.begin_epoch(epoch)
     asked = time.perf_counter()
     for step, batch in enumerate(batches.epoch(epoch)):
-        waited = time.perf_counter() - asked
+        making = time.perf_counter() - asked
         seed = epoch_seed(batches.seed, epoch, step)  # so that dropout and its like are the same on resuming
         for trainee in list(trainees):
             try:
-                trainee.step(epoch, step, batch, seed, waited)
+                trainee.step(epoch, step, batch, seed, making)
             except (InputError, RuntimeError, MemoryError) as error:
                 _drop(trainee, error, trainees, several)
         if not trainees:
@@ -52,7 +52,7 @@ def _train_epoch(trainees: list[Trainee], batches: Batches, epoch: int, several:
         asked = time.perf_counter()
     for trainee in list(trainees):
         try:
-            trainee.end_epoch(epoch)
+            trainee.end_epoch(epoch, batches.waited)
         except (InputError, RuntimeError, MemoryError) as error:
             _drop(trainee, error, trainees, several)
 

@@ -21,7 +21,9 @@ _SHOWN = {
     "validation_top1": "validation top-1 {:.2f}",
     "validation_relative_error": "validation relative error {:.3f}",
     "images_per_s": "{:,.0f} images/s",
+    "waiting": "waiting for images {:.0f} %",
 }
+_LITTLE = 5.0  # percent of the time; less of waiting is not worth a word
 
 
 class _TwoLines(Progress):
@@ -86,6 +88,8 @@ class RunLog:
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {error.strerror}") from error
         left = (time.perf_counter() - self.began) / (epoch + 1 - self.first) * (self.epochs - epoch - 1)
+        if figures.get("waiting", 0) < _LITTLE:
+            figures = {key: value for key, value in figures.items() if key != "waiting"}
         text = f"{self.stage}  epoch {epoch + 1:>{len(str(self.epochs))}}/{self.epochs}  {describe(figures)}"
         if not self.console.is_terminal:
             # soft_wrap: a line stays a line in a file, however narrow the console is thought to be.

@@ -133,9 +133,9 @@ class Trainee:
         self._history: dict[str, list[float]] = {}
         self._pending: list[Losses] = []  # on the device, not yet looked at
         self._rate = self.scheduler.get_last_lr()[0]
-        self._seen, self._busy, self._waited, self._looked = 0, 0.0, 0.0, time.perf_counter()
+        self._seen, self._busy, self._looked = 0, 0.0, time.perf_counter()
 
-    def step(self, epoch: int, step: int, batch: Batch, seed: int, waited: float) -> None:
+    def step(self, epoch: int, step: int, batch: Batch, seed: int, making: float) -> None:
         """One step.
 
         Args:
@@ -143,7 +143,7 @@ class Trainee:
             step: of the epoch, 0...
             batch: on the device.
             seed: of what is drawn at random in it, such as dropout.
-            waited: seconds that it took to get the batch.
+            making: seconds that it took to make the batch.
         """
         if self._untried:
             self._compile(batch)
@@ -165,12 +165,16 @@ class Trainee:
             self._look(epoch)
             self._looked = now = time.perf_counter()
             means = {name: sum(values) / len(values) for name, values in self._history.items()}
-            self.log.step(epoch, step, means, self._seen / (self._busy + now - began + waited))
-        self._busy += now - began + waited + self._borrowed() - borrowed
-        self._waited += waited
+            self.log.step(epoch, step, means, self._seen / (self._busy + now - began + making))
+        self._busy += now - began + making + self._borrowed() - borrowed
 
-    def end_epoch(self, epoch: int) -> None:
-        """After the steps of epoch 0..: validate, choose, write down."""
+    def end_epoch(self, epoch: int, waited: float) -> None:
+        """After the steps of epoch 0..: validate, choose, write down.
+
+        Args:
+            epoch: 0...
+            waited: seconds that there were no images.
+        """
         self.seconds += self._busy
         with eagerly(self.compiled):
             validation = self.validate()
@@ -182,7 +186,7 @@ class Trainee:
             "learning_rate": self._rate,
             "images_per_s": self._seen / self._busy,
             "seconds": self._busy,
-            "waiting": 100 * self._waited / self._busy,
+            "waiting": 100 * waited / self._busy,
         }
         self.log.epoch(epoch, {**figures, **{f"validation_{key}": value for key, value in validation.items()}})
         assert self.best is not None

@@ -66,10 +66,10 @@ def test_cifar10_is_read_from_both_layouts(tmp_path: Path, python: bool, inside:
     assert source.train.labels.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
     # The sixth image is the second of the third batch; the planes are red, green, blue, each row by row.
     expected = pixels(2, 2)[1]
-    assert source.train.images[5, 1, 3, 7] == expected[1024 + 3 * 32 + 7]
+    assert source.train.images[:][5, 1, 3, 7] == expected[1024 + 3 * 32 + 7]
     test = source.test()
     assert test.labels.tolist() == [5, 6]
-    assert torch.equal(test.images, torch.from_numpy(pixels(2, 5)).view(2, 3, 32, 32))
+    assert torch.equal(test.images[:], torch.from_numpy(pixels(2, 5)).view(2, 3, 32, 32))
 
 
 def test_binary_is_preferred_and_the_test_file_read_late(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_cifar100_has_fine_and_coarse_labels(tmp_path: Path, python: bool) -> No
     source = load_cifar100(root=str(tmp_path))
     assert source.train.labels.tolist() == fine
     assert source.classes == tuple(str(number) for number in range(100))
-    assert torch.equal(source.test().images, torch.from_numpy(data).view(3, 3, 32, 32))
+    assert torch.equal(source.test().images[:], torch.from_numpy(data).view(3, 3, 32, 32))
     groups = [f"group {number}" for number in range(20)]
     if python:
         (folder / "meta").write_bytes(pickle.dumps({"coarse_label_names": groups}, 2))
@@ -261,5 +261,7 @@ def test_the_real_cifar10() -> None:
     assert source.classes == CIFAR10_CLASSES
     for split, size in ((source.train, 5_000), (source.test(), 1_000)):
         assert split.labels.bincount().tolist() == [size] * 10
-    means = [channel.sum(dtype=torch.int64).item() / channel.numel() / 255 for channel in source.train.images.unbind(1)]
+    means = [
+        channel.sum(dtype=torch.int64).item() / channel.numel() / 255 for channel in source.train.images[:].unbind(1)
+    ]
     assert means == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)

@@ -40,7 +40,7 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     assert source.train.labels.dtype == torch.int64
     assert source.train.images.shape == (3, 3, 4, 6)
     assert source.train.images.dtype == torch.uint8
-    assert source.train.images[1:, :, 0, 0].tolist() == [list(RED), list(BLUE)]
+    assert source.train.images[1:][:, :, 0, 0].tolist() == [list(RED), list(BLUE)]
     test = source.test()
     assert test.labels.tolist() == [1]  # a class may have no test images
     assert test.images.shape == (1, 3, 4, 6)
@@ -56,7 +56,7 @@ def test_without_a_test_folder_the_split_is_stratified(tmp_path: Path, layout: s
         source = load_folder(root=str(tmp_path), test_fraction=0.3, split_seed=seed)
         assert source.train.labels.tolist() == [0] * 7 + [1] * 7
         assert source.test().labels.tolist() == [0] * 3 + [1] * 3
-        return source.train.images[:, 0, 0, 0].tolist(), source.test().images[:, 0, 0, 0].tolist()
+        return source.train.images[:][:, 0, 0, 0].tolist(), source.test().images[:][:, 0, 0, 0].tolist()
 
     train, test = shades(0)
     assert sorted(train + test) == [*range(10), *range(100, 110)]
@@ -75,7 +75,7 @@ def test_size_scales_the_shorter_side_and_keeps_the_centre(tmp_path: Path, size:
     source = load_folder(root=str(tmp_path), size=size)
     scaled = wide.resize((3 * size, size), Image.Resampling.BILINEAR)
     expected = np.array(scaled.crop((size, 0, 2 * size, size))).astype(int)
-    found_tall, found_wide = source.train.images.int().numpy()
+    found_tall, found_wide = source.train.images[:].int().numpy()
     assert np.abs(found_wide.transpose(1, 2, 0) - expected).max() <= 1  # pillow's rounding
     assert np.abs(found_tall.transpose(2, 1, 0) - expected).max() <= 1
     assert source.test().images.shape == (1, 3, size, size)
@@ -86,7 +86,7 @@ def test_size_is_antialiased(tmp_path: Path) -> None:
     (tmp_path / "train/a").mkdir(parents=True)
     Image.fromarray(board).save(tmp_path / "train/a/x.png")
     save(tmp_path / "test/a/x.png")
-    images = load_folder(root=str(tmp_path), size=8, channels=1).train.images.int()
+    images = load_folder(root=str(tmp_path), size=8, channels=1).train.images[:].int()
     assert (images - 127).abs().max() <= 8
 
 
@@ -99,9 +99,9 @@ def test_channels(tmp_path: Path) -> None:
     palette.putpalette([0, 0, 0, 10, 20, 30])
     palette.save(tmp_path / "train/a/5.png", transparency=b"\x00\x80")
     save(tmp_path / "test/a/1.png")
-    colour = load_folder(root=str(tmp_path)).train.images[:, :, 0, 0]
+    colour = load_folder(root=str(tmp_path)).train.images[:][:, :, 0, 0]
     assert colour.tolist() == [[77] * 3, [10, 20, 30], [77] * 3, [255] * 3, [10, 20, 30]]
-    grey = load_folder(root=str(tmp_path), channels=1).train.images
+    grey = load_folder(root=str(tmp_path), channels=1).train.images[:]
     assert grey.shape == (5, 1, 4, 6)
     assert grey[:, 0, 0, 0].tolist() == [77, 18, 77, 255, 18]
 
@@ -114,7 +114,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     for folder in ("train", "test"):
         (tmp_path / folder / "a").mkdir(parents=True)
         Image.fromarray(pixels).save(tmp_path / folder / "a/x.jpg", exif=exif)
-    images = load_folder(root=str(tmp_path), channels=1).train.images
+    images = load_folder(root=str(tmp_path), channels=1).train.images[:]
     assert images.shape == (1, 1, 32, 16)
     assert images[0, 0, :, 8:].float().mean() > 250
     assert images[0, 0, :, :8].float().mean() < 5

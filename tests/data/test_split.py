@@ -37,7 +37,7 @@ def test_digits_are_the_real_ones() -> None:
     assert (len(data.train), len(data.validation), len(test)) == (718, 180, 899)
     assert data.train.images.shape == (718, 1, 8, 8)
     assert data.train.images.dtype == torch.uint8
-    assert data.train.images.max() == 255
+    assert data.train.images[:].max() == 255
     assert data.classes == tuple("0123456789")
     # The first image of scikit-learn's test half is an 8.
     assert test.labels[0] == 8
@@ -49,15 +49,15 @@ def test_validation_is_cut_from_the_training_images_and_limit_comes_first() -> N
     data = open_data("synthetic", train=80, limit=40, validation=0.25)
     assert (len(whole.train), len(whole.validation)) == (80, 0)
     assert (len(data.train), len(data.validation)) == (30, 10)
-    rows = {image.numpy().tobytes() for image in whole.train.images}
-    parts = [{image.numpy().tobytes() for image in split.images} for split in (data.train, data.validation)]
+    rows = {image.numpy().tobytes() for image in whole.train.images[:]}
+    parts = [{image.numpy().tobytes() for image in split.images[:]} for split in (data.train, data.validation)]
     assert parts[0] | parts[1] <= rows
     assert not parts[0] & parts[1]
 
 
 def test_statistics_are_measured_on_the_training_images() -> None:
     data = open_data("synthetic", train=50)
-    pixels = data.train.images.double() / 255
+    pixels = data.train.images[:].double() / 255
     assert data.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-6)
     assert data.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), abs=1e-6)
     given = open_data("synthetic", mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0])
@@ -106,6 +106,6 @@ def test_a_split_seed_reaches_the_folder_too(tmp_path_factory: pytest.TempPathFa
 
     def tested(seed: int) -> set[int]:
         split = open_data("folder", root=str(root), split_seed=seed, validation=0.0).test()
-        return set(split.images[:, 0, 0, 0].tolist())
+        return set(split.images[:][:, 0, 0, 0].tolist())
 
     assert len({frozenset(tested(seed)) for seed in range(6)}) > 1

@@ -1,4 +1,4 @@
-"""Data sets: real images in memory, split into training, validation and test."""
+"""Data sets: real images, split into training, validation and test."""
 
 import hashlib
 from collections.abc import Callable
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
+import torch
 from annotated_types import Ge, Lt
+from torch import Tensor
 
 from factor_transfer.data.augment import Augment
 from factor_transfer.data.batches import Batch, Batches, in_order
@@ -15,6 +17,7 @@ from factor_transfer.data.digits import load_digits
 from factor_transfer.data.folder import load_folder
 from factor_transfer.data.seeds import epoch_seed
 from factor_transfer.data.split import Source, Split, stratified
+from factor_transfer.data.stored import StoredImages
 from factor_transfer.data.synthetic import load_synthetic
 from factor_transfer.data.views import Views
 from factor_transfer.errors import InputError, choose
@@ -28,12 +31,17 @@ __all__ = [
     "Data",
     "Source",
     "Split",
+    "StoredImages",
     "Views",
     "epoch_seed",
     "in_order",
     "open_data",
     "stratified",
 ]
+
+# So many images on the disk, evenly spaced over the split, are what mean and standard deviation are measured on: to
+# read all of them would take as long as an epoch.
+STATISTICS_IMAGES = 4096
 
 # A data set is a function; its arguments are what a recipe's [data] table may say of it.
 DATASETS: dict[str, Callable[..., Source]] = {
@@ -74,11 +82,15 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that training sees: classes, images and labels of both splits."""
+        """SHA-256 of all that training sees: classes, images and labels of both splits.
+
+        Images on the disk are known by what the disk says of their files, see ``StoredImages.fingerprint``.
+        """
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for split in (self.train, self.validation):
             digest.update(str(tuple(split.images.shape)).encode())
-            digest.update(split.images.contiguous().numpy().data)
+            images = split.images
+            digest.update(images.contiguous().numpy().data if isinstance(images, Tensor) else images.fingerprint())
             digest.update(split.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
@@ -101,7 +113,8 @@ def open_data(
         limit: use only so many of the training images; stratified.
         split_seed: of the random splits. It is apart from the seeds of training, so that runs of several
             seeds share their validation images.
-        mean: of each channel, 0..1; measured on the training images if left out.
+        mean: of each channel, 0..1; measured on the training images if left out, on ``STATISTICS_IMAGES`` of them if
+            they are on the disk.
         std: of each channel, 0..1; likewise.
         options: the data set's own keyword arguments, such as ``root``.
 
@@ -127,23 +140,37 @@ def open_data(
             f"no training image is left of class {source.classes[min(lost)]!r}; give a smaller data.validation or a "
             "larger data.limit"
         )
-    measured_mean, measured_std = _statistics(train)
-    return Data(
-        source.classes,
-        train,
-        held,
-        source.test,
-        _per_channel("mean", mean, measured_mean),
-        _per_channel("std", std, measured_std),
-        source.test_is_cut,
-    )
+    return Data(source.classes, train, held, source.test, *_statistics(train, mean, std), source.test_is_cut)
 
 
-def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(
+    split: Split, mean: list[float] | None, std: list[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel: as given, measured if not."""
+    channels = split.images.shape[1]
+    for key, given in (("mean", mean), ("std", std)):
+        if given is not None and len(given) != channels:
+            raise InputError(
+                f"data.{key} has {len(given)} values, the images have {channels} channels: give one a channel"
+            )
+    if std is not None and min(std) <= 0:
+        raise InputError(f"data.std must be above 0, got {std}")
+    if mean is not None and std is not None:
+        return tuple(mean), tuple(std)
+    measured_mean, measured_std = _measure(split)
+    return tuple(mean or measured_mean), tuple(std or measured_std)
+
+
+def _measure(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, 0..1, exact: from a histogram of the 256 values."""
+    total = len(split)
+    looked = total if isinstance(split.images, Tensor) else min(total, STATISTICS_IMAGES)
+    histogram = torch.zeros(split.images.shape[1], 256, dtype=torch.int64)
+    for chosen in (torch.arange(looked) * total // looked).split(256):
+        for counts, channel in zip(histogram, split.images[chosen].unbind(1), strict=True):
+            counts += channel.flatten().bincount(minlength=256)
     means, deviations = [], []
-    for channel in split.images.unbind(1):
-        counts = channel.flatten().bincount(minlength=256).double()
+    for counts in histogram.double():
         values = counts.new_tensor(range(256)) / 255
         mean = (counts * values).sum() / counts.sum()
         variance = (counts * (values - mean) ** 2).sum() / counts.sum()
@@ -151,15 +178,3 @@ def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
         # A constant channel carries nothing; dividing it by one leaves it so.
         deviations.append(round(variance.sqrt().item(), 6) or 1.0)
     return tuple(means), tuple(deviations)
-
-
-def _per_channel(key: str, given: list[float] | None, measured: tuple[float, ...]) -> tuple[float, ...]:
-    if given is None:
-        return measured
-    if len(given) != len(measured):
-        raise InputError(
-            f"data.{key} has {len(given)} values, the images have {len(measured)} channels: give one a channel"
-        )
-    if key == "std" and min(given) <= 0:
-        raise InputError(f"data.std must be above 0, got {given}")
-    return tuple(given)

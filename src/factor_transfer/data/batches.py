@@ -1,11 +1,13 @@
 """Batches whose order and augmentation are a function of (seed, epoch)."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from factor_transfer.data.ahead import ReadAhead
 from factor_transfer.data.augment import Augment
 from factor_transfer.data.seeds import epoch_seed
 from factor_transfer.data.split import Split
@@ -40,8 +42,13 @@ class Batches:
         batch_size: images a step.
         seed: of order and augmentation.
         augment: what is done to the images; ``None`` leaves them as they are.
-        device: where batches are made. The whole split is moved there once.
+        device: where batches are made. A split in memory is moved there once; images on the disk are decoded ahead
+            by other processes, for one epoch at a time.
         views: fixed views, which an epoch's images are drawn from; ``None`` draws new ones each time.
+
+    Attributes:
+        waited: seconds that were spent so far, in this epoch, until its images were there, before crop and flip. What a
+            GPU still has to do meanwhile is not taken off.
 
     Raises:
         InputError: if the batch is larger than the training set.
@@ -61,13 +68,14 @@ class Batches:
                 f"a batch of {batch_size} images is larger than the training set of {len(split)}; "
                 "choose a smaller batch_size"
             )
-        self.images = split.images.to(device)
+        self.images = split.images.to(device) if isinstance(split.images, Tensor) else ReadAhead(split.images, device)
         self.labels = split.labels.to(device)
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment or Augment()
         self.device = device
         self.views = views
+        self.waited = 0.0
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.labels), self.batch_size)
@@ -77,22 +85,37 @@ class Batches:
         """The batches of one epoch, on the device."""
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
         order = torch.randperm(len(self.labels), generator=generator)
-        view = None
+        which = None
         if self.views is None:
             draws = self.augment.draw(len(self.labels), generator).to(self.device)
         else:
-            view = torch.randint(self.views.count, (len(order),), generator=generator)
-            draws, view = self.views.draws[view, order].to(self.device), view.to(self.device)
-        order = order.to(self.device)
-        for step in range(len(self)):
+            which = torch.randint(self.views.count, (len(order),), generator=generator)
+            draws, which = self.views.draws[which, order].to(self.device), which.to(self.device)
+        parts = order.to(self.device).split(self.batch_size)[: len(self)]  # a single image is left out
+        images = self._read(parts)
+        self.waited = 0.0
+        for step, chosen in enumerate(parts):
             window = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            chosen = order[window]
-            images = self.augment.apply(self.images[chosen], draws[window])
-            yield Batch(images, self.labels[chosen], chosen, None if view is None else view[window])
+            began = time.perf_counter()
+            raw = next(images)
+            self.waited += time.perf_counter() - began
+            augmented = self.augment.apply(raw, draws[window])
+            yield Batch(augmented, self.labels[chosen], chosen, None if which is None else which[window])
+
+    def _read(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images of each batch, as they are."""
+        if isinstance(self.images, Tensor):
+            return map(self.images.__getitem__, parts)
+        return self.images.batches(parts)
 
 
 def in_order(split: Split, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
     """Every image of ``split`` once, in its order, not augmented: for evaluation."""
-    indices = torch.arange(len(split))
-    for part in zip(*(of.split(batch_size) for of in (split.images, split.labels, indices)), strict=True):
+    parts = torch.arange(len(split)).split(batch_size)
+    images: Iterable[Tensor]
+    if isinstance(split.images, Tensor):
+        images = split.images.split(batch_size)
+    else:
+        images = ReadAhead(split.images, device).batches(parts)
+    for part in zip(images, split.labels.split(batch_size), parts, strict=True):
         yield Batch(*(tensor.to(device) for tensor in part))

@@ -1,21 +1,21 @@
 """Images in folders, one folder a class."""
 
+import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from factor_transfer.data.split import Source, Split, stratified
+from factor_transfer.data.stored import StoredImages
 from factor_transfer.errors import InputError, suggest
 
+IN_MEMORY = 2**32  # bytes of decoded images, training and test, that are held in memory if a recipe does not say
+
 _ENDINGS = {".jpg", ".jpeg", ".png"}
-_MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 
 
 def load_folder(
@@ -25,6 +25,8 @@ def load_folder(
     channels: Literal[1, 3] = 3,
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2,
     split_seed: Annotated[int, Ge(0)] = 0,
+    in_memory: bool | None = None,
+    workers: Annotated[int, Ge(0)] | None = None,
 ) -> Source:
     """JPEG and PNG images in ``root/train/<class>/`` and ``root/test/<class>/``.
 
@@ -41,9 +43,13 @@ def load_folder(
         channels: 3 for colour, 1 for grey.
         test_fraction: the share of test images where there is no test folder, 0..1.
         split_seed: which images those are is a function of the images' order and this.
+        in_memory: decode all images once and hold them, or leave them on the disk and decode each when it is needed;
+            in memory if all take less than ``IN_MEMORY``, if left out. What is trained is the same.
+        workers: processes that decode images from the disk while training goes on; 0 leaves it to the training's own
+            process. One a core, up to 8, if left out.
 
     Returns:
-        The source. Training images are decoded now, test images when asked for.
+        The source. Of images in memory, those for training are decoded now, those for the test when asked for.
 
     Raises:
         InputError: if there are no classes, a class is empty or unknown to training, an image cannot be
@@ -51,12 +57,14 @@ def load_folder(
     """
     if size is not None and size < 1:
         raise InputError(f"data.size is {size}, expected 1 or more")
-    if channels not in _MODES:
+    if channels not in (1, 3):
         raise InputError(f"data.channels is {channels}, expected 1 or 3")
     if not 0 < test_fraction < 1:
         raise InputError(f"data.test_fraction is {test_fraction}, expected more than 0 and less than 1")
     if split_seed < 0:
         raise InputError(f"data.split_seed is {split_seed}, expected 0 or more")
+    if workers is not None and workers < 0:
+        raise InputError(f"data.workers is {workers}, expected 0 or more")
     folder = Path(root).expanduser()
     train_folder, test_folder = folder / "train", folder / "test"
     if test_folder.is_dir() and not train_folder.is_dir():
@@ -72,14 +80,19 @@ def load_folder(
         test_paths, test_labels = _list_images(test_folder, classes)
         train_paths, train_labels = paths, labels
     else:
-        test, train = _divide(labels, test_fraction, split_seed, classes)
-        test_paths, test_labels = [paths[index] for index in test], labels[test]
-        train_paths, train_labels = [paths[index] for index in train], labels[train]
-    like = train_paths[0]
+        tested, trained = _divide(labels, test_fraction, split_seed, classes)
+        test_paths, test_labels = [paths[index] for index in tested], labels[tested]
+        train_paths, train_labels = [paths[index] for index in trained], labels[trained]
+    train, test = (
+        StoredImages(folder, some, size=size, channels=channels, like=train_paths[0], workers=workers)
+        for some in (train_paths, test_paths)
+    )
+    if in_memory is None:
+        in_memory = math.prod(train.shape) + math.prod(test.shape) < IN_MEMORY
     return Source(
         classes,
-        Split(_read_images(train_paths, like, size, channels), train_labels),
-        lambda: Split(_read_images(test_paths, like, size, channels), test_labels),
+        Split(train[:] if in_memory else train, train_labels),
+        lambda: Split(test[:] if in_memory else test, test_labels),
         test_is_cut=not test_folder.is_dir(),
     )
 
@@ -127,52 +140,3 @@ def _divide(labels: Tensor, fraction: float, seed: int, classes: Sequence[str]) 
         if label not in left:
             raise InputError(f"data.test_fraction={fraction} leaves no image of class {name!r} for training")
     return test, train
-
-
-def _read_images(paths: Sequence[Path], like: Path, size: int | None, channels: Literal[1, 3]) -> Tensor:
-    """Decode images, uint8 (N, C, H, W), each of the size that ``like`` has."""
-    height, width, _ = shape = _read_image(like, size, channels).shape
-    images = np.empty((len(paths), channels, height, width), np.uint8)
-
-    def read(index: int) -> None:
-        pixels = _read_image(paths[index], size, channels)
-        if pixels.shape != shape:
-            raise InputError(
-                f"the images differ in size: {like} has {width}×{height} pixels, "
-                f"{paths[index]} has {pixels.shape[1]}×{pixels.shape[0]}; data.size=… scales them to one"
-            )
-        images[index] = pixels.transpose(2, 0, 1)
-
-    with ThreadPoolExecutor() as pool:  # pillow decodes and scales outside the interpreter's lock
-        for _ in pool.map(read, range(len(paths))):
-            pass  # raises the error of the first image that has one, whichever thread was faster
-    return torch.from_numpy(images)
-
-
-def _read_image(path: Path, size: int | None, channels: Literal[1, 3]) -> np.ndarray:
-    """Decode one image, uint8 (H, W, C)."""
-    try:
-        # Opening reads the header alone, and refuses what has twice the pixels that pillow warns at.
-        with Image.open(path, formats=("JPEG", "PNG")) as file:
-            if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:
-                raise InputError(f"{path}: refused, {file.width}×{file.height} pixels are too many")
-            if file.mode.startswith(("I", "F")):
-                raise InputError(f"{path}: its values are not of 8 bits (mode {file.mode}); convert it first")
-            image: Image.Image = ImageOps.exif_transpose(file)
-            if "transparency" in image.info:  # a palette's transparent colours, which only RGBA can hold
-                image = image.convert("RGBA")
-            image = image.convert(_MODES[channels])
-            if size is not None:
-                # Scaling the centre alone gives what a crop afterwards would, to half a pixel, for less work.
-                side = min(image.size)
-                left, top = (image.width - side) / 2, (image.height - side) / 2
-                square = (left, top, left + side, top + side)
-                image = image.resize((size, size), Image.Resampling.BILINEAR, box=square)
-            return np.asarray(image).reshape(image.height, image.width, channels)
-    except InputError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{path}: refused: {error}") from error
-    # What a damaged image raises depends on its format and on where the damage is.
-    except Exception as error:
-        raise InputError(f"{path}: cannot be read as an image: {error}") from error

@@ -1,4 +1,4 @@
-"""Images and labels in memory, and how a set of them is divided."""
+"""Images and labels, and how a set of them is divided."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,19 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from factor_transfer.data.stored import StoredImages
 from factor_transfer.errors import InputError
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images, decoded.
+    """Labelled images.
 
     Attributes:
-        images: uint8 (N, C, H, W), 0..255.
+        images: uint8 (N, C, H, W), 0..255; in memory, or on the disk.
         labels: int64 (N,), 0 .. number of classes - 1.
     """
 
-    images: Tensor
+    images: Tensor | StoredImages
     labels: Tensor
 
     def __len__(self) -> int:
@@ -27,7 +28,8 @@ class Split:
 
     def subset(self, indices: Tensor) -> "Split":
         """The images at ``indices`` (int64, (M,)), in that order."""
-        return Split(self.images[indices], self.labels[indices])
+        images = self.images[indices] if isinstance(self.images, Tensor) else self.images.subset(indices)
+        return Split(images, self.labels[indices])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""One image, from its file to its pixels."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from factor_transfer.errors import InputError
+
+_MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
+
+
+def decode(path: Path, size: int | None, channels: Literal[1, 3]) -> np.ndarray:
+    """Read one JPEG or PNG image.
+
+    It is turned as its EXIF data say, and loses its transparency.
+
+    Args:
+        path: the file.
+        size: scale the image so that its shorter side has this many pixels, and keep the size×size pixels at its
+            centre; ``None`` leaves it as large as it is.
+        channels: 3 for colour, 1 for grey.
+
+    Returns:
+        uint8 (H, W, C).
+
+    Raises:
+        InputError: the file is missing, damaged, too large, or not of 8 bits a channel.
+    """
+    try:
+        # Opening reads the header alone, and refuses what has twice the pixels that pillow warns at.
+        with Image.open(path, formats=("JPEG", "PNG")) as file:
+            if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:
+                raise InputError(f"{path}: refused, {file.width}×{file.height} pixels are too many")
+            if file.mode.startswith(("I", "F")):
+                raise InputError(f"{path}: its values are not of 8 bits (mode {file.mode}); convert it first")
+            image: Image.Image = ImageOps.exif_transpose(file)
+            if "transparency" in image.info:  # a palette's transparent colours, which only RGBA can hold
+                image = image.convert("RGBA")
+            image = image.convert(_MODES[channels])
+            if size is not None:
+                # Scaling the centre alone gives what a crop afterwards would, to half a pixel, for less work.
+                side = min(image.size)
+                left, top = (image.width - side) / 2, (image.height - side) / 2
+                square = (left, top, left + side, top + side)
+                image = image.resize((size, size), Image.Resampling.BILINEAR, box=square)
+            return np.asarray(image).reshape(image.height, image.width, channels)
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"{path}: refused: {error}") from error
+    # What a damaged image raises depends on its format and on where the damage is.
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as an image: {error}") from error
