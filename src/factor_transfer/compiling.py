@@ -50,13 +50,13 @@ def compile_networks(fabric: Fabric, method: Method, batch: Batch) -> str | None
     plain = _gradient(fabric, method, batch)
     # Shapes are known and stay: kernels for them are faster than for any. Random numbers are those of the plain step.
     options = {"fallback_random": True, **({"triton.cudagraphs": True} if fabric.device.type == "cuda" else {})}
-    for network in _networks(method):
-        if network._compiled_call_impl is None:  # a shared teacher may be it already
-            network.hold()
-            network.compile(dynamic=False, options=options)
-    for teacher in _teachers(method):
-        teacher.whole = True  # a compiled network has its own way to keep memory low
     try:
+        for network in _networks(method):
+            if network._compiled_call_impl is None:  # a shared teacher may be it already
+                network.hold()
+                network.compile(dynamic=False, options=options)
+        for teacher in _teachers(method):
+            teacher.whole = True  # a compiled network has its own way to keep memory low
         load_trained_state(method, state)
         compiled = _gradient(fabric, method, batch)
     except Exception as error:  # a compiler fails in many ways, and none of them needs to end a training

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from factor_transfer import build_model
+from factor_transfer.methods import Teacher
+from factor_transfer.models import Normalize
+
+IMAGES = torch.randint(0, 256, (10, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+NORMALIZE = Normalize((0.5,) * 3, (0.25,) * 3)
+
+
+class Counted(nn.Module):
+    """A network that counts the images it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.seen = build_model("resnet8", 5, width=8), [0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen[0] += len(images)
+        return self.body(images)
+
+
+def plain() -> Teacher:
+    teacher = Teacher(Counted(), NORMALIZE)
+    teacher.want(["body.layer2"], logits=True)
+    return teacher
+
+
+def test_in_parts_and_folded_it_says_the_same() -> None:
+    cheap = Teacher(Counted(), NORMALIZE, IMAGES)
+    cheap.want(["body.layer2"], logits=True)
+    cheap(IMAGES[:1])
+    cheap.part = 3
+    expected, found = plain()(IMAGES), cheap(IMAGES)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in cheap.modules())
+    assert torch.allclose(found.logits, expected.logits, atol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(found.features["body.layer2"], expected.features["body.layer2"], atol=1e-5)
+    assert not found.features["body.layer2"].requires_grad
+
+
+def test_parts_fit_a_cache_and_keep_every_thread_busy() -> None:
+    teacher = Teacher(Counted(), NORMALIZE, IMAGES)
+    teacher.want([], logits=True)
+    teacher(IMAGES)
+    assert teacher.part == max(torch.get_num_threads(), 2**19 // (8 * 16 * 16))
+
+
+def test_what_several_want_is_handed_out_and_worked_out_once() -> None:
+    model = Counted()
+    teacher = Teacher(model, NORMALIZE)
+    teacher.want(["body.layer1"], logits=False)
+    teacher.want(["body.layer2"], logits=True)
+    teacher.want([], logits=False)
+    teacher.shared = True
+    first = teacher(IMAGES)
+    assert set(first.features) == {"body.layer1", "body.layer2"}
+    assert first.logits is not None
+    assert teacher(IMAGES) is first
+    assert model.seen == [10]
+    assert teacher.borrowed > 0
+    assert teacher(IMAGES.clone()) is not first
+    assert model.seen == [20]
+
+
+def test_what_is_in_use_cannot_be_asked_for_more() -> None:
+    teacher = plain()
+    teacher(IMAGES)
+    with pytest.raises(RuntimeError, match="before it is used"):
+        teacher.want(["body.layer1"], logits=False)
+
+
+def test_reduced_precision_by_choice_and_full_features() -> None:
+    reduced = Teacher(Counted(), NORMALIZE, reduced=True)
+    reduced.want(["body.layer2"], logits=True)
+    expected, found = plain()(IMAGES), reduced(IMAGES)
+    pairs = [(found.logits, expected.logits), (found.features["body.layer2"], expected.features["body.layer2"])]
+    for own, other in pairs:
+        assert own is not None
+        assert other is not None
+        assert own.dtype == torch.float32
+        assert 0 < (own - other).abs().max() < 0.03 * other.abs().max()
