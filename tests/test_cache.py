@@ -91,7 +91,7 @@ def test_what_is_kept_is_what_the_teacher_says(work: Path, tiny: Path, run: Run)
     (tap,) = experiment.taps[0]
     teacher = Teacher(experiment.load(taught), experiment.normalize(taught))
     teacher.want([tap], logits=True)
-    images = experiment.data.train.images
+    images = experiment.data.train.images[:]
     expected = []
     for view in range(2):
         seen = teacher(experiment.augment.apply(images, views.draws[view]))

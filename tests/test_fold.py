@@ -84,7 +84,7 @@ def test_a_pair_that_something_else_depends_on_stays() -> None:
     folded = fold_batch_norm(network, IMAGES)
     left = {path for path, module in folded.model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     assert left == {"read_norm", "twice_norm", "scaled_norm", "batch_norm"}
-    assert torch.allclose(folded(IMAGES).logits, network(IMAGES).logits, atol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(folded(IMAGES).logits, network(IMAGES).logits, atol=1e-5)
 
 
 def test_a_tapped_container_of_a_convolution_keeps_its_feature() -> None:

@@ -17,11 +17,13 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_recipes_are_some(tmp_path: Path) -> None:
-    recipe, transfer = blocks("toml")
+    recipe, fast, transfer = blocks("toml")
     (tmp_path / "pictures.toml").write_text(recipe)
     assert read_recipe(tmp_path / "pictures.toml").name == "pictures"
     (tmp_path / "sum.toml").write_text(recipe[: recipe.index("[transfer.factor]")] + transfer)
     assert read_recipe(tmp_path / "sum.toml").method == "factor+kd"
+    (tmp_path / "fast.toml").write_text(fast[: fast.index("[cache]")] + recipe + fast[fast.index("[cache]") :])
+    assert read_recipe(tmp_path / "fast.toml").cache.views == 8  # type: ignore[attr-defined]
 
 
 def test_every_term_is_described() -> None:

@@ -36,7 +36,7 @@ def test_in_parts_and_folded_it_says_the_same() -> None:
     cheap.part = 3
     expected, found = plain()(IMAGES), cheap(IMAGES)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in cheap.modules())
-    assert torch.allclose(found.logits, expected.logits, atol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(found.logits, expected.logits, atol=1e-5)
     assert torch.allclose(found.features["body.layer2"], expected.features["body.layer2"], atol=1e-5)
     assert not found.features["body.layer2"].requires_grad
 
