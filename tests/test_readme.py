@@ -23,7 +23,7 @@ def test_the_recipes_are_some(tmp_path: Path) -> None:
     (tmp_path / "sum.toml").write_text(recipe[: recipe.index("[transfer.factor]")] + transfer)
     assert read_recipe(tmp_path / "sum.toml").method == "factor+kd"
     (tmp_path / "fast.toml").write_text(fast[: fast.index("[cache]")] + recipe + fast[fast.index("[cache]") :])
-    assert read_recipe(tmp_path / "fast.toml").cache.views == 8  # type: ignore[attr-defined]
+    assert read_recipe(tmp_path / "fast.toml").cache.views == 8
 
 
 def test_every_term_is_described() -> None:

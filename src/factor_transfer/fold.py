@@ -2,9 +2,11 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
@@ -29,6 +31,11 @@ def fold_batch_norm(network: Taps, images: Tensor) -> Taps:
     Returns:
         A copy, or ``network`` itself where there is nothing to fold. Paths of modules stay what they are.
     """
+    with _in_full(images.device.type):
+        return _fold(network, images)
+
+
+def _fold(network: Taps, images: Tensor) -> Taps:
     pairs = _pairs(network, images)
     if not pairs:
         return network
@@ -42,6 +49,13 @@ def fold_batch_norm(network: Taps, images: Tensor) -> Taps:
     with evaluating(network):
         same = _close(network(images), folded(images))
     return folded if same else network
+
+
+@contextmanager
+def _in_full(device: str) -> Iterator[None]:
+    """In float32, whatever a training is in: less would not tell a wrong network from a rounded one."""
+    with torch.autocast(device, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 class _Readers(TorchFunctionMode):

@@ -150,6 +150,8 @@ def train(courses: list[Course], views: Views | None = None) -> list[Artefact | 
     device = experiment.fabric.device
     batches = Batches(experiment.data.train, section.batch_size, section.seed, experiment.augment, device, views)
     trainees = [course.trainee(len(batches), lead=course is first) for course in courses]
+    if len(courses) > 1:
+        experiment.say(f"side by side  {', '.join(course.folder.name for course in courses)}")
     fit(trainees, batches)
     if len(courses) == 1:
         return [first.deliver(trainees[0])]

@@ -100,7 +100,9 @@ class Store:
 
     def __call__(self, indices: Tensor, views: Tensor) -> tuple[Tensor, ...]:
         """The tensors (B, …) of images int64 (B,) in views int64 (B,); float32, on the indices' device."""
-        where = views.cpu(), indices.cpu()
+        if indices.device.type == "cuda" and not self._tensors[0].is_cuda and self.nbytes < _free(indices.device) / 2:
+            self._tensors = [tensor.to(indices.device) for tensor in self._tensors]  # no step waits for the host then
+        where = views.to(self._tensors[0].device), indices.to(self._tensors[0].device)
         return tuple(tensor[where].to(indices.device).float() for tensor in self._tensors)
 
     def _sizes(self) -> list[int]:
@@ -108,6 +110,11 @@ class Store:
 
     def _files(self) -> list[tuple[Path, int]]:
         return [(self.folder / f"{index}.bin", size) for index, size in enumerate(self._sizes())]
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of a GPU's memory."""
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def room(folder: Path, stores: Iterable[Store]) -> None:

@@ -106,6 +106,7 @@ class Trainee:
         parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
         bare_optimizer, self.scheduler = optimization.build(parameters, steps, epochs)
         self.model, self.optimizer = fabric.setup(method, bare_optimizer)
+        self._teachers = [module for module in method.modules() if isinstance(module, Teacher)]
         self.done, self.seconds = 0, 0.0  # epochs, and what they took
         self.best: Outcome | None = None
         self.error: Exception | None = None
@@ -230,7 +231,7 @@ class Trainee:
 
     def _borrowed(self) -> float:
         """Seconds of a shared teacher that others paid for; this method alone would have to."""
-        return sum(module.borrowed for module in self.method.modules() if isinstance(module, Teacher))
+        return sum(teacher.borrowed for teacher in self._teachers)
 
     def _look(self, epoch: int) -> None:
         """Move pending losses into the history; refuse one that is not finite."""
