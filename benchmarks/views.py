@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -50,17 +51,28 @@ def main() -> None:
             shutil.copy(first.parent / "recipe.json", one.work_dir)
             shutil.copytree(first, one.work_dir / "teacher")
         results[views] = compare(one, METHODS, asked.seeds)["runs"]
-    table = Table("views", *METHODS, "factor - student")
-    for views, runs in results.items():
-        by = {m: [r["top1"] for r in runs if r["method"] == m] for m in METHODS}
-        gains = [b - a for a, b in zip(by["student"], by["factor"], strict=True)]
-        cells = [estimate(values) for values in (*by.values(), gains)]
-        table.add_row(views, *(f"{mean:.2f} ± {interval:.2f}" for mean, interval in cells))
-    console.print(table)
+    console.print(as_table(results))
     if asked.json:
         asked.json.write_text(
             json.dumps({"recipe": asked.recipe, "overrides": asked.overrides, "runs": results}, indent=1)
         )
+
+
+def as_table(results: dict[str, list[dict[str, Any]]]) -> Table:
+    """Mean ± 95 % interval over the seeds, and the differences from ever new views, seed by seed."""
+    table = Table("views", *METHODS, *(f"{method}, against new views" for method in METHODS))
+    by = {
+        views: {method: [run["top1"] for run in runs if run["method"] == method] for method in METHODS}
+        for views, runs in results.items()
+    }
+    for views, figures in by.items():
+        cells = [f"{estimate(figures[method]):.2f}" for method in METHODS]
+        if "none" in by and views != "none":
+            for method in METHODS:
+                pairs = zip(figures[method], by["none"][method], strict=True)
+                cells.append(f"{estimate([one - other for one, other in pairs]):+.2f}")
+        table.add_row(views, *cells)
+    return table
 
 
 if __name__ == "__main__":
