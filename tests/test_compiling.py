@@ -17,7 +17,8 @@ from factor_transfer.engine import fit
 from factor_transfer.methods import KD, Teacher, trained_state
 from factor_transfer.optimization import Optimization
 from factor_transfer.runlog import RunLog
-from factor_transfer.trainee import Selection, Trainee
+from factor_transfer.selection import Selection
+from factor_transfer.trainee import Trainee
 
 IMAGES = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(24) % 4

@@ -18,7 +18,8 @@ from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.models import Normalize
 from factor_transfer.optimization import Optimization
 from factor_transfer.runlog import RunLog
-from factor_transfer.trainee import Outcome, Selection, Trainee
+from factor_transfer.selection import Outcome, Selection
+from factor_transfer.trainee import Trainee
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.arange(40) % 4

@@ -19,7 +19,8 @@ from factor_transfer.methods import Method, ParaphraserTraining
 from factor_transfer.models import Normalize, macs
 from factor_transfer.recipe import Training
 from factor_transfer.runlog import RunLog, duration
-from factor_transfer.trainee import Selection, Trainee
+from factor_transfer.selection import Selection
+from factor_transfer.trainee import Trainee
 
 
 def begin(experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fresh: bool) -> Artefact | None:

@@ -3,9 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -18,50 +17,10 @@ from factor_transfer.errors import InputError
 from factor_transfer.methods import Losses, Method, Teacher, load_trained_state, trained_state
 from factor_transfer.optimization import Optimization
 from factor_transfer.runlog import RunLog
+from factor_transfer.selection import Outcome, Selection
 
 # Losses are brought to the host only so often (seconds): a GPU need not wait for the screen.
 _LOOK_EVERY_S = 0.5
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which epoch's weights a stage delivers.
-
-    Attributes:
-        metric: of the validation, such as ``"top1"``.
-        highest: whether the highest is the best, or the lowest.
-        keep: ``"best"`` on the validation split (of equals the latest), or the ``"last"`` epoch.
-    """
-
-    metric: str
-    highest: bool
-    keep: Literal["best", "last"]
-
-    def better(self, figures: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
-        """Whether an epoch's figures replace the best so far."""
-        if self.keep == "last" or best is None or self.metric not in figures:
-            return True
-        new, old = figures[self.metric], best[self.metric]
-        return new >= old if self.highest else new <= old
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training delivers.
-
-    Attributes:
-        state: of the product, from the chosen epoch.
-        epoch: the chosen one, 1...
-        figures: its validation figures.
-        seconds: of training, over all the sittings it took.
-        last: the state after the last epoch, if another was chosen.
-    """
-
-    state: State
-    epoch: int
-    figures: dict[str, float]
-    seconds: float
-    last: State | None = None
 
 
 class Trainee:
