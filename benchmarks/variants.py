@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer import Distillation, FactorTransfer, Paraphraser, Supervised, Translator, build_model
 from factor_transfer.compiling import compile_networks
 from factor_transfer.data import Augment, Batch, Batches, Split
+from factor_transfer.fabric import open_fabric
 from factor_transfer.methods import Method, Teacher
 from factor_transfer.models import Normalize, macs
 from factor_transfer.optimization import Optimization
@@ -99,7 +99,7 @@ def textbook_transfer(pair: Pair) -> Step:
 
 def ours(pair: Pair, method: Method, batch: Batch, precision: str, compiled: bool) -> Step:
     """A step of this package's loop."""
-    fabric = Fabric(accelerator=pair.device.type, devices=1, precision=precision)
+    fabric = open_fabric(pair.device.type, precision)
     parameters = [parameter for parameter in method.to(pair.device).parameters() if parameter.requires_grad]
     bare, scheduler = Optimization().build(parameters, len(pair.batches), 100)
     model, optimizer = fabric.setup(method, bare)

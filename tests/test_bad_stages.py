@@ -15,7 +15,7 @@ import torch
 
 from conftest import Run, refused
 from factor_transfer import build_model, stages
-from factor_transfer.checkpoint import read_training
+from factor_transfer.training_state import read_training
 
 STUDENT = "student-factor-seed0"
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from factor_transfer import build_model, checkpoint
+from factor_transfer import build_model, checkpoint, training_state
 from factor_transfer.errors import InputError
 
 STATE = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
@@ -37,7 +37,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, name: str) -> Non
     path = tmp_path / name
     path.write_bytes(pickle.dumps({"a": Evil()}))
     with pytest.raises(InputError, match="damaged"):
-        checkpoint.read_training(path) if name == "last.ckpt" else checkpoint.read_weights(path)
+        training_state.read_training(path) if name == "last.ckpt" else checkpoint.read_weights(path)
     assert not Path("pwned").exists()
 
 
@@ -57,14 +57,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
     checkpoint.save_weights(folder / "w.safetensors", STATE)
-    checkpoint.save_training(folder / "last.ckpt", {"epoch": 2, "method": STATE})
+    training_state.save_training(folder / "last.ckpt", {"epoch": 2, "method": STATE})
     return folder
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 @given(share=st.floats(0, 0.999))
 def test_a_truncated_file_is_an_error_that_names_it(written: Path, tmp_path: Path, share: float) -> None:
-    for name, read in (("w.safetensors", checkpoint.read_weights), ("last.ckpt", checkpoint.read_training)):
+    for name, read in (("w.safetensors", checkpoint.read_weights), ("last.ckpt", training_state.read_training)):
         whole = (written / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(InputError, match=name):

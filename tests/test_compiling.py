@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from factor_transfer import Distillation, FactorTransfer, Paraphraser, Translato
 from factor_transfer.compiling import compile_networks, worthwhile
 from factor_transfer.data import Batch, Batches, Split
 from factor_transfer.engine import fit
+from factor_transfer.fabric import open_fabric
 from factor_transfer.methods import KD, Teacher, trained_state
 from factor_transfer.optimization import Optimization
 from factor_transfer.runlog import RunLog
@@ -52,7 +52,7 @@ def train(folder: Path, compiled: bool) -> tuple[Trainee, dict[str, Tensor], str
     one, screen = method(), io.StringIO()
     batches = Batches(Split(IMAGES, LABELS), 10, 0)
     trainee = Trainee(
-        Fabric(accelerator="cpu", devices=1),
+        open_fabric("cpu", "32-true"),
         one,
         one.student.model,
         epochs=2,
@@ -103,7 +103,7 @@ def test_what_a_compiler_gets_wrong_is_not_used(
     monkeypatch.setattr(nn.Module, "compile", compiler)
     one = method().train()
     before = copy.deepcopy(trained_state(one))
-    why = compile_networks(Fabric(accelerator="cpu", devices=1), one, Batch(IMAGES, LABELS))
+    why = compile_networks(open_fabric("cpu", "32-true"), one, Batch(IMAGES, LABELS))
     assert why is not None
     assert reason in why
     assert "story" not in why

@@ -11,15 +11,16 @@ from rich.console import Console
 from torch import nn
 
 from factor_transfer import Supervised, build_model, trainee
-from factor_transfer.checkpoint import read_training
 from factor_transfer.data import Augment, Batches, Split
 from factor_transfer.engine import fit
 from factor_transfer.errors import InputError, Interrupted
+from factor_transfer.fabric import open_fabric
 from factor_transfer.models import Normalize
 from factor_transfer.optimization import Optimization
 from factor_transfer.runlog import RunLog
 from factor_transfer.selection import Outcome, Selection
 from factor_transfer.trainee import Trainee
+from factor_transfer.training_state import read_training
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.arange(40) % 4
@@ -39,7 +40,7 @@ class Dropped(nn.Module):
 
 def train(folder: Path, epochs: int = 4, fabric: Fabric | None = None, **changes: Any) -> Outcome:
     torch.manual_seed(0)
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    fabric = fabric or open_fabric("cpu", "32-true")
     model = Dropped()
     figures: Iterator[float] = iter(changes.pop("validation", [50.0, 70.0, 70.0, 60.0, 10.0, 10.0]))
     settings: dict[str, Any] = {
@@ -154,10 +155,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, message: str) -> None:
     batches = Batches.epoch
 
-    def interrupted(self: Batches, number: int) -> Iterator[Any]:
+    def interrupted(self: Batches, number: int, start: int = 0) -> Iterator[Any]:
         if number == epoch:
             raise KeyboardInterrupt
-        return batches(self, number)
+        return batches(self, number, start)
 
     monkeypatch.setattr(Batches, "epoch", interrupted)
     with pytest.raises(Interrupted, match=message):
@@ -166,9 +167,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_bfloat16_by_choice(tmp_path: Path) -> None:
-    outcome = train(
-        tmp_path, epochs=12, validation=[10.0] * 12, fabric=Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
-    )
+    outcome = train(tmp_path, epochs=12, validation=[10.0] * 12, fabric=open_fabric("cpu", "bf16-mixed"))
     assert all(value.dtype in (torch.float32, torch.int64) for value in outcome.state.values())
     lines = metrics(tmp_path)
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
@@ -176,7 +175,7 @@ def test_bfloat16_by_choice(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_on_a_gpu(tmp_path: Path) -> None:
-    fabric = Fabric(accelerator="cuda", devices=1, precision="bf16-mixed")
+    fabric = open_fabric("cuda", "bf16-mixed")
     outcome = train(tmp_path, epochs=12, validation=[10.0] * 12, fabric=fabric)
     assert all(value.device.type == "cpu" for value in outcome.state.values())
     lines = metrics(tmp_path)

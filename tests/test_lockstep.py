@@ -1,6 +1,7 @@
 """Methods side by side: what each gives is what it gives alone, whatever happens to the others."""
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,17 +104,17 @@ def test_one_that_fails_does_not_disturb_the_others(
 
 
 def test_ctrl_c_names_what_is_kept_of_each(compare: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    step, steps = trainee.Trainee.step, 0
+    move, moves = trainee.Trainee.move, 0
 
     def stopped(self: trainee.Trainee, *arguments: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == 3 * 4 + 2:
-            raise KeyboardInterrupt
-        step(self, *arguments)
+        nonlocal moves
+        moves += 1
+        if moves == 3 * 4 + 2:
+            signal.raise_signal(signal.SIGINT)
+        move(self, *arguments)
 
-    monkeypatch.setattr(trainee.Trainee, "step", stopped)
+    monkeypatch.setattr(trainee.Trainee, "move", stopped)
     result = compare("work")
     assert result.code == 130
     for name in FOLDERS:
-        assert f"stopped in {name}; epoch 1 of 3 is kept" in " ".join(result.err.split())
+        assert f"stopped in {name}; epoch 1 of 3 and 2 of 3 steps is kept" in " ".join(result.err.split())

@@ -15,6 +15,7 @@ from typing import Any
 
 from factor_transfer.checkpoint import State, read_json, read_weights, save_weights, sha256, write_json
 from factor_transfer.errors import InputError
+from factor_transfer.training_state import remove_training
 
 RECORD, WEIGHTS, METRICS, RUNNING = "stage.json", "weights.safetensors", "metrics.jsonl", "last.ckpt"
 LAST = "last.safetensors"
@@ -101,7 +102,7 @@ def finish(folder: Path, state: State, record: Mapping[str, Any], last: State | 
         save_weights(folder / LAST, last)
         sums["last_sha256"] = sha256(folder / LAST)
     done = Artefact(folder, complete(folder, {**record, **sums}))
-    (folder / RUNNING).unlink(missing_ok=True)
+    remove_training(folder / RUNNING)
     return done
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from factor_transfer import artefact
+from factor_transfer import artefact, processes
 from factor_transfer.artefact import Artefact
 from factor_transfer.data import Views
 from factor_transfer.errors import InputError, Interrupted
@@ -121,20 +121,28 @@ class Cache:
         some = torch.linspace(0, len(train) - 1, _LOOKS, device=self.experiment.fabric.device).long()
         with self.experiment.fabric.autocast():
             seen = see(some, 0)
-        stores, missing, kept = {}, [], {}
+        answers: dict[str, list[Tensor]] = {}
+        stores: dict[str, Store] = {}
+        kept: dict[str, Kept] = {}
         for one in wanted:
             with torch.no_grad():
                 now = one.answer(seen)
-            several = [now] if isinstance(now, Tensor) else list(now)
+            answers[one.name] = several = [now] if isinstance(now, Tensor) else list(now)
             if any(len(value) != _LOOKS for value in several):
                 raise InputError(f"{one.name} cannot be kept in a cache: its target is not one of each image")
-            store = Store(self.folder / one.name, [value.shape[1:] for value in several], len(train), self.views.count)
-            if not self._trusted(one, store, some, several):
-                missing.append(one)
-            stores[one.name] = store
+            shapes = [value.shape[1:] for value in several]
+            store = stores[one.name] = Store(self.folder / one.name, shapes, len(train), self.views.count)
             kept[one.name] = _first(store) if isinstance(now, Tensor) else store
-        if missing:
-            self._fill(missing, stores, see)
+
+        def make() -> None:
+            missing = [one for one in wanted if not self._trusted(one, stores[one.name], some, answers[one.name])]
+            if missing:
+                self._fill(missing, stores, see)
+
+        processes.first(make)
+        if processes.rank():
+            for store in stores.values():
+                store.open()
         return kept
 
     def _trusted(self, one: _Wanted, store: Store, some: Tensor, now: Sequence[Tensor]) -> bool:
@@ -182,10 +190,11 @@ class Cache:
                 self.experiment.say(f"cache  view {view + 1} of {self.views.count}  {duration(left)} left")
             for store in filled:
                 artefact.complete(store.folder, {"stage": "cache", "shapes": store.shapes})
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted) as error:
             raise Interrupted(
                 f"stopped while the cache was filled; {filled[0].done} of {self.views.count} views are kept in "
-                f"{self.folder}\nThe same command goes on from there"
+                f"{self.folder}\nThe same command goes on from there",
+                getattr(error, "signal", 2),
             ) from None
 
     def _parts(self) -> Iterator[Tensor]:

@@ -1,10 +1,9 @@
 """Files that are written whole or not at all, and read without trusting them.
 
-Weights are safetensors; the state of a running training is read with ``weights_only=True``. Neither can run code.
+Weights are safetensors, or PyTorch files that are read with ``weights_only=True``. Neither can run code.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -18,13 +17,19 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from factor_transfer.errors import InputError
+from factor_transfer.errors import InputError, first_line
 
 State = dict[str, Tensor]
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file such that a kill at any moment leaves the old one or the new one, never a part."""
+def write_whole(path: Path, content: bytes, previous: Path | None = None) -> None:
+    """Write a file such that a kill, or a power cut, at any moment leaves the old one or the new one, never a part.
+
+    Args:
+        path: the file.
+        content: of it.
+        previous: what the old one is called from then on; it is replaced otherwise.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -33,10 +38,31 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)  # mkstemp's files are the owner's alone
+        if previous is not None and path.exists():
+            path.replace(previous)
         Path(temporary).replace(path)
+        _sync_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill has left of files that were being written."""
+    for path in folder.glob(".*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the disk remember the names in a folder, too; where a system cannot say that of folders, it need not."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -155,33 +181,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
     model.load_state_dict(dict(state))
 
 
-def save_training(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a running training: tensors, numbers, strings, in dicts and lists."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    write_whole(path, buffer.getvalue())
-
-
-def read_training(path: Path) -> dict[str, Any]:
-    """Read what ``save_training`` wrote.
-
-    Raises:
-        InputError: missing, truncated or corrupted file.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged zip archives and pickles fail in many ways
-        raise InputError(
-            f"checkpoint {path} is damaged: {_first(error)}\nRemove it, or add --fresh, to start the stage anew"
-        ) from error
-
-
-def _first(error: Exception) -> str:
-    """The first line of a message; PyTorch's run over a screen."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
 def _refused(error: Exception) -> str:
     """Why PyTorch refused a file. Its own message advises to run what is in it; this names what that is."""
     found = re.search(r"GLOBAL (\S+) w", str(error))
-    return f"{found[1]} is in it; write a file of the state dict alone" if found else _first(error)
+    return f"{found[1]} is in it; write a file of the state dict alone" if found else first_line(error)

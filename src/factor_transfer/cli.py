@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from factor_transfer.errors import InputError, Interrupted, choose
+from factor_transfer.ending import ending
+from factor_transfer.errors import InputError, choose
+from factor_transfer.place import place
 
 if TYPE_CHECKING:  # what is heavy is imported where it is used: `--help` and a typing error need not wait for it
     from factor_transfer.experiment import Experiment
@@ -198,33 +200,16 @@ def show(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point: bad input and Ctrl-C end in one message and an exit code, not in a traceback."""
+    """The entry point."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
+    with ending(debug="--debug" in arguments):
         app(args=arguments, prog_name="factor-transfer")
-    except Exception as error:
-        message = _message(error)
-        if message is None or "--debug" in arguments:
-            raise
-        stopped = isinstance(error, Interrupted)
-        errors = Console(stderr=True, highlight=False)
-        errors.print("Stopped:" if stopped else "Error:", style="bold yellow" if stopped else "bold red", end=" ")
-        errors.print(message, markup=False, soft_wrap=True)
-        sys.exit(130 if stopped else 2)
-
-
-def _message(error: Exception) -> str | None:
-    """What a person can do something about, in words; ``None`` for what is a fault of the program."""
-    if isinstance(error, InputError | Interrupted | OSError):  # OSError: a full disk, a folder that may not be written
-        return str(error)
-    # PyTorch's allocators raise RuntimeErrors of several kinds.
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
-        return "out of memory; a smaller batch_size, network or image size needs less"
-    return None
 
 
 def _console() -> Console:
-    """Standard output; where it is no terminal, wide enough for a table."""
+    """Standard output; where it is no terminal, wide enough for a table. Of several processes the first one speaks."""
+    if place().rank:
+        return Console(quiet=True)
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
 
@@ -236,4 +221,7 @@ def _experiment(recipe: str, overrides: list[str] | None, work_dir: Path | None)
     overrides = overrides or []
     read = read_recipe(recipe, overrides)
     command = shlex.join([recipe, *overrides, *(["--work-dir", str(work_dir)] if work_dir else [])])
-    return Experiment(read, work_dir or Path("runs") / read.name, _console(), command)
+    experiment = Experiment(read, work_dir or Path("runs") / read.name, _console(), command)
+    if place().world > 1:
+        _ = experiment.fabric  # the processes meet before any of them reads or writes
+    return experiment

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from factor_transfer import processes
 from factor_transfer.artefact import Artefact
 from factor_transfer.checkpoint import write_json
 from factor_transfer.data import Split
@@ -14,6 +15,7 @@ from factor_transfer.methods import TERMS
 from factor_transfer.pairing import preflight
 from factor_transfer.recipe import ALONE, parse_method
 from factor_transfer.report.plot import plot_comparison
+from factor_transfer.stage import at_work
 from factor_transfer.stages import make_paraphraser, make_students, make_teacher
 from factor_transfer.starting import check_weights
 
@@ -52,6 +54,11 @@ def compare(experiment: Experiment, methods: Sequence[str], seeds: int) -> dict[
     """
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
+    with at_work(experiment):
+        return _compare(experiment, methods, seeds)
+
+
+def _compare(experiment: Experiment, methods: Sequence[str], seeds: int) -> dict[str, Any]:
     preflight(experiment, methods)
     check_weights(experiment)
     teacher = make_teacher(experiment)
@@ -68,8 +75,8 @@ def compare(experiment: Experiment, methods: Sequence[str], seeds: int) -> dict[
         "teacher": {"top1": taught["top1"], "top5": taught["top5"], "loss": taught["loss"]},
         "methods": summarize(runs, methods, taught["top1"]),
     }
-    write_json(experiment.work_dir / COMPARISON, comparison)
-    plot_comparison(comparison, experiment.work_dir / PICTURE)
+    processes.first(lambda: write_json(experiment.work_dir / COMPARISON, comparison))
+    processes.first(lambda: plot_comparison(comparison, experiment.work_dir / PICTURE))
     return comparison
 
 

@@ -12,8 +12,29 @@ class InputError(ValueError):
     """
 
 
-class Interrupted(Exception):
-    """The person asked to stop (Ctrl-C). The message says what was kept and how to go on."""
+class Interrupted(BaseException):
+    """Somebody asked to stop: a person, or a system. The message says what was kept and how to go on.
+
+    It is no ``Exception``, so that nothing that copes with those takes it for one.
+
+    Args:
+        message: for the person.
+        signal: the number of the signal that asked.
+    """
+
+    def __init__(self, message: str, signal: int = 2) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message; PyTorch's run over a screen."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def is_of_memory(error: Exception) -> bool:
+    """Whether there was too little memory: PyTorch's allocators raise RuntimeErrors of several kinds."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error))
 
 
 def choose(kind: str, name: str, valid: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from factor_transfer import processes
 from factor_transfer.data import Batch
 from factor_transfer.errors import choose
 from factor_transfer.inference import evaluating
@@ -36,15 +37,20 @@ def predict(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]
 
     Args:
         model: images -> logits (B, K), on the batches' device.
-        batches: images and labels.
+        batches: images and labels; of several processes each has its own, with indices, and all images are in one.
 
     Returns:
-        Logits (N, K), float32, and labels (N,), on the CPU.
+        Logits (N, K), float32, and labels (N,), on the CPU; of all processes' images, in their order.
     """
     with evaluating(model):
-        outputs = [(model(batch.images).float(), batch.labels) for batch in batches]
-    logits, labels = zip(*outputs, strict=True)
-    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+        own = [(model(batch.images).float(), batch.labels, batch.indices) for batch in batches]
+    if processes.world() == 1:
+        logits, labels, _ = zip(*own, strict=True)
+        return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+    sent = [tuple(value.cpu() for value in part if value is not None) for part in own]
+    logits, labels, indices = zip(*(part for each in processes.gathered(sent) for part in each), strict=True)
+    order = torch.cat(indices).argsort()
+    return torch.cat(logits)[order], torch.cat(labels)[order]
 
 
 def mean_losses(method: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
@@ -52,16 +58,18 @@ def mean_losses(method: nn.Module, batches: Iterable[Batch]) -> dict[str, float]
 
     Args:
         method: see ``methods.base``.
-        batches: images and labels.
+        batches: images and labels, see ``predict``.
     """
-    sums: dict[str, float] = {}
-    count = 0
+    own: list[tuple[int, int, dict[str, float]]] = []  # first image, images, losses
     with evaluating(method):
         for batch in batches:
-            for name, value in method(*batch).items():
-                sums[name] = sums.get(name, 0.0) + value.item() * len(batch.labels)
-            count += len(batch.labels)
-    return {name: value / count for name, value in sums.items()}
+            losses = {name: value.item() for name, value in method(*batch).items()}
+            own.append((0 if batch.indices is None else int(batch.indices[0]), len(batch.labels), losses))
+    parts = [part for each in processes.gathered(own) for part in each]
+    if processes.world() > 1:
+        parts.sort(key=lambda part: part[0])  # sums are rounded as in one process
+    count = sum(images for _, images, _ in parts)
+    return {name: sum(losses[name] * images for _, images, losses in parts) / count for name in parts[0][2]}
 
 
 def top(logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -11,13 +11,14 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
-from factor_transfer import artefact
+from factor_transfer import artefact, processes
 from factor_transfer.anatomy import LAST_STAGE, resolve
 from factor_transfer.artefact import Artefact
 from factor_transfer.checkpoint import load_into
 from factor_transfer.data import Augment, Batch, Data, Split, in_order, open_data
 from factor_transfer.errors import InputError
 from factor_transfer.evaluation import predict
+from factor_transfer.fabric import open_fabric
 from factor_transfer.layout import lay_out
 from factor_transfer.methods import ReusedClassifier
 from factor_transfer.models import Normalize, build_model, zoo_statistics
@@ -167,23 +168,11 @@ class Experiment:
 
     def in_order(self, split: Split) -> Iterator[Batch]:
         """Each image of a split once, on the device: for evaluation."""
-        return in_order(split, EVALUATION_BATCH, self.fabric.device)
+        return in_order(split, EVALUATION_BATCH, self.fabric.device, processes.rank(), processes.world())
 
     def logits(self, model: nn.Module, split: Split, normalize: Normalize) -> tuple[Tensor, Tensor]:
         """Logits (N, K) of a network over a split, and labels (N,), in full precision."""
         return predict(nn.Sequential(normalize, model), self.in_order(split))
-
-
-def open_fabric(device: str, precision: Any) -> Fabric:
-    """A device, by the recipe's name, and the precision of training on it.
-
-    Raises:
-        InputError: there is no such device here.
-    """
-    try:
-        return Fabric(accelerator=device, devices=1, precision=precision)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"device {device!r} cannot be used here: {error}") from error
 
 
 def load_network(done: Artefact, last: bool = False) -> nn.Module:

@@ -84,6 +84,8 @@ def _inputs(experiment: Experiment, section: Training, **sections: Options) -> d
         "std": list(std or data.std),
         "augment": recipe.augment.model_dump(mode="json"),
     }
+    if recipe.sync_batch_norm:
+        inputs["sync_batch_norm"] = True
     for name, part in sections.items():
         inputs[name] = part.model_dump(mode="json", exclude=_PLACES if part is section else set())
         if part is section:

@@ -28,6 +28,8 @@ class Optimization:
         milestones: epochs.
         gamma: factor of ``"step"``.
         warmup_epochs: of linear warm-up from zero, before any schedule. May be a fraction.
+        clip_norm: the gradient of all that is trained is scaled down to this length, if it is longer (Pascanu, Mikolov,
+            Bengio 2013). Not at all, if left out.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -39,6 +41,7 @@ class Optimization:
     milestones: Sequence[Annotated[int, Ge(1)]] = ()
     gamma: Annotated[float, Gt(0)] = 0.1
     warmup_epochs: Annotated[float, Ge(0)] = 0.0
+    clip_norm: Annotated[float, Gt(0)] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the optimiser would."""

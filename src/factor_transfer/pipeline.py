@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from factor_transfer import processes
 from factor_transfer.checkpoint import write_json
 from factor_transfer.experiment import Experiment
 from factor_transfer.methods import TERMS
@@ -12,6 +13,7 @@ from factor_transfer.pairing import preflight
 from factor_transfer.recipe import ALONE
 from factor_transfer.recipe_file import read_recipe
 from factor_transfer.report.results import network_figures, print_results, spread
+from factor_transfer.stage import at_work
 from factor_transfer.stages import make_paraphraser, make_student, make_teacher
 from factor_transfer.starting import check_weights
 
@@ -30,6 +32,11 @@ def run(experiment: Experiment, baseline: bool = False, fresh: bool = False) -> 
     Returns:
         What ``summary.json`` says: the ``method``, and the figures of ``teacher``, ``student`` and ``baseline``.
     """
+    with at_work(experiment):
+        return _run(experiment, baseline, fresh)
+
+
+def _run(experiment: Experiment, baseline: bool, fresh: bool) -> dict[str, Any]:
     terms = experiment.recipe.terms
     preflight(experiment, [experiment.recipe.method])
     check_weights(experiment)
@@ -41,7 +48,7 @@ def run(experiment: Experiment, baseline: bool = False, fresh: bool = False) -> 
         done["baseline"] = make_student(experiment.with_method(ALONE), fresh)
     summary: dict[str, Any] = {"method": experiment.recipe.method, "teacher": None, "student": None, "baseline": None}
     summary |= {name: network_figures(experiment, artefact) for name, artefact in done.items()}
-    write_json(experiment.work_dir / "summary.json", summary)
+    processes.first(lambda: write_json(experiment.work_dir / "summary.json", summary))
     return summary
 
 

@@ -3,12 +3,11 @@
 Everything that a recipe is made of takes plain arguments; only what comes after this file sees a whole recipe.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge
 from pydantic import Field, create_model, model_validator
 
 from factor_transfer.data import DATASETS, Augment, open_data
@@ -17,109 +16,11 @@ from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining
 from factor_transfer.models import MODELS
 from factor_transfer.optimization import Optimization
 from factor_transfer.options import FreeOptions, Options, options
+from factor_transfer.sections import Cache, Checkpoint, Named, Network, Student, Training
 
 ALONE = "student"  # the method that is no term: the student alone
 
 Precision = Literal["32-true", "bf16-mixed"]
-
-
-class Named(Options):
-    """``[data]``: the data set's ``name``; beside it, its own settings and those of ``open_data``."""
-
-    name: str
-
-
-class Cache(Options):
-    """``[cache]``: of stages 2 and 3.
-
-    Attributes:
-        views: crops and flips that each training image has; what the teacher says to them is worked out once, and kept
-            in the work dir. If left out, every epoch draws new ones, and the teacher is asked each time.
-        seed: the views are a function of it.
-    """
-
-    views: Annotated[int, Ge(1), Lt(1000)] | None = None
-    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
-
-
-class Training(Options):
-    """What each stage says of its training, beside the settings of ``Optimization``.
-
-    Attributes:
-        epochs: over the training images.
-        batch_size: images a step.
-        seed: of initial weights, order and augmentation.
-        keep: the epoch that is ``"best"`` on the validation split, or the ``"last"``.
-        weights: where it starts from: a file; for a network of a zoo, ``"pretrained"`` takes the zoo's own.
-    """
-
-    epochs: Annotated[int, Ge(1)] | None = None
-    batch_size: Annotated[int, Ge(1)] = 128
-    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
-    keep: Literal["best", "last"] = "best"
-    weights: str | None = None
-
-    @property
-    def optimization(self) -> Optimization:
-        """The settings of the optimiser."""
-        return Optimization(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Optimization)})
-
-    @model_validator(mode="after")
-    def _trained(self) -> "Training":
-        if self.epochs is None and self.weights is None:
-            raise ValueError("give epochs, to train it, or weights, the file of a trained one; both to train that on")
-        return self
-
-    @model_validator(mode="after")
-    def _optimizes(self) -> "Training":
-        _ = self.optimization  # refuses settings that do not go together
-        return self
-
-
-class Network(Training):
-    """``[teacher]`` and ``[student]``.
-
-    Attributes:
-        model: a name, see ``factor-transfer show models``.
-        args: the model's own settings.
-        tap: the feature that is transferred, or several; the last stage's, if left out.
-        mean: of each channel, 0..1, for this network's normalisation. If left out: for weights from elsewhere, what
-            they were trained with, where that is known; else the data's.
-        std: of each channel, 0..1; likewise.
-    """
-
-    model: str
-    args: Options = Field(default_factory=Options)
-    tap: str | list[str] | None = None
-    mean: list[float] | None = None
-    std: list[Annotated[float, Field(gt=0)]] | None = None
-
-    @property
-    def taps(self) -> list[str] | None:
-        """The taps, of which there may be one."""
-        return [self.tap] if isinstance(self.tap, str) else self.tap
-
-    @model_validator(mode="after")
-    def _tapped(self) -> "Network":
-        if self.tap == []:
-            raise ValueError("tap is empty; leave it out, and the last stage's is found")
-        return self
-
-    @model_validator(mode="after")
-    def _normalizes(self) -> "Network":
-        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
-            raise ValueError("give both mean and std, a value a channel, or neither")
-        return self
-
-
-class Student(Network):
-    """``[student]``: always trained."""
-
-    @model_validator(mode="after")
-    def _trained(self) -> "Student":
-        if self.epochs is None:
-            raise ValueError("epochs is missing: how long to train")
-        return self
 
 
 class Recipe(Options):
@@ -133,6 +34,10 @@ class Recipe(Options):
         compile: ``"on"`` compiles training steps, which rounds otherwise and changes nothing else; ``"auto"`` does so
             where a training is long enough for it to pay.
         device: ``"auto"`` takes a GPU where there is one.
+        sync_batch_norm: of several processes, whether batch norm takes its statistics from all of them.
+        on_nonfinite: ``"stop"`` where a loss is not finite; or ``"skip"`` steps whose gradient is not.
+        max_skipped: so many of them in a stage.
+        checkpoint: when a training that runs is written down.
         data: the images.
         augment: what is done to the training images at random.
         teacher: stage 1.
@@ -149,6 +54,10 @@ class Recipe(Options):
     teacher_precision: Precision | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    sync_batch_norm: bool = False
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skipped: Annotated[int, Ge(1)] = 10
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     data: Named
     augment: Options
     teacher: Network

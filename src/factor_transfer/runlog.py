@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from factor_transfer import processes
 from factor_transfer.checkpoint import write_whole
 from factor_transfer.errors import InputError
 
@@ -22,6 +23,7 @@ _SHOWN = {
     "validation_relative_error": "validation relative error {:.3f}",
     "images_per_s": "{:,.0f} images/s",
     "waiting": "waiting for images {:.0f} %",
+    "skipped": "{} steps left out",
 }
 _LITTLE = 5.0  # percent of the time; less of waiting is not worth a word
 
@@ -39,6 +41,8 @@ class _TwoLines(Progress):
 class RunLog:
     """The progress of one stage: a live bar on a terminal, a line an epoch elsewhere, and ``metrics.jsonl``.
 
+    Of several processes the first one writes.
+
     Args:
         console: where to show it.
         stage: its name, for the person.
@@ -52,12 +56,13 @@ class RunLog:
         self.path = path
         self.progress: Progress | None = None
 
-    def start(self, epochs: int, steps: int, done: int) -> None:
-        """Begin, or go on behind ``done`` epochs; lines of later ones, if a kill left any, are dropped."""
-        self.epochs, self.steps, self.first = epochs, steps, done
+    def start(self, epochs: int, steps: int, at: int) -> None:
+        """Begin, or go on behind ``at`` steps; lines of later epochs, if a kill left any, are dropped."""
+        self.epochs, self.steps, self.first = epochs, steps, at / steps
         self.began = time.perf_counter()
-        lines = self.path.read_bytes().splitlines(keepends=True)[:done] if self.path.exists() else []
-        write_whole(self.path, b"".join(lines))
+        if not processes.rank():
+            lines = self.path.read_bytes().splitlines(keepends=True)[: at // steps] if self.path.exists() else []
+            write_whole(self.path, b"".join(lines))
         if self.console.is_terminal and self.lead:
             self.progress = _TwoLines(
                 TextColumn("[bold]{task.description}"),
@@ -68,25 +73,21 @@ class RunLog:
                 transient=True,
             )
             self.progress.start()
-            total, at = epochs * steps, done * steps
-            self.task = self.progress.add_task(self.stage, total=total, completed=at, figures="")
+            self.task = self.progress.add_task(self.stage, total=epochs * steps, completed=at, figures="")
         self.validation: dict[str, Any] = {}  # of the last complete epoch
 
-    def step(self, epoch: int, step: int, losses: Mapping[str, float], images_per_s: float) -> None:
-        """Show a step of epoch 0.. and its losses."""
+    def step(self, at: int, losses: Mapping[str, float], images_per_s: float) -> None:
+        """Show that ``at`` steps are done, and the losses of the running epoch."""
         if self.progress is not None:
-            figures = f"epoch {epoch + 1}  {describe({**losses, **self.validation, 'images_per_s': images_per_s})}"
-            self.progress.update(self.task, completed=epoch * self.steps + step + 1, figures=figures)
+            epoch = (at - 1) // self.steps + 1
+            figures = f"epoch {epoch}  {describe({**losses, **self.validation, 'images_per_s': images_per_s})}"
+            self.progress.update(self.task, completed=at, figures=figures)
 
     def epoch(self, epoch: int, figures: Mapping[str, Any]) -> None:
         """Record an epoch 0.. that is complete."""
         self.validation = {key: value for key, value in figures.items() if key.startswith("validation_")}
-        record = {"stage": self.stage, "epoch": epoch + 1, **figures}
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+        if not processes.rank():
+            self._write({"stage": self.stage, "epoch": epoch + 1, **figures})
         left = (time.perf_counter() - self.began) / (epoch + 1 - self.first) * (self.epochs - epoch - 1)
         if figures.get("waiting", 0) < _LITTLE:
             figures = {key: value for key, value in figures.items() if key != "waiting"}
@@ -94,6 +95,13 @@ class RunLog:
         if not self.console.is_terminal:
             # soft_wrap: a line stays a line in a file, however narrow the console is thought to be.
             self.console.print(f"{text}  {duration(left)} left", highlight=False, soft_wrap=True)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
 
     def say(self, text: str) -> None:
         """A line for the person."""

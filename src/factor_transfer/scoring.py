@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from factor_transfer import artefact
+from factor_transfer import artefact, processes
 from factor_transfer.artefact import Artefact
 from factor_transfer.checkpoint import load_into
 from factor_transfer.data import Data, in_order, open_data
 from factor_transfer.errors import InputError
 from factor_transfer.evaluation import check_metrics, measure, predict
-from factor_transfer.experiment import EVALUATION_BATCH, check_fits, load_network, open_fabric
+from factor_transfer.experiment import EVALUATION_BATCH, check_fits, load_network
+from factor_transfer.fabric import open_fabric
 from factor_transfer.foreign import adapt, read_foreign
 from factor_transfer.models import Normalize, build_model, zoo_statistics
 from factor_transfer.recipe import Recipe
@@ -36,11 +37,12 @@ def score(recipe: Recipe, checkpoint: Path, metrics: Iterable[str]) -> dict[str,
     path = checkpoint / artefact.WEIGHTS if checkpoint.is_dir() else checkpoint
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; give a file of weights, or the folder of a finished stage")
+    fabric = open_fabric(recipe.device, recipe.precision)
     data = open_data(**recipe.data.model_dump())
     model, normalize, note = _network(recipe, data, path)
-    fabric = open_fabric(recipe.device, recipe.precision)
     network = fabric.to_device(nn.Sequential(normalize, model))
-    logits, labels = predict(network, in_order(data.test(), EVALUATION_BATCH, fabric.device))
+    place = processes.rank(), processes.world()
+    logits, labels = predict(network, in_order(data.test(), EVALUATION_BATCH, fabric.device, *place))
     return {**measure(logits, labels, data.classes, metrics), "note": note}
 
 

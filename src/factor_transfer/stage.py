@@ -1,37 +1,57 @@
 """The life of a stage: made ready, trained, delivered; and required by the stages after it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from factor_transfer import artefact
+from factor_transfer import artefact, processes, signals
 from factor_transfer.artefact import Artefact
+from factor_transfer.checkpoint import State, remove_unfinished
 from factor_transfer.compiling import worthwhile
 from factor_transfer.data import Batches, Views
 from factor_transfer.engine import fit
-from factor_transfer.errors import InputError
+from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.evaluation import mean_losses, top
 from factor_transfer.experiment import Experiment
+from factor_transfer.lock import hold
 from factor_transfer.methods import Method, ParaphraserTraining
 from factor_transfer.models import Normalize, macs
 from factor_transfer.recipe import Training
 from factor_transfer.runlog import RunLog, duration
 from factor_transfer.selection import Selection
 from factor_transfer.trainee import Trainee
+from factor_transfer.training_state import is_under_way
+
+
+@contextmanager
+def at_work(experiment: Experiment) -> Iterator[None]:
+    """The work dir is this recipe's and this process's alone. May be nested.
+
+    Raises:
+        InputError: it is another's.
+    """
+    processes.first(lambda: artefact.claim(experiment.work_dir, experiment.recipe.name))
+    with hold(experiment.work_dir):
+        yield
 
 
 def begin(experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fresh: bool) -> Artefact | None:
     """The stage if it is up to date. Otherwise its folder is made ready, to start or to go on."""
+    return processes.first(lambda: _begin(experiment, folder, inputs, fresh))
+
+
+def _begin(experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fresh: bool) -> Artefact | None:
     name = folder.name
-    artefact.claim(experiment.work_dir, experiment.recipe.name)
     if not (folder / artefact.RECORD).exists():
         if folder.exists() and any(folder.iterdir()):  # of unknown origin: not to be gone on with
             experiment.say(f"{name}  {folder} has no {artefact.RECORD}; it is kept in {artefact.set_aside(folder)}")
         artefact.begin(folder, inputs)
         return None
+    remove_unfinished(folder)
     changed = [] if fresh else artefact.differences(folder, inputs)
     if fresh or changed:
         kept = artefact.set_aside(folder)
@@ -42,13 +62,22 @@ def begin(experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fresh
     done = artefact.find(folder)
     if done:
         experiment.say(f"{name}  up to date  {done.weights}")
-    elif (folder / artefact.RUNNING).exists():
+    elif is_under_way(folder / artefact.RUNNING):
         experiment.say(f"{name}  goes on from {folder / artefact.RUNNING}")
     return done
 
 
+def finish(folder: Path, state: State, record: Mapping[str, Any], last: State | None = None) -> Artefact:
+    """``artefact.finish``, by one process for all."""
+    return processes.first(lambda: artefact.finish(folder, state, record, last))
+
+
 def require(experiment: Experiment, name: str, command: str, inputs: Callable[[], Mapping[str, Any]]) -> Artefact:
     """An earlier stage, which must be finished and made from the same inputs."""
+    return processes.first(lambda: _require(experiment, name, command, inputs))
+
+
+def _require(experiment: Experiment, name: str, command: str, inputs: Callable[[], Mapping[str, Any]]) -> Artefact:
     folder = experiment.work_dir / name
     mend = f"To make it: factor-transfer {command} {experiment.command}"
     done = artefact.find(folder)
@@ -91,6 +120,7 @@ class Course:
         """
         metric, highest = ("loss", False) if isinstance(self.method, ParaphraserTraining) else ("top1", True)
         assert self.section.epochs is not None  # a stage that is not trained does not come here
+        recipe = self.experiment.recipe
         return Trainee(
             self.experiment.fabric,
             self.method,
@@ -103,6 +133,8 @@ class Course:
             checkpoint=self.folder / artefact.RUNNING,
             log=RunLog(self.experiment.console, self.folder.name, self.folder / artefact.METRICS, lead),
             compiled=self._compiled(),
+            skips=recipe.max_skipped if recipe.on_nonfinite == "skip" else 0,
+            synced=recipe.sync_batch_norm,
         )
 
     def validate(self) -> dict[str, float]:
@@ -117,6 +149,8 @@ class Course:
 
     def _compiled(self) -> bool:
         wish, experiment = self.experiment.recipe.compile, self.experiment
+        if experiment.recipe.sync_batch_norm and processes.world() > 1:
+            return False  # what processes say to each other is not for a compiler
         if wish != "auto":
             return wish == "on"
         assert self.section.epochs is not None
@@ -132,7 +166,7 @@ class Course:
         outcome = trainee.outcome()
         figures = {"epoch": outcome.epoch, "validation": outcome.figures, "seconds": outcome.seconds}
         record = {"stage": self.folder.name, **self.record, **figures}
-        done = artefact.finish(self.folder, outcome.state, record, outcome.last)
+        done = finish(self.folder, outcome.state, record, outcome.last)
         self.experiment.say(
             f"{self.folder.name}  done in {duration(outcome.seconds)}, epoch {outcome.epoch} kept  {done.weights}"
         )
@@ -148,12 +182,25 @@ def train(courses: list[Course], views: Views | None = None) -> list[Artefact | 
     """
     first = courses[0]
     experiment, section = first.experiment, first.section
-    device = experiment.fabric.device
-    batches = Batches(experiment.data.train, section.batch_size, section.seed, experiment.augment, device, views)
+    device, which = experiment.fabric.device, (processes.rank(), processes.world())
+    batches = Batches(
+        experiment.data.train, section.batch_size, section.seed, experiment.augment, device, views, *which
+    )
+    if section.batch_size % (section.accumulate * batches.world):
+        raise InputError(
+            f"a batch of {section.batch_size} images cannot be divided into {section.accumulate} parts of each of "
+            f"{batches.world} processes; choose a batch_size that is a multiple of {section.accumulate * batches.world}"
+        )
     trainees = [course.trainee(len(batches), lead=course is first) for course in courses]
     if len(courses) > 1:
         experiment.say(f"side by side  {', '.join(course.folder.name for course in courses)}")
-    fit(trainees, batches)
+    try:
+        fit(trainees, batches, section.accumulate, experiment.recipe.checkpoint.when)
+    except Interrupted as error:
+        if error.signal != signals.REQUEUE or not experiment.recipe.checkpoint.requeue:
+            raise
+        raise Interrupted(f"{error}\n{processes.first(signals.requeue)}", error.signal) from None
+    experiment.data.check_unchanged()
     if len(courses) == 1:
         return [first.deliver(trainees[0])]
     return [

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from factor_transfer import artefact
 from factor_transfer.artefact import Artefact
 from factor_transfer.cache import Cache
 from factor_transfer.data import Views
@@ -22,12 +21,18 @@ from factor_transfer.methods import (
 )
 from factor_transfer.options import chosen
 from factor_transfer.pairing import as_product, connect, load_paraphrasers, look_at, new_paraphrasers
-from factor_transfer.stage import Course, begin, require, train
+from factor_transfer.sections import Training
+from factor_transfer.stage import Course, at_work, begin, finish, require, train
 from factor_transfer.starting import starting_network, take_weights
 
 
 def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
     """Stage 1: train the teacher on labels, or take the weights that the recipe names."""
+    with at_work(experiment):
+        return _make_teacher(experiment, fresh)
+
+
+def _make_teacher(experiment: Experiment, fresh: bool) -> Artefact:
     section = experiment.recipe.teacher
     folder = experiment.work_dir / "teacher"
     done = begin(experiment, folder, teacher_inputs(experiment), fresh)
@@ -36,7 +41,7 @@ def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
     model, record = starting_network(experiment, "teacher", section)
     if section.epochs is None:
         record |= {"stage": "teacher", "epoch": None, "seconds": 0.0}
-        return artefact.finish(folder, model.state_dict(), record)
+        return finish(folder, model.state_dict(), record)
     normalize = experiment.normalize((record["mean"], record["std"]))
     return _only(train([Course(experiment, folder, section, Supervised(model, normalize), model, record)]))
 
@@ -48,6 +53,11 @@ def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
         raise InputError("the recipe says nothing of a paraphraser; add [paraphraser] to it")
     if not experiment.taps[0]:
         raise InputError("no feature map was found in the teacher; name one as teacher.tap")
+    with at_work(experiment):
+        return _make_paraphraser(experiment, section, fresh)
+
+
+def _make_paraphraser(experiment: Experiment, section: Training, fresh: bool) -> Artefact:
     taught = _teacher(experiment)
     folder = experiment.work_dir / "paraphraser"
     done = begin(experiment, folder, paraphraser_inputs(experiment, taught), fresh)
@@ -62,9 +72,7 @@ def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
     if section.weights is not None:
         take_weights(experiment, "paraphraser", section.weights, product)
     if section.epochs is None:
-        return artefact.finish(
-            folder, product.state_dict(), {"stage": "paraphraser", **record, "epoch": None, "seconds": 0.0}
-        )
+        return finish(folder, product.state_dict(), {"stage": "paraphraser", **record, "epoch": None, "seconds": 0.0})
     several, distance = list(paraphrasers.values()), chosen(section, ParaphraserTraining)
     method = ParaphraserTraining(look_at(experiment, model, normalize), taps, several, **distance)
     views = _views(experiment)
@@ -88,6 +96,11 @@ def make_students(experiments: Sequence[Experiment], fresh: bool = False) -> lis
     Returns:
         Of each, what it delivers; where there are several, the error of one that failed.
     """
+    with at_work(experiments[0]):
+        return _make_students(experiments, fresh)
+
+
+def _make_students(experiments: Sequence[Experiment], fresh: bool) -> list[Artefact | Exception]:
     made: list[Artefact | Exception | Course] = []
     teachers: dict[str, Teacher] = {}
     for experiment in experiments:

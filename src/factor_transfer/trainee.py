@@ -1,4 +1,4 @@
-"""One method in training: its optimiser and schedule, its best epoch, its checkpoint and its log."""
+"""One method in training: where it is, its best epoch, its checkpoint and its log."""
 
 import math
 import time
@@ -10,14 +10,19 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from factor_transfer.checkpoint import State, read_training, save_training
+from factor_transfer import processes
+from factor_transfer.checkpoint import State
 from factor_transfer.compiling import compile_networks, eagerly, set_eager
 from factor_transfer.data import Batch
-from factor_transfer.errors import InputError
-from factor_transfer.methods import Losses, Method, Teacher, load_trained_state, trained_state
+from factor_transfer.errors import InputError, first_line, is_of_memory
+from factor_transfer.history import History
+from factor_transfer.methods import Losses, Method, Teacher, trained_state
+from factor_transfer.methods.base import trained_buffers
 from factor_transfer.optimization import Optimization
 from factor_transfer.runlog import RunLog
 from factor_transfer.selection import Outcome, Selection
+from factor_transfer.training_state import is_under_way, latest_training, save_training
+from factor_transfer.update import Update
 
 # Losses are brought to the host only so often (seconds): a GPU need not wait for the screen.
 _LOOK_EVERY_S = 0.5
@@ -27,7 +32,7 @@ class Trainee:
     """A method that is trained; it goes on from its checkpoint if there is one.
 
     Args:
-        fabric: device and precision.
+        fabric: device, precision and processes.
         method: see ``methods.base``. What is not inside a ``Frozen`` is trained.
         product: the part of ``method`` that is wanted in the end, such as the student.
         epochs: of the whole training.
@@ -35,9 +40,14 @@ class Trainee:
         optimization: optimiser and schedule.
         validate: figures on the validation split, after each epoch; empty if there is none.
         selection: which epoch is delivered.
-        checkpoint: written after every epoch.
+        checkpoint: where ``save`` writes.
         log: told of every step and epoch.
         compiled: whether steps are compiled, if that works here.
+        skips: steps that may be left out, see ``Update``.
+        synced: whether batch norm is of all processes, see ``Update``.
+
+    Attributes:
+        at: steps that are done, of all epochs.
 
     Raises:
         InputError: a damaged checkpoint.
@@ -57,76 +67,87 @@ class Trainee:
         checkpoint: Path,
         log: RunLog,
         compiled: bool = False,
+        skips: int = 0,
+        synced: bool = False,
     ) -> None:
         self.fabric, self.method, self.product = fabric, method, product
         self.epochs, self.steps = epochs, steps
         self.validate, self.selection, self.checkpoint, self.log = validate, selection, checkpoint, log
         self.compiled, self._untried = compiled, compiled
-        parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
-        bare_optimizer, self.scheduler = optimization.build(parameters, steps, epochs)
-        self.model, self.optimizer = fabric.setup(method, bare_optimizer)
+        self.update = Update(fabric, method, optimization, steps, epochs, skips, synced)
         self._teachers = [module for module in method.modules() if isinstance(module, Teacher)]
-        self.done, self.seconds = 0, 0.0  # epochs, and what they took
+        self.at, self._saved = 0, 0  # steps
+        self.seconds = 0.0  # of whole epochs
+        self.history = History(self.update.learning_rate)
         self.best: Outcome | None = None
         self.error: Exception | None = None
-        if checkpoint.exists():
+        if is_under_way(checkpoint):
             self._resume()
-        log.start(epochs, steps, self.done)
-
-    def _resume(self) -> None:
-        saved = read_training(self.checkpoint)
-        try:
-            load_trained_state(self.method, saved["method"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.scheduler.load_state_dict(saved["scheduler"])
-            self.done, self.seconds, self.best = saved["epoch"], saved["seconds"], Outcome(**saved["best"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"checkpoint {self.checkpoint} is damaged, or of another training: {str(error).splitlines()[0]}\n"
-                "Add --fresh to start the stage anew"
-            ) from error
+            self._saved = self.at
+        log.start(epochs, steps, self.at)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Before the steps of epoch 0..."""
+        """Before the steps of epoch 0.., or the rest of them."""
         self.method.begin_epoch(epoch)
-        self.model.train()
-        self._history: dict[str, list[float]] = {}
-        self._pending: list[Losses] = []  # on the device, not yet looked at
-        self._rate = self.scheduler.get_last_lr()[0]
-        self._seen, self._busy, self._looked = 0, 0.0, time.perf_counter()
+        self.update.model.train()
+        if self.at % self.steps == 0:
+            self.history = History(self.update.learning_rate)
+        self._parts: list[Losses] = []
+        self._weights: list[float] = []
+        self._looked = time.perf_counter()
 
-    def step(self, epoch: int, step: int, batch: Batch, seed: int, making: float) -> None:
-        """One step.
+    def learn(self, batch: Batch, weight: float, seed: int, more: bool) -> None:
+        """A part of a step, or all of it.
 
         Args:
-            epoch: 0...
-            step: of the epoch, 0...
             batch: on the device.
+            weight: of its mean loss in the step's.
             seed: of what is drawn at random in it, such as dropout.
-            making: seconds that it took to make the batch.
+            more: whether other parts of the same step follow.
+
+        Raises:
+            InputError: there is too little memory for it.
         """
         if self._untried:
             self._compile(batch)
         began, borrowed = time.perf_counter(), self._borrowed()
         torch.manual_seed(seed)
         whole = len(batch.labels) == self._batch if self.compiled else True
-        with eagerly(not whole):
-            losses: Losses = self.model(*batch)
-        self.fabric.backward(losses["loss"])
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.scheduler.step()
+        try:
+            with eagerly(not whole):
+                self._parts.append(self.update.learn(batch, weight, more))
+        except (MemoryError, RuntimeError) as error:
+            if not is_of_memory(error):
+                raise
+            raise InputError(
+                f"out of memory in {self.log.stage}, in a step of {len(batch.labels)} images: accumulate=2 in the "
+                f"recipe's [{self.log.stage.split('-')[0]}], or a larger number, divides each step and comes to the "
+                f"same; a smaller batch_size does not ({first_line(error)})"
+            ) from error
+        self._weights.append(weight)
+        self.history.seconds += time.perf_counter() - began + self._borrowed() - borrowed
 
-        # A compiled step writes its next losses where these are.
-        self._pending.append({name: value.detach().clone() for name, value in losses.items()})
-        self._seen += len(batch.labels)
-        now = time.perf_counter()
-        if now - self._looked > _LOOK_EVERY_S or step + 1 == self.steps:
-            self._look(epoch)
-            self._looked = now = time.perf_counter()
-            means = {name: sum(values) / len(values) for name, values in self._history.items()}
-            self.log.step(epoch, step, means, self._seen / (self._busy + now - began + making))
-        self._busy += now - began + making + self._borrowed() - borrowed
+    def move(self, images: int, making: float) -> None:
+        """Let a step's gradient take effect.
+
+        Args:
+            images: of the step.
+            making: seconds that it took to make its batch.
+        """
+        began = time.perf_counter()
+        epoch, step = divmod(self.at, self.steps)
+        if self.update.move():
+            self.history.add(self._parts, self._weights)
+        self._parts, self._weights = [], []
+        self.at += 1
+        looked = began - self._looked > _LOOK_EVERY_S or step + 1 == self.steps
+        if looked:
+            self._look(lambda: self.history.look(epoch))
+        self._looked = time.perf_counter() if looked else self._looked
+        self.history.images += images
+        self.history.seconds += time.perf_counter() - began + making
+        if looked:
+            self.log.step(self.at, self.history.means(), self.history.pace)
 
     def end_epoch(self, epoch: int, waited: float) -> None:
         """After the steps of epoch 0..: validate, choose, write down.
@@ -135,33 +156,58 @@ class Trainee:
             epoch: 0...
             waited: seconds that there were no images.
         """
-        self.seconds += self._busy
+        self._look(lambda: self.history.settle(epoch, self.fabric.device))
+        self.seconds += self.history.seconds
+        processes.share_first([value for _, value in trained_buffers(self.method)])
         with eagerly(self.compiled):
             validation = self.validate()
-        self._check_finite(validation, epoch)
+        self._check_finite(epoch, validation)
         if self.selection.better(validation, self.best.figures if self.best else None):
             self.best = Outcome(_copy(self.product.state_dict()), epoch + 1, validation, self.seconds)
-        figures = {
-            **{name: sum(values) / len(values) for name, values in self._history.items()},
-            "learning_rate": self._rate,
-            "images_per_s": self._seen / self._busy,
-            "seconds": self._busy,
-            "waiting": 100 * waited / self._busy,
-        }
+        figures = self.history.figures(waited)
+        if self.update.skipped:
+            figures["skipped"] = self.update.skipped
         self.log.epoch(epoch, {**figures, **{f"validation_{key}": value for key, value in validation.items()}})
-        assert self.best is not None
-        self.done = epoch + 1
-        save_training(
-            self.checkpoint,
-            {
-                "epoch": self.done,
-                "seconds": self.seconds,
-                "method": trained_state(self.method),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "best": vars(self.best),
-            },
-        )
+
+    def save(self) -> None:
+        """Write down all that is needed to go on from here.
+
+        Raises:
+            InputError: a loss or a weight is not finite; what was written before is kept.
+        """
+        if self.at == self._saved:
+            return
+        epoch, step = divmod(self.at, self.steps)
+        if step:
+            self._look(lambda: self.history.settle(epoch, self.fabric.device))
+            self._check_finite(epoch)
+        self._saved = self.at
+        if processes.rank():
+            return
+        state = {
+            "epoch": epoch,
+            "step": step,
+            "seconds": self.seconds,
+            "best": vars(self.best) if self.best else None,
+            "running": self.history.state() if step else None,
+        }
+        save_training(self.checkpoint, {**state, **self.update.state()})
+
+    def _resume(self) -> None:
+        saved, note = latest_training(self.checkpoint)
+        if note:
+            self.log.say(note)
+        try:
+            self.update.load(saved)
+            self.at, self.seconds = saved["epoch"] * self.steps + saved["step"], saved["seconds"]
+            self.best = Outcome(**saved["best"]) if saved["best"] else None
+            if saved["running"]:
+                self.history = History(**saved["running"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"checkpoint {self.checkpoint} is of another training: {first_line(error)}\n"
+                "Add --fresh to start the stage anew"
+            ) from error
 
     def outcome(self) -> Outcome:
         """What came out of it.
@@ -184,6 +230,10 @@ class Trainee:
     def _compile(self, batch: Batch) -> None:
         self._untried, self._batch = False, len(batch.labels)
         why = compile_networks(self.fabric, self.method, batch)
+        failed = processes.largest([why is not None], self.fabric.device)[0]
+        if failed and why is None:
+            set_eager(self.method)
+            why = "another process could not"
         if why is not None:
             self.compiled = False
             self.log.say(f"{self.log.stage}  is not compiled, which makes it slower, not different: {why}")
@@ -192,19 +242,15 @@ class Trainee:
         """Seconds of a shared teacher that others paid for; this method alone would have to."""
         return sum(teacher.borrowed for teacher in self._teachers)
 
-    def _look(self, epoch: int) -> None:
-        """Move pending losses into the history; refuse one that is not finite."""
-        for name in self._pending[0]:
-            values = torch.stack([losses[name] for losses in self._pending]).tolist()
-            self._history.setdefault(name, []).extend(values)
-        self._pending.clear()
-        for step, loss in enumerate(self._history["loss"]):
-            if not math.isfinite(loss):
-                parts = ", ".join(f"{name} {values[step]:.4g}" for name, values in self._history.items())
-                raise self._not_finite(f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {parts}")
+    def _look(self, look: Callable[[], None]) -> None:
+        try:
+            look()
+        except InputError as error:
+            raise self._not_finite(str(error)) from None
 
-    def _check_finite(self, validation: Mapping[str, float], epoch: int) -> None:
-        """Refuse an epoch whose last step broke the weights: no loss has told of it yet."""
+    def _check_finite(self, epoch: int, validation: Mapping[str, float] | None = None) -> None:
+        """Refuse weights that the last step broke: no loss has told of it yet."""
+        validation = validation or {}
         broken = [name for name, value in trained_state(self.method).items() if not value.isfinite().all()]
         broken += [f"validation {name}" for name, value in validation.items() if not math.isfinite(value)]
         if broken:
@@ -212,8 +258,11 @@ class Trainee:
             raise self._not_finite(f"not finite at the end of epoch {epoch + 1}: {', '.join(broken[:3])}{more}")
 
     def _not_finite(self, where: str) -> InputError:
-        kept = f"The last good checkpoint is kept: {self.checkpoint}\n" if self.checkpoint.exists() else ""
-        return InputError(f"{where}\n{kept}A lower learning_rate, or warmup_epochs, often helps")
+        kept = f"The last good checkpoint is kept: {self.checkpoint}\n" if is_under_way(self.checkpoint) else ""
+        return InputError(
+            f'{where}\n{kept}A lower learning_rate, warmup_epochs or clip_norm often helps; on_nonfinite="skip" leaves '
+            "such steps out"
+        )
 
 
 def _copy(state: Mapping[str, Tensor]) -> State:

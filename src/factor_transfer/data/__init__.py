@@ -94,6 +94,16 @@ class Data:
             digest.update(split.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
+    def check_unchanged(self) -> None:
+        """See that images on the disk are still those that were opened.
+
+        Raises:
+            InputError: a file is missing or another one.
+        """
+        for split in (self.train, self.validation):
+            if not isinstance(split.images, Tensor):
+                split.images.check_unchanged()
+
 
 def open_data(
     name: str,

@@ -45,13 +45,15 @@ class Batches:
         device: where batches are made. A split in memory is moved there once; images on the disk are decoded ahead
             by other processes, for one epoch at a time.
         views: fixed views, which an epoch's images are drawn from; ``None`` draws new ones each time.
+        rank: of several processes that share each batch, which one this is, 0...
+        world: how many they are. Which images make a batch, and in what order, does not depend on it.
 
     Attributes:
         waited: seconds that were spent so far, in this epoch, until its images were there, before crop and flip. What a
             GPU still has to do meanwhile is not taken off.
 
     Raises:
-        InputError: if the batch is larger than the training set.
+        InputError: if the batch is larger than the training set, or cannot be divided among the processes.
     """
 
     def __init__(
@@ -62,11 +64,18 @@ class Batches:
         augment: Augment | None = None,
         device: torch.device | str = "cpu",
         views: Views | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if batch_size > len(split):
             raise InputError(
                 f"a batch of {batch_size} images is larger than the training set of {len(split)}; "
                 "choose a smaller batch_size"
+            )
+        if batch_size % world:
+            raise InputError(
+                f"a batch of {batch_size} images cannot be divided among {world} processes; choose a batch_size that "
+                f"is a multiple of {world}"
             )
         self.images = split.images.to(device) if isinstance(split.images, Tensor) else ReadAhead(split.images, device)
         self.labels = split.labels.to(device)
@@ -75,14 +84,26 @@ class Batches:
         self.augment = augment or Augment()
         self.device = device
         self.views = views
+        self.rank, self.world = rank, world
         self.waited = 0.0
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.labels), self.batch_size)
         return full + (rest > 1)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch, on the device."""
+    def size(self, step: int) -> int:
+        """Images of a step 0.. in all processes."""
+        return min(self.batch_size, len(self.labels) - step * self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, on the device; of several processes, this one's part of each.
+
+        Of a last batch with fewer than two images for each process, every process gets all.
+
+        Args:
+            epoch: 0...
+            start: the step to begin with.
+        """
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
         order = torch.randperm(len(self.labels), generator=generator)
         which = None
@@ -91,16 +112,23 @@ class Batches:
         else:
             which = torch.randint(self.views.count, (len(order),), generator=generator)
             draws, which = self.views.draws[which, order].to(self.device), which.to(self.device)
-        parts = order.to(self.device).split(self.batch_size)[: len(self)]  # a single image is left out
-        images = self._read(parts)
+        order = order.to(self.device)
+        windows = [self._window(step) for step in range(start, len(self))]
+        images = self._read([order[window] for window in windows])
         self.waited = 0.0
-        for step, chosen in enumerate(parts):
-            window = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        for window in windows:
             began = time.perf_counter()
             raw = next(images)
             self.waited += time.perf_counter() - began
-            augmented = self.augment.apply(raw, draws[window])
+            augmented, chosen = self.augment.apply(raw, draws[window]), order[window]
             yield Batch(augmented, self.labels[chosen], chosen, None if which is None else which[window])
+
+    def _window(self, step: int) -> slice:
+        """Which places of an epoch's order this process has in a step."""
+        begin, size = step * self.batch_size, self.size(step)
+        if size < 2 * self.world:
+            return slice(begin, begin + size)
+        return slice(begin + size * self.rank // self.world, begin + size * (self.rank + 1) // self.world)
 
     def _read(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """The images of each batch, as they are."""
@@ -109,13 +137,19 @@ class Batches:
         return self.images.batches(parts)
 
 
-def in_order(split: Split, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
-    """Every image of ``split`` once, in its order, not augmented: for evaluation."""
-    parts = torch.arange(len(split)).split(batch_size)
+def in_order(
+    split: Split, batch_size: int, device: torch.device | str = "cpu", rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """Every image of ``split`` once, in its order, not augmented: for evaluation.
+
+    Of several processes each gets every ``world``-th batch, from the ``rank``-th on. Batches are the same for any
+    number of them, and so is what a network says to each.
+    """
+    parts = torch.arange(len(split)).split(batch_size)[rank::world]
     images: Iterable[Tensor]
     if isinstance(split.images, Tensor):
-        images = split.images.split(batch_size)
+        images = map(split.images.__getitem__, (slice(int(part[0]), int(part[-1]) + 1) for part in parts))
     else:
         images = ReadAhead(split.images, device).batches(parts)
-    for part in zip(images, split.labels.split(batch_size), parts, strict=True):
-        yield Batch(*(tensor.to(device) for tensor in part))
+    for part, raw in zip(parts, images, strict=True):
+        yield Batch(raw.to(device), split.labels[part].to(device), part.to(device))

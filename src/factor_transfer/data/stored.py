@@ -54,6 +54,7 @@ class StoredImages:
         self._names = np.array([os.fsencode(path.relative_to(root)) for path in paths], dtype=np.bytes_)
         height, width = (size, size) if size is not None else decode(like, size, channels).shape[:2]
         self._image = (channels, height, width)
+        self._opened: bytes | None = None  # the fingerprint, once that was asked for
 
     @property
     def shape(self) -> torch.Size:
@@ -98,6 +99,7 @@ class StoredImages:
         """The images at ``indices`` (int64, (M,)), in that order; none is read."""
         part = copy(self)
         part._names = self._names[indices.numpy()]
+        part._opened = None
         return part
 
     def fingerprint(self) -> bytes:
@@ -108,6 +110,22 @@ class StoredImages:
         Raises:
             InputError: a file is missing.
         """
+        self._opened = self._look()
+        return self._opened
+
+    def check_unchanged(self) -> None:
+        """See that the files are those that the fingerprint was taken of.
+
+        Raises:
+            InputError: a file is missing, or another one.
+        """
+        if self._opened is not None and self._look() != self._opened:
+            raise InputError(
+                f"images in {self._root} were changed while they were used, so what comes of them means nothing; run "
+                "the command again, and what they changed for is made anew"
+            )
+
+    def _look(self) -> bytes:
         digest = hashlib.sha256(repr((self._size, self._image)).encode())
         root = os.fsencode(self._root)
         for name in self._names:

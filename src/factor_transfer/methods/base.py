@@ -58,6 +58,12 @@ def trained_state(method: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in method.state_dict().items() if not key.startswith(frozen)}
 
 
+def trained_buffers(method: nn.Module) -> list[tuple[str, Tensor]]:
+    """The buffers of all that is trained, such as the running statistics of batch norm, by name."""
+    frozen = _frozen_prefixes(method)
+    return [(name, value) for name, value in method.named_buffers() if not name.startswith(frozen)]
+
+
 def load_trained_state(method: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put back what ``trained_state`` gave.
 

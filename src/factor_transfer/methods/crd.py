@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from factor_transfer import processes
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.methods.term import Pair, Target, Term
@@ -141,8 +142,9 @@ class CRD(Term):
                 self._loss("teacher", embeddings["teacher"], self.get_buffer("memory_student"), batch.indices, drawn),
             ]
         if self.training:
+            indices = processes.joined(batch.indices)
             for side, embedding in embeddings.items():
-                self._remember(side, embedding.detach(), batch.indices)
+                self._remember(side, processes.joined(embedding.detach()), indices)
         return losses[0] + losses[1]
 
     def draw(self, indices: Tensor) -> Tensor:
@@ -169,6 +171,7 @@ class CRD(Term):
             known = self.get_buffer(f"z_{side}")
             z = torch.where(known > 0, known, mean * len(memory))
             if self.training:
+                processes.share_first([z])
                 setattr(self, f"z_{side}", z)
         return nce_loss(positive - z.log(), negative - z.log(), weight, self.negatives / len(memory))
 
