@@ -41,7 +41,8 @@ class Dropped(nn.Module):
 def train(folder: Path, epochs: int = 4, fabric: Fabric | None = None, **changes: Any) -> Outcome:
     torch.manual_seed(0)
     fabric = fabric or open_fabric("cpu", "32-true")
-    model = Dropped()
+    model = changes.pop("network", Dropped)()
+    course = {name: changes.pop(name) for name in ("accumulate", "every") if name in changes}
     figures: Iterator[float] = iter(changes.pop("validation", [50.0, 70.0, 70.0, 60.0, 10.0, 10.0]))
     settings: dict[str, Any] = {
         "optimization": Optimization(learning_rate=0.05, schedule="cosine"),
@@ -59,7 +60,7 @@ def train(folder: Path, epochs: int = 4, fabric: Fabric | None = None, **changes
         checkpoint=folder / "last.ckpt",
         **{**settings, **changes},
     )
-    fit([pupil], batches)
+    fit([pupil], batches, **course)
     return pupil.outcome()
 
 

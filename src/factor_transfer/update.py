@@ -1,5 +1,6 @@
 """What a step does to the weights: its gradient, from one part of its batch or several, and the optimiser's move."""
 
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -90,7 +91,10 @@ class Update:
             self._leave_out()
         self._before = []
         self.optimizer.zero_grad()
-        self.scheduler.step()
+        with warnings.catch_warnings():
+            if not moved:  # PyTorch wonders at a schedule that moves before the weights do
+                warnings.simplefilter("ignore", UserWarning)
+            self.scheduler.step()
         return moved
 
     def _finite(self) -> bool:
