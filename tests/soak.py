@@ -3,11 +3,12 @@
     python tests/soak.py [--kills 50] [--seed 0] [--folder DIR]
 
 A pipeline of all stages, with a factor cache, runs once undisturbed. Others are killed (SIGKILL: nothing is caught or
-flushed) at random moments in every stage, in the cache, and in the writing of a checkpoint, and started again each time,
-until they are done. The bytes of all weights must be those of the undisturbed one. Its last output: docs/soak.txt.
+flushed) at random moments in every stage, in the cache, and in the writing of a checkpoint, and started again each
+time, until they are done. The bytes of all weights must be those of the undisturbed one. Last output: docs/soak.txt.
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import platform
@@ -57,8 +58,7 @@ views = 6
 [transfer]
 method = "factor+kd"
 """
-STAGES = ("teacher", "cache", "paraphraser", "student-factor+kd-seed0")
-PLACES = ("teacher", "cache", "paraphraser", "student", "writing", "anywhere")
+STAGES = ("teacher", "cache", "paraphraser", "student")
 
 
 def start(recipe: Path, work: Path) -> subprocess.Popen[bytes]:
@@ -76,26 +76,30 @@ def under_way(work: Path, place: str) -> bool:
 
 
 def finished(work: Path, place: str) -> bool:
-    names = {"teacher": "teacher", "paraphraser": "paraphraser", "cache": "cache/*", "student": "student*"}
-    if place not in names:
-        return (work / "summary.json").exists()
-    records = [folder / "stage.json" for folder in work.glob(names[place])]
+    records = [folder / "stage.json" for folder in work.glob("cache/*" if place == "cache" else f"{place}*")]
     wanted = 3 if place == "cache" else 1  # the teacher's features, and the targets of two terms
     return sum(record.exists() and b'"finished": true' in record.read_bytes() for record in records) >= wanted
 
 
-def kill_at(process: subprocess.Popen[bytes], work: Path, place: str, draw: random.Random) -> bool:
-    """Kill at a random moment of a place; whether it came to that."""
-    if place == "anywhere":
-        wait = draw.uniform(2.0, 14.0)  # from the first imports on
-        try:
-            process.wait(wait)
-        except subprocess.TimeoutExpired:
-            pass
+def kill_at(process: subprocess.Popen[bytes], work: Path, stage: str, kind: str, draw: random.Random) -> bool:
+    """Kill at a random moment; whether it came to that.
+
+    Args:
+        process: the pipeline.
+        work: its work dir.
+        stage: the one in question.
+        kind: ``"within"`` the stage, in the ``"writing"`` of a checkpoint of it, or ``"anywhere"``.
+        draw: what is random.
+    """
+    if kind == "anywhere":
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(2.0, 14.0))  # from the first imports on
     else:
-        while process.poll() is None and not under_way(work, place):
-            time.sleep(0.0005 if place == "writing" else 0.005)
-        time.sleep(0.0 if place == "writing" else draw.uniform(0.0, 0.3 if place == "cache" else 1.5))
+        while process.poll() is None and not under_way(work, stage):
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0.0, 0.3 if stage == "cache" else 1.5))
+        while kind == "writing" and process.poll() is None and not under_way(work, kind):
+            time.sleep(0.0002)
     if process.poll() is not None:
         return False
     os.kill(process.pid, signal.SIGKILL)
@@ -105,7 +109,7 @@ def kill_at(process: subprocess.Popen[bytes], work: Path, place: str, draw: rand
 
 def found_at(work: Path) -> str:
     """Where it was, by what it left."""
-    stage = next((name for name in ("teacher", "cache", "paraphraser", "student") if under_way(work, name)), "between")
+    stage = next((name for name in STAGES if under_way(work, name)), "between")
     return f"{stage}, a checkpoint half written" if under_way(work, "writing") else stage
 
 
@@ -138,12 +142,15 @@ def main() -> int:
     pipelines, starts, wrong = 0, 0, 0
     while sum(kills.values()) < given.kills:
         work = folder / f"killed-{pipelines}"
+        due = {stage: draw.randint(1, 3) for stage in STAGES}
         while True:
-            left = [place for place in PLACES if not finished(work, place)]
             process = start(recipe, work)
             starts += 1
-            if sum(kills.values()) < given.kills and left and kill_at(process, work, draw.choice(left), draw):
+            stage = next((stage for stage in STAGES if due[stage] and not finished(work, stage)), None)
+            kind = draw.choice(["within", "within", "writing", "anywhere"])
+            if stage and sum(kills.values()) < given.kills and kill_at(process, work, stage, kind, draw):
                 kills[found_at(work)] += 1
+                due[stage] -= 1
                 continue
             _, errors = process.communicate()
             if process.returncode:

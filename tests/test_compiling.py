@@ -71,7 +71,7 @@ def train(folder: Path, compiled: bool) -> tuple[Trainee, dict[str, Tensor], str
 def test_a_compiled_training_is_the_plain_one(tmp_path: Path) -> None:
     _, plain, _ = train(tmp_path / "plain", compiled=False)
     trainee, compiled, said = train(tmp_path / "compiled", compiled=True)
-    assert trainee.compiled
+    assert trainee.update.compiled
     assert "is not compiled" not in said
     for key, value in plain.items():
         assert torch.allclose(compiled[key].float(), value.float(), rtol=1e-3, atol=1e-4), key

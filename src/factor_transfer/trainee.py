@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from factor_transfer import processes
 from factor_transfer.checkpoint import State
-from factor_transfer.compiling import compile_networks, eagerly, set_eager
+from factor_transfer.compiling import eagerly, set_eager
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError, first_line, is_of_memory
 from factor_transfer.history import History
@@ -73,8 +73,7 @@ class Trainee:
         self.fabric, self.method, self.product = fabric, method, product
         self.epochs, self.steps = epochs, steps
         self.validate, self.selection, self.checkpoint, self.log = validate, selection, checkpoint, log
-        self.compiled, self._untried = compiled, compiled
-        self.update = Update(fabric, method, optimization, steps, epochs, skips, synced)
+        self.update = Update(fabric, method, optimization, steps, epochs, skips, synced, compiled)
         self._teachers = [module for module in method.modules() if isinstance(module, Teacher)]
         self.at, self._saved = 0, 0  # steps
         self.seconds = 0.0  # of whole epochs
@@ -108,14 +107,13 @@ class Trainee:
         Raises:
             InputError: there is too little memory for it.
         """
-        if self._untried:
-            self._compile(batch)
+        why = self.update.prepare(batch)
+        if why:
+            self.log.say(f"{self.log.stage}  is not compiled, which makes it slower, not different: {why}")
         began, borrowed = time.perf_counter(), self._borrowed()
         torch.manual_seed(seed)
-        whole = len(batch.labels) == self._batch if self.compiled else True
         try:
-            with eagerly(not whole):
-                self._parts.append(self.update.learn(batch, weight, more))
+            self._parts.append(self.update.learn(batch, weight, more))
         except (MemoryError, RuntimeError) as error:
             if not is_of_memory(error):
                 raise
@@ -159,7 +157,7 @@ class Trainee:
         self._look(lambda: self.history.settle(epoch, self.fabric.device))
         self.seconds += self.history.seconds
         processes.share_first([value for _, value in trained_buffers(self.method)])
-        with eagerly(self.compiled):
+        with eagerly(self.update.compiled):
             validation = self.validate()
         self._check_finite(epoch, validation)
         if self.selection.better(validation, self.best.figures if self.best else None):
@@ -226,17 +224,6 @@ class Trainee:
         """Take the bar off the screen and the hooks out of the networks."""
         self.log.stop()
         set_eager(self.method)
-
-    def _compile(self, batch: Batch) -> None:
-        self._untried, self._batch = False, len(batch.labels)
-        why = compile_networks(self.fabric, self.method, batch)
-        failed = processes.largest([why is not None], self.fabric.device)[0]
-        if failed and why is None:
-            set_eager(self.method)
-            why = "another process could not"
-        if why is not None:
-            self.compiled = False
-            self.log.say(f"{self.log.stage}  is not compiled, which makes it slower, not different: {why}")
 
     def _borrowed(self) -> float:
         """Seconds of a shared teacher that others paid for; this method alone would have to."""

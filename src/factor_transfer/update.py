@@ -11,6 +11,8 @@ from torch import Tensor
 
 from factor_transfer import processes
 from factor_transfer.batch_norm import synchronise
+from factor_transfer.compiling import compile_networks, eagerly, set_eager
+from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.methods import Losses, Method, load_trained_state, trained_state
 from factor_transfer.methods.base import trained_buffers
@@ -28,8 +30,10 @@ class Update:
         epochs: of the whole training.
         skips: how many steps of a gradient that is not finite may be left out; with 0, such a step is taken.
         synced: whether batch norm takes the statistics of all processes' images, not of each one's own.
+        compiled: whether the networks are compiled, if that works here.
 
     Attributes:
+        compiled: whether they are, or will be.
         skipped: steps that were left out so far.
     """
 
@@ -42,7 +46,9 @@ class Update:
         epochs: int,
         skips: int = 0,
         synced: bool = False,
+        compiled: bool = False,
     ) -> None:
+        self.compiled, self._untried = compiled, compiled
         self.fabric, self.method, self.skips, self.skipped = fabric, method, skips, 0
         self.clip_norm = optimization.clip_norm
         if synced and processes.world() > 1:
@@ -57,19 +63,41 @@ class Update:
         """Of the next step."""
         return float(self.scheduler.get_last_lr()[0])
 
-    def learn(self, batch: tuple[Tensor | None, ...], weight: float, more: bool) -> Losses:
+    def prepare(self, batch: Batch) -> str | None:
+        """Before the first step: compile, if that is wanted.
+
+        Args:
+            batch: of the size that all but the last have.
+
+        Returns:
+            Why it cannot be, if so.
+        """
+        if not self._untried:
+            return None
+        self._untried, self._size = False, len(batch.labels)
+        why = compile_networks(self.fabric, self.method, batch)
+        failed = processes.largest([why is not None], self.fabric.device)[0]
+        if failed and why is None:
+            set_eager(self.method)
+            why = "another process could not"
+        self.compiled = why is None
+        return why
+
+    def learn(self, batch: Batch, weight: float, more: bool) -> Losses:
         """Add the gradient of a part of a step's batch.
 
         Args:
-            batch: images, labels, indices, views.
+            batch: on the device.
             weight: of its mean loss in the step's.
             more: whether other parts follow; the processes wait for each other at the last one.
         """
         if self.skips and not self._before:
             self._before = [(name, value.clone()) for name, value in trained_buffers(self.method)]
         alone = processes.world() == 1 or not more
+        other = self.compiled and len(batch.labels) != self._size
         with nullcontext() if alone else self.fabric.no_backward_sync(self.model):
-            losses: Losses = self.model(*batch)
+            with eagerly(other):
+                losses: Losses = self.model(*batch)
             self.fabric.backward(losses["loss"] if weight == 1 else losses["loss"] * weight)
         return losses
 
