@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -24,3 +26,12 @@ def test_a_method_of_ones_own_joins_the_command_line(tiny: Path) -> None:
     assert list(found["methods"]) == ["student", "factor", "direction", "factor+direction"]
     record = json.loads(Path("runs/tiny/student-direction-seed0/stage.json").read_text())
     assert record["inputs"]["direction"] == {"weight": 3.0}
+
+
+@pytest.mark.parametrize(
+    "test", sorted(set(re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", (DOCS / "reliability.md").read_text())))
+)
+def test_what_is_promised_has_a_test(test: tuple[str, str]) -> None:
+    file, name = test
+    code = (DOCS.parent / "tests" / file).read_text()
+    assert not name or f"\ndef {name}(" in code

@@ -17,13 +17,20 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_recipes_are_some(tmp_path: Path) -> None:
-    recipe, fast, transfer = blocks("toml")
+    recipe, fast, robust, transfer = blocks("toml")
     (tmp_path / "pictures.toml").write_text(recipe)
     assert read_recipe(tmp_path / "pictures.toml").name == "pictures"
     (tmp_path / "sum.toml").write_text(recipe[: recipe.index("[transfer.factor]")] + transfer)
     assert read_recipe(tmp_path / "sum.toml").method == "factor+kd"
     (tmp_path / "fast.toml").write_text(fast[: fast.index("[cache]")] + recipe + fast[fast.index("[cache]") :])
     assert read_recipe(tmp_path / "fast.toml").cache.views == 8
+    top, stages = robust.split("[student] # and the other stages\n")
+    settings = re.findall(r"(\w+) = ([\d.]+)", stages)
+    assert [name for name, _ in settings] == ["accumulate", "clip_norm"]
+    (tmp_path / "robust.toml").write_text(f"{top}\n{recipe}")
+    said = read_recipe(tmp_path / "robust.toml", [f"student.{name}={value}" for name, value in settings])
+    plain = read_recipe(tmp_path / "pictures.toml", ["student.clip_norm=5.0", "name=robust"])
+    assert said == plain  # all others are the defaults
 
 
 def test_every_term_is_described() -> None:

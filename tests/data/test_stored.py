@@ -288,3 +288,26 @@ def test_an_image_removed_during_training_loses_nothing(
     assert run("teacher", tiny, *said).code == 0
     ours, whole = (Path(place) / "teacher" / "weights.safetensors" for place in ("runs/tiny", "whole"))
     assert ours.read_bytes() == whole.read_bytes()
+
+
+def test_images_that_change_while_they_are_used(
+    pictures: Path, tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is written anew behind the back of the training: what was trained is not delivered."""
+    said = overrides(pictures, in_memory=False, workers=0)
+    original = Batches.epoch
+
+    def epoch(self: Batches, number: int, *others: Any) -> Any:
+        image = sorted(pictures.rglob("*.png"))[0]
+        if number == 1:
+            image.write_bytes(image.read_bytes())
+            os.utime(image, ns=(1, 1))
+        return original(self, number, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "epoch", epoch)
+        refused(run("teacher", tiny, *said), r"pictures were changed while they were used", "run the command again")
+    assert not Path("runs/tiny/teacher/weights.safetensors").exists()
+    result = run("teacher", tiny, *said)
+    assert result.code == 0
+    assert "made anew, its inputs differ (data: " in result.out
