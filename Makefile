@@ -1,13 +1,14 @@
 # make demo   all stages on handwritten digits, in about two minutes
 # make test   the test suite
 # make check  lint and types
+# make slurm  the launchers on a real Slurm, for two minutes on this machine (needs root, or skips)
 # Each sets up .venv first, once. Needs python3 >= 3.11.4; PYTHON=… names another one.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test check clean
+.PHONY: demo test check slurm clean
 
 demo: .venv/installed
 	$(BIN)/factor-transfer demo
@@ -19,6 +20,9 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+slurm: .venv/installed-dev
+	bash tests/slurm/run.sh
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11, 4) or sys.exit("Python 3.11.4 or newer is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=…")'

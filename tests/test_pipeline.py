@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Run
+from conftest import Run, refused
 from factor_transfer.checkpoint import read_weights
 from factor_transfer.data import open_data
 
@@ -162,6 +162,20 @@ def test_test_agrees_with_the_summary(finished: Path, tmp_path: Path, tiny: Path
             for name in ("top1", "top5"):  # as many images of each class
                 mean = sum(each[name] for each in figures["classes"].values()) / 4
                 assert mean == pytest.approx(figures[name], abs=1e-3)
+
+
+def test_a_work_dir_means_its_finished_student(work: Path, tiny: Path, run: Run) -> None:
+    summary = json.loads((work / "summary.json").read_text())
+    whole = f"top-1 {summary['student']['top1']:.2f} %"
+    result = run("test", tiny, work, "--eval", "accuracy,f1")  # of two, the recipe's method
+    assert result.code == 0, result.err
+    assert whole in result.out
+    assert run("test", tiny, work, "transfer.method=student").out != result.out
+    refused(run("test", tiny, work, "transfer.method=kd"), "has student-alone-seed0, student-factor-seed0, and not")
+    shutil.rmtree(work / "student-alone-seed0")
+    assert whole in run("test", tiny, work, "transfer.method=kd").out  # the only one
+    shutil.rmtree(work / STUDENT)
+    refused(run("test", tiny, work), "It has none")
 
 
 def test_a_network_is_tested_with_its_own_normalisation(finished: Path, tiny: Path, run: Run) -> None:

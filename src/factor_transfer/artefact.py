@@ -139,6 +139,11 @@ def set_aside(folder: Path) -> Path:
     return target
 
 
+def is_work_dir(folder: Path) -> bool:
+    """Whether a recipe has claimed this folder."""
+    return (folder / _MARK).is_file()
+
+
 def claim(work_dir: Path, recipe: str) -> None:
     """Make ``work_dir`` the recipe's own.
 

@@ -115,15 +115,23 @@ def compare(
     ] = "student,kd,fitnets,at,factor,factor+kd,at+kd",
     seeds: Annotated[int, typer.Option(metavar="N", help="How many, from student.seed on.")] = 3,
     work_dir: WorkDir = None,
+    slurm: Annotated[
+        str | None, typer.Option(metavar="PARTITION", help="Send a Slurm job for each method and seed.")
+    ] = None,
+    slurm_args: Annotated[
+        str, typer.Option(metavar="'KEY=VALUE ...'", help="What each job may use, such as 'time=60 gpus_per_node=1'.")
+    ] = "",
     debug: Debug = False,
 ) -> None:
     """Methods against each other, over seeds, on the same batches; what is done is not done again."""
     from factor_transfer.compare import compare as run_comparison
     from factor_transfer.compare import parse_methods
     from factor_transfer.report.comparison import print_comparison
+    from factor_transfer.slurm import Jobs
 
     experiment = _experiment(recipe, overrides, work_dir)
-    comparison = run_comparison(experiment, parse_methods(methods), seeds)
+    jobs = Jobs(slurm, slurm_args) if slurm is not None else None
+    comparison = run_comparison(experiment, parse_methods(methods), seeds, jobs)
     print_comparison(experiment.console, comparison, len(experiment.test), seeds)
     experiment.say(f"{experiment.work_dir / 'comparison.json'}  {experiment.work_dir / 'comparison.png'}")
 
@@ -151,10 +159,13 @@ def check(
 @app.command()
 def test(
     recipe: RecipeArgument,
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Weights, or the folder of a stage.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Weights, the folder of a stage, or a work dir.")
+    ],
     overrides: Overrides = None,
     metrics: Annotated[
-        str, typer.Option(metavar="NAMES", help="Of accuracy, precision, recall, f1, calibration.")
+        str,
+        typer.Option("--metrics", "--eval", metavar="NAMES", help="Of accuracy, precision, recall, f1, calibration."),
     ] = "accuracy",
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures here.")] = None,
     debug: Debug = False,

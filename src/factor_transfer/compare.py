@@ -15,6 +15,7 @@ from factor_transfer.methods import TERMS
 from factor_transfer.pairing import preflight
 from factor_transfer.recipe import ALONE, parse_method
 from factor_transfer.report.plot import plot_comparison
+from factor_transfer.slurm import Jobs
 from factor_transfer.stage import at_work
 from factor_transfer.stages import make_paraphraser, make_students, make_teacher
 from factor_transfer.starting import check_weights
@@ -38,7 +39,7 @@ def parse_methods(methods: str) -> list[str]:
     return [ALONE, *(name for name in names if name != ALONE)]
 
 
-def compare(experiment: Experiment, methods: Sequence[str], seeds: int) -> dict[str, Any]:
+def compare(experiment: Experiment, methods: Sequence[str], seeds: int, jobs: Jobs | None = None) -> dict[str, Any]:
     """Train every method for every seed, as far as that is not done, and write what came out.
 
     A training that fails is a run with an ``error`` in place of its figures; the others go on.
@@ -47,6 +48,7 @@ def compare(experiment: Experiment, methods: Sequence[str], seeds: int) -> dict[
         experiment: whose recipe has the settings of all terms; a term that has no table there has its defaults.
         methods: such as ``["student", "factor", "factor+kd"]``.
         seeds: how many; they begin with the recipe's ``student.seed``.
+        jobs: who trains; without, this process does.
 
     Returns:
         What ``comparison.json`` says: ``runs``, ``teacher``, and figures of the ``methods``. Top-1 and top-5 in
@@ -55,20 +57,22 @@ def compare(experiment: Experiment, methods: Sequence[str], seeds: int) -> dict[
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
     with at_work(experiment):
-        return _compare(experiment, methods, seeds)
+        return _compare(experiment, methods, seeds, jobs)
 
 
-def _compare(experiment: Experiment, methods: Sequence[str], seeds: int) -> dict[str, Any]:
+def _compare(experiment: Experiment, methods: Sequence[str], seeds: int, jobs: Jobs | None) -> dict[str, Any]:
     preflight(experiment, methods)
     check_weights(experiment)
+    first = experiment.recipe.student.seed
+    sent = jobs.students(experiment, methods, range(first, first + seeds)) if jobs else {}
     teacher = make_teacher(experiment)
     if any(TERMS[term].needs_paraphraser for method in methods for term in parse_method(method)):
         make_paraphraser(experiment)
-    first = experiment.recipe.student.seed
     runs = []
     for seed in range(first, first + seeds):
         several = [experiment.with_method(method, seed) for method in methods]
-        runs += [_run(*one) for one in zip(several, make_students(several), strict=True)]
+        made = [sent[method, seed] for method in methods] if jobs else make_students(several)
+        runs += [_run(*one) for one in zip(several, made, strict=True)]
     taught = figures_of(experiment, teacher, experiment.test)
     comparison = {
         "runs": runs,

@@ -17,6 +17,7 @@ from factor_transfer.fabric import open_fabric
 from factor_transfer.foreign import adapt, read_foreign
 from factor_transfer.models import Normalize, build_model, zoo_statistics
 from factor_transfer.recipe import Recipe
+from factor_transfer.stages import student_folder
 
 
 def score(recipe: Recipe, checkpoint: Path, metrics: Iterable[str]) -> dict[str, Any]:
@@ -24,7 +25,8 @@ def score(recipe: Recipe, checkpoint: Path, metrics: Iterable[str]) -> dict[str,
 
     Args:
         recipe: its data, and for weights that do not lie in a stage's folder, its student or teacher.
-        checkpoint: weights, or the folder of a stage.
+        checkpoint: weights, the folder of a stage, or a work dir, which means its finished student; of several, the one
+            of the recipe's method and seed.
         metrics: see ``evaluation.measure``.
 
     Returns:
@@ -34,7 +36,8 @@ def score(recipe: Recipe, checkpoint: Path, metrics: Iterable[str]) -> dict[str,
         InputError: an unknown metric; a missing or damaged file; a network of other classes or layers.
     """
     metrics = check_metrics(metrics)
-    path = checkpoint / artefact.WEIGHTS if checkpoint.is_dir() else checkpoint
+    folder = _student(checkpoint, recipe) if artefact.is_work_dir(checkpoint) else checkpoint
+    path = folder / artefact.WEIGHTS if folder.is_dir() else folder
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; give a file of weights, or the folder of a finished stage")
     fabric = open_fabric(recipe.device, recipe.precision)
@@ -44,6 +47,16 @@ def score(recipe: Recipe, checkpoint: Path, metrics: Iterable[str]) -> dict[str,
     place = processes.rank(), processes.world()
     logits, labels = predict(network, in_order(data.test(), EVALUATION_BATCH, fabric.device, *place))
     return {**measure(logits, labels, data.classes, metrics), "note": note}
+
+
+def _student(work_dir: Path, recipe: Recipe) -> Path:
+    """The folder of a work dir's finished student."""
+    meant = student_folder(work_dir, recipe)
+    done = [folder for folder in sorted(work_dir.glob("student-*")) if artefact.find(folder)]
+    if meant in done or len(done) == 1:
+        return meant if meant in done else done[0]
+    which = "has none" if not done else f"has {', '.join(folder.name for folder in done)}, and not {meant.name}"
+    raise InputError(f"which student of {work_dir}? It {which}; give the folder of a finished one")
 
 
 def _network(recipe: Recipe, data: Data, path: Path) -> tuple[nn.Module, Normalize, str]:

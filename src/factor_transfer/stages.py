@@ -21,6 +21,7 @@ from factor_transfer.methods import (
 )
 from factor_transfer.options import chosen
 from factor_transfer.pairing import as_product, connect, load_paraphrasers, look_at, new_paraphrasers
+from factor_transfer.recipe import Recipe
 from factor_transfer.sections import Training
 from factor_transfer.stage import Course, at_work, begin, finish, require, train
 from factor_transfer.starting import starting_network, take_weights
@@ -133,7 +134,7 @@ def _student(experiment: Experiment, teachers: dict[str, Teacher], fresh: bool) 
     pretrained = None
     if taught and any(TERMS[name].needs_paraphraser for name in recipe.terms):
         pretrained = require(experiment, "paraphraser", "pretrain", lambda: paraphraser_inputs(experiment, taught))
-    folder = student_folder(experiment)
+    folder = student_folder(experiment.work_dir, experiment.recipe)
     done = begin(experiment, folder, student_inputs(experiment, taught, pretrained), fresh)
     if done:
         return done
@@ -152,10 +153,9 @@ def _student(experiment: Experiment, teachers: dict[str, Teacher], fresh: bool) 
     return Course(experiment, folder, section, method, student, record)
 
 
-def student_folder(experiment: Experiment) -> Path:
+def student_folder(work_dir: Path, recipe: Recipe) -> Path:
     """Where the student of the recipe's method and seed lies."""
-    method = "+".join(experiment.recipe.terms) or "alone"
-    return experiment.work_dir / f"student-{method}-seed{experiment.recipe.student.seed}"
+    return work_dir / f"student-{'+'.join(recipe.terms) or 'alone'}-seed{recipe.student.seed}"
 
 
 def _views(experiment: Experiment) -> Views | None:
