@@ -158,6 +158,11 @@ class Recipe(Options):
     transfer: Options
 
     @property
+    def models(self) -> tuple[str, str]:
+        """The names of the networks."""
+        return self.teacher.model, self.student.model
+
+    @property
     def method(self) -> str:
         """How the student is trained: its terms, joined by plus signs, or ``"student"``."""
         return "+".join(self.terms) or ALONE
