@@ -8,7 +8,6 @@ from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import IO
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
@@ -172,7 +171,7 @@ def unpack(archive: Path, folder: Path) -> None:
 class _Bounded(io.RawIOBase):
     """A stream that ends with an error at the limit: of what members do not declare, too, such as headers."""
 
-    def __init__(self, stream: IO[bytes], archive: Path) -> None:
+    def __init__(self, stream: gzip.GzipFile, archive: Path) -> None:
         self._stream, self._archive, self._done = stream, archive, 0
 
     def read(self, size: int = -1, /) -> bytes:
