@@ -1,5 +1,6 @@
 """The factor cache, through the command line: what is kept, what is asked, and what a kill leaves."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -57,8 +58,10 @@ def cached(work: Path) -> dict[str, bytes]:
 
 
 def test_the_teacher_is_asked_once_for_each_view_in_the_whole_pipeline(
-    work: Path, tiny: Path, run: Run, asked: list[int]
+    work: Path, tiny: Path, run: Run, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    verified: list[str] = []
+    monkeypatch.setattr(Store, "verify", lambda store: verified.append(store.folder.name))
     result = run("run", tiny, *VIEWS, "--work-dir", work, "--baseline")
     assert result.code == 0, result.err
     # Every image in each of two views, and the paraphraser's validation; the rest are looks at a few.
@@ -71,11 +74,13 @@ def test_the_teacher_is_asked_once_for_each_view_in_the_whole_pipeline(
 
     # Other seeds and methods share it; those that want other features ask once more, all together.
     asked.clear()
+    verified.clear()
     result = run(
         "compare", tiny, *VIEWS, "--methods", "factor,factor+kd,at,fitnets", "--seeds", "2", "--work-dir", work
     )
     assert result.code == 0, result.err
     assert "student-factor-seed0  up to date" in result.out
+    assert sorted(verified) == ["at", "factor", "fitnets", "kd", "teacher"]  # once, for two seeds
     assert sum(count for count in asked if count > 4) == 2 * IMAGES
     assert {path.parent.name for path in work.glob("cache/*/*.bin")} == {"teacher", "factor", "kd", "at", "fitnets"}
 
@@ -163,9 +168,21 @@ def test_another_paraphraser_or_other_bytes_make_it_anew(work: Path, tiny: Path,
     assert changed == {"cache/factor/0.bin"}
 
     path = work / "cache" / "factor" / "0.bin"
-    path.write_bytes(path.read_bytes()[::-1])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     result = run("train", tiny, *VIEWS, "paraphraser.seed=3", "student.seed=5", "--work-dir", work)
+    assert f"cache  factor is made anew: {path} is damaged in view 2\n" in result.out
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[::-1])  # whole, but of another teacher, or of a machine that rounds otherwise
+    halves = whole[::-1][: len(whole) // 2], whole[::-1][len(whole) // 2 :]
+    sums = [[hashlib.sha256(half).hexdigest()] for half in halves]
+    path.with_name("progress.json").write_text(json.dumps({"sha256": sums}))
+    result = run("train", tiny, *VIEWS, "paraphraser.seed=3", "student.seed=7", "--work-dir", work)
     assert "cache  factor is made anew: other figures now" in result.out
+    path.with_name("progress.json").write_text("[]")
+    result = run("train", tiny, *VIEWS, "paraphraser.seed=3", "student.seed=8", "--work-dir", work)
+    assert "cache  factor is made anew: " in result.out
+    assert "progress.json is damaged" in result.out
     path.write_bytes(b"")
     result = run("train", tiny, *VIEWS, "paraphraser.seed=3", "student.seed=6", "--work-dir", work)
     assert "cache  factor is made anew: it is not whole" in result.out

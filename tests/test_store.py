@@ -1,9 +1,10 @@
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from factor_transfer.data import Augment, Batches, Split, Views
@@ -52,6 +53,49 @@ def test_only_whole_views_count(tmp_path: Path) -> None:
     assert torch.equal(store(torch.tensor([2]), torch.tensor([0]))[1], torch.ones(1, 5))
     (tmp_path / "1.bin").write_bytes(b"short")
     assert not store.is_reserved()
+
+
+ALL = sum(2 * 3 * 4 * size for size in (6, 5))  # bytes
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None, derandomize=True)
+@given(at=st.integers(0, ALL - 1), bit=st.integers(0, 7))
+def test_any_flipped_bit_names_file_and_view(tmp_path: Path, at: int, bit: int) -> None:
+    if not (tmp_path / "progress.json").exists():
+        filled(tmp_path)
+    name, at = ("0.bin", at) if at < ALL // 11 * 6 else ("1.bin", at - ALL // 11 * 6)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+    store = Store(tmp_path, SHAPES, 4, 3)
+    store.open()
+    with pytest.raises(InputError, match=rf"{name} is damaged in view {at * 3 // len(whole) + 1}$"):
+        store.verify()
+    (tmp_path / name).write_bytes(whole[:at] + whole[at + 1 :])
+    assert not store.is_reserved()
+    (tmp_path / name).write_bytes(whole)
+    store.open()
+    store.verify()
+
+
+def test_only_finished_views_are_verified(tmp_path: Path) -> None:
+    filled(tmp_path)
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    (tmp_path / "progress.json").write_text(json.dumps({"sha256": progress["sha256"][:2]}))
+    store = Store(tmp_path, SHAPES, 4, 3)
+    store.open()
+    store.write(2, torch.arange(4), [torch.zeros(4, *shape) for shape in SHAPES])
+    store.verify()
+    store.write(1, torch.arange(4), [torch.zeros(4, *shape) for shape in SHAPES])
+    with pytest.raises(InputError, match=r"0\.bin is damaged in view 2"):
+        store.verify()
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"views": 3}', '{"sha256": [["a"]]}', '{"sha256": 3}', "[" * 9999])
+def test_damaged_progress_is_named(tmp_path: Path, content: str) -> None:
+    store, _ = filled(tmp_path)
+    (tmp_path / "progress.json").write_text(content)
+    with pytest.raises(InputError, match=r"progress\.json"):
+        store.verify()
 
 
 def test_what_is_not_finite_is_refused(tmp_path: Path) -> None:

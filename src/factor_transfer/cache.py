@@ -152,11 +152,17 @@ class Cache:
         changed = artefact.differences(store.folder, inputs) if there else []
         if there and not changed and store.is_reserved():
             store.open()
-            whole = store.done == store.views
-            near = [_near(a, b) for a, b in zip(store(some, torch.zeros_like(some)), now, strict=True)]
-            if all(near) or not store.done:
-                return whole
-            changed = ["other figures now"]
+            try:
+                if store.folder not in self.experiment.verified:
+                    store.verify()
+                    self.experiment.verified.add(store.folder)
+                whole = store.done == store.views
+                near = [_near(a, b) for a, b in zip(store(some, torch.zeros_like(some)), now, strict=True)]
+                if all(near) or not store.done:
+                    return whole
+                changed = ["other figures now"]
+            except InputError as error:
+                changed = [str(error)]
         if store.folder.exists():
             why = "; ".join(changed) or "it is not whole"
             self.experiment.say(f"cache  {one.name} is made anew: {why}")

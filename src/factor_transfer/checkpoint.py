@@ -8,6 +8,7 @@ import json
 import os
 import re
 import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeGuard
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 from factor_transfer.errors import InputError, first_line
 
 State = dict[str, Tensor]
+
+_LARGEST_JSON = 2**26  # bytes
+_DEEPEST_JSON = 50
 
 
 def write_whole(path: Path, content: bytes, previous: Path | None = None) -> None:
@@ -74,10 +78,23 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: it is missing or damaged; it is larger, or nested more deeply, than what is written here.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _LARGEST_JSON:
+            raise ValueError(f"it has more than {_LARGEST_JSON:,} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        level = [content]
+        for _ in range(_DEEPEST_JSON):
+            tables = [
+                part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)
+            ]
+            level = [part for table in tables for part in table]
+        if level:
+            raise RecursionError
+        return content
+    except RecursionError:  # whoever follows it down would fail, too
+        raise InputError(f"cannot read {path}: it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
 
@@ -147,6 +164,11 @@ def read_file(path: Path, inert: Iterable[str] = ()) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(path.read_bytes())
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                # PyTorch never compresses what it writes, but unpacks whatever it is given.
+                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                    raise ValueError("it unpacks to more than its size")
         with torch.serialization.safe_globals([(_Inert, name) for name in inert]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -15,6 +15,7 @@ from factor_transfer.place import place
 
 if TYPE_CHECKING:  # what is heavy is imported where it is used: `--help` and a typing error need not wait for it
     from factor_transfer.experiment import Experiment
+    from factor_transfer.recipe import Recipe
 
 app = typer.Typer(
     help="Compress a trained network into a small one by Factor Transfer.",
@@ -172,12 +173,11 @@ def test(
 ) -> None:
     """Figures of a network on the test split, overall and a class."""
     from factor_transfer.checkpoint import write_json
-    from factor_transfer.recipe_file import read_recipe
     from factor_transfer.report.test import test_table
     from factor_transfer.scoring import score
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    result = score(read_recipe(recipe, overrides or []), checkpoint, names)
+    result = score(_recipe(recipe, overrides), checkpoint, names)
     console = _console()
     line = f"{checkpoint}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %"
     console.print(line, markup=False, soft_wrap=True)
@@ -207,6 +207,7 @@ def show(
         raise InputError(f"`factor-transfer show {what}` takes no further name, got {model!r}")
     if what != "taps" and size is not None:
         raise InputError(f"`factor-transfer show {what}` takes no --size; it is for taps")
+    _announce([model or ""])
     _console().print(listing.taps(model, size) if model is not None else getattr(listing, what)())
 
 
@@ -227,12 +228,26 @@ def _console() -> Console:
 
 def _experiment(recipe: str, overrides: list[str] | None, work_dir: Path | None) -> "Experiment":
     from factor_transfer.experiment import Experiment
-    from factor_transfer.recipe_file import read_recipe
 
-    overrides = overrides or []
-    read = read_recipe(recipe, overrides)
-    command = shlex.join([recipe, *overrides, *(["--work-dir", str(work_dir)] if work_dir else [])])
+    read = _recipe(recipe, overrides)
+    command = shlex.join([recipe, *(overrides or []), *(["--work-dir", str(work_dir)] if work_dir else [])])
     experiment = Experiment(read, work_dir or Path("runs") / read.name, _console(), command)
     if place().world > 1:
         _ = experiment.fabric  # the processes meet before any of them reads or writes
     return experiment
+
+
+def _recipe(recipe: str, overrides: list[str] | None) -> "Recipe":
+    """Read it; and before anything is done, say whose code it will run."""
+    from factor_transfer.recipe_file import read_recipe
+
+    read = read_recipe(recipe, overrides or [])
+    _announce(read.models)
+    return read
+
+
+def _announce(names: Sequence[str]) -> None:
+    from factor_transfer.models import announce
+
+    for line in announce(names):
+        _console().print(line, markup=False, soft_wrap=True)

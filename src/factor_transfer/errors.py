@@ -1,7 +1,11 @@
 """What a person did that cannot work, said in words that help."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
+
+_LONG = 80  # characters; more of what was given helps nobody
 
 
 class InputError(ValueError):
@@ -9,7 +13,12 @@ class InputError(ValueError):
 
     The message says what was given, what was expected and what to do. The command line prints it
     without a traceback and exits with code 2.
+
+    Attributes:
+        key: the steps to the recipe's key that is at fault, where one is.
     """
+
+    key: tuple[str | int, ...] = ()
 
 
 class Interrupted(BaseException):
@@ -51,7 +60,7 @@ def choose(kind: str, name: str, valid: Iterable[str]) -> str:
     valid = list(valid)
     if name in valid:
         return name
-    raise InputError(f"unknown {kind} {name!r}{suggest(name, valid)}")
+    raise InputError(f"unknown {kind} {shown(name)}{suggest(name, valid)}")
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
@@ -61,3 +70,22 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     if near:
         return f"; did you mean {' or '.join(repr(n) for n in near)}?"
     return f"; valid are: {', '.join(valid[:12])}{', …' if len(valid) > 12 else ''}"
+
+
+@contextmanager
+def about(*key: str) -> Iterator[None]:
+    """While something is made of a recipe's key, an ``InputError`` is about that key."""
+    try:
+        yield
+    except InputError as error:
+        error.key = key
+        raise
+
+
+def shown(value: Any) -> str:
+    """What was given, for a message: on one line, and not long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, tables within tables within tables
+        return f"what is too large to be shown ({type(value).__name__})"
+    return text if len(text) <= _LONG else f"{text[: _LONG - 2]}…{text[-1]}"

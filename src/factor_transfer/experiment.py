@@ -1,6 +1,6 @@
 """What a recipe stands for in a work dir: its images, device, networks and taps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,12 @@ from factor_transfer.anatomy import LAST_STAGE, resolve
 from factor_transfer.artefact import Artefact
 from factor_transfer.checkpoint import load_into
 from factor_transfer.data import Augment, Batch, Data, Split, in_order, open_data
-from factor_transfer.errors import InputError
+from factor_transfer.errors import InputError, shown
 from factor_transfer.evaluation import predict
 from factor_transfer.fabric import open_fabric
 from factor_transfer.layout import lay_out
 from factor_transfer.methods import ReusedClassifier
-from factor_transfer.models import Normalize, build_model, zoo_statistics
+from factor_transfer.models import Normalize, build_model, is_own, zoo_statistics
 from factor_transfer.recipe import Network, Recipe
 
 EVALUATION_BATCH = 500
@@ -42,6 +42,7 @@ class Experiment:
 
     def __init__(self, recipe: Recipe, work_dir: Path, console: Console, command: str) -> None:
         self.recipe, self.work_dir, self.console, self.command = recipe, work_dir, console, command
+        self.verified: set[Path] = set()  # folders whose sums were compared in this command
 
     def with_method(self, method: str, seed: int | None = None) -> Self:
         """The same experiment with another method, and another seed of the student; images and taps are shared."""
@@ -133,7 +134,7 @@ class Experiment:
 
     def load(self, done: Artefact, last: bool = False) -> nn.Module:
         """The network of a finished stage, on the device; or as it was after the last epoch."""
-        return lay_out(self.fabric.to_device(load_network(done, last)))
+        return lay_out(self.fabric.to_device(load_network(done, last, self.recipe.models)))
 
     @cached_property
     def examples(self) -> Tensor:
@@ -175,14 +176,26 @@ class Experiment:
         return predict(nn.Sequential(normalize, model), self.in_order(split))
 
 
-def load_network(done: Artefact, last: bool = False) -> nn.Module:
+def load_network(done: Artefact, last: bool = False, said: Collection[str] = ()) -> nn.Module:
     """The network of a finished stage, with its weights; or with those of the last epoch.
 
+    Args:
+        done: the stage.
+        last: which weights.
+        said: the models that the recipe names. The record of a stage may come from anywhere: that it names somebody's
+            own code is no reason to run it.
+
     Raises:
-        InputError: the stage holds no network, or the weights do not fit.
+        InputError: the stage holds no network, or the weights do not fit; or it is one of code that was not asked for.
     """
     if "model" not in done.record:
         raise InputError(f"{done.weights} holds a {done.record.get('stage')}, not a network that classifies images")
+    name = str(done.record["model"].get("name")) if isinstance(done.record["model"], dict) else ""
+    if is_own(name) and name not in said:
+        raise InputError(
+            f"{done.weights} is of a network that code from outside makes, {shown(name)}, and the recipe does not name "
+            "it; if that code is to be run, name it as student.model"
+        )
     try:
         model = build_model(**done.record["model"])
         if "reused_classifier" in done.record:

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, create_model, model_validator
 
 
 class Options(BaseModel):
@@ -17,10 +17,22 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+# What a network is built with, besides its settings.
+_NOT_SETTINGS = ("name", "num_classes", "in_channels", "pretrained")
+
+
 class FreeOptions(Options):
-    """Settings whose names only the library knows that they are for."""
+    """Settings of a network from elsewhere, whose names only the library knows that they are for."""
 
     model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def _settings(self) -> "FreeOptions":
+        # Its name above all: one in here would stand in for the one that the recipe says, and run other code.
+        taken = [key for key in self.model_extra or {} if key in _NOT_SETTINGS]
+        if taken:
+            raise ValueError(f"{taken[0]!r} is no setting of a network; it is known from the rest of the recipe")
+        return self
 
 
 def settings(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from pydantic import Field, create_model, model_validator
 
 from factor_transfer.data import DATASETS, Augment, open_data
-from factor_transfer.errors import InputError, choose
+from factor_transfer.errors import InputError, about, choose
 from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining
 from factor_transfer.models import MODELS
 from factor_transfer.optimization import Optimization
@@ -48,7 +48,7 @@ class Recipe(Options):
             says which are summed: ``"factor+kd"``; all that have a table, if left out; ``"student"`` is none.
     """
 
-    name: Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$")]
+    name: Annotated[str, Field(pattern=r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$")]
     preset: str | None = None
     precision: Precision = "32-true"
     teacher_precision: Precision | None = None
@@ -65,6 +65,11 @@ class Recipe(Options):
     student: Student
     cache: Cache = Field(default_factory=Cache)
     transfer: Options
+
+    @property
+    def models(self) -> tuple[str, str]:
+        """The names of the networks."""
+        return self.teacher.model, self.student.model
 
     @property
     def method(self) -> str:
@@ -92,14 +97,19 @@ class Recipe(Options):
         """Refuse a term that needs a paraphraser, where the recipe says nothing of one."""
         for name in self.terms:
             if TERMS[name].needs_paraphraser and self.paraphraser is None:
-                raise InputError(f"the term {name} needs a paraphraser: say how to train it in [paraphraser]")
+                with about("transfer", name):
+                    raise InputError(f"the term {name} needs a paraphraser: say how to train it in [paraphraser]")
 
     @model_validator(mode="after")
     def _transfers(self) -> "Recipe":
-        if not self.terms and getattr(self.transfer, "method", None) is None:
-            raise ValueError(
-                f'[transfer] is empty; name a term, such as [transfer.{next(iter(TERMS))}], or say method = "{ALONE}"'
-            )
+        with about("transfer", "method"):
+            terms = self.terms
+        if not terms and getattr(self.transfer, "method", None) is None:
+            with about("transfer"):
+                raise InputError(
+                    f"[transfer] is empty; name a term, such as [transfer.{next(iter(TERMS))}], or say "
+                    f'method = "{ALONE}"'
+                )
         self.check_paraphraser()
         return self
 
@@ -142,13 +152,15 @@ def recipe_type(document: Mapping[str, Any]) -> type[Recipe]:
         if model is not None and ":" in model:  # of a zoo, or one's own
             args: type[Options] = FreeOptions
         else:
-            builders = [MODELS[choose(f"{table}.model", model, MODELS)]] if model is not None else []
+            with about(table, "model"):
+                builders = [MODELS[choose(f"{table}.model", model, MODELS)]] if model is not None else []
             args = options(f"{table}.args", *builders)
         kind = options(table, Optimization, base=base)
         return create_model(table, __base__=kind, args=(args, Field(default_factory=args)))
 
     data = named("data", "name")
-    openers = [DATASETS[choose("data set", data, DATASETS)]] if data is not None else []
+    with about("data", "name"):
+        openers = [DATASETS[choose("data set", data, DATASETS)]] if data is not None else []
     augment = options("augment", Augment)
     paraphraser = options("paraphraser", Paraphraser, ParaphraserTraining, Optimization, base=Training)
     terms: dict[str, Any] = {

@@ -63,7 +63,7 @@ def _network(recipe: Recipe, data: Data, path: Path) -> tuple[nn.Module, Normali
     """The network whose weights are in ``path``, its normalisation, and what should be known of it."""
     done = artefact.find(path.parent) if path.name in artefact.STATES else None
     if done:
-        model = load_network(done, last=path.name == artefact.LAST)
+        model = load_network(done, path.name == artefact.LAST, recipe.models)
         check_fits(done, data)
         return model, Normalize(done.record["mean"], done.record["std"]), _compare_images(done, data)
     # Weights from elsewhere do not say what they are: they are the teacher's if they have just its layers.

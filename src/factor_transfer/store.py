@@ -1,5 +1,6 @@
 """What a teacher says to each fixed view of each training image: tensors in memory-mapped files."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,7 @@ _PROGRESS = "progress.json"
 class Store:
     """Tensors of each view of each image, in bfloat16, on disk; the views are written one after the other.
 
-    A kill loses the view that is being written, and no more.
+    A kill loses the view that is being written, and no more. Of each view that is written, the sum is kept.
 
     Args:
         folder: of its files.
@@ -42,8 +43,7 @@ class Store:
         Raises:
             InputError: what says so is damaged.
         """
-        progress = self.folder / _PROGRESS
-        return int(read_json(progress)["views"]) if progress.exists() else 0
+        return len(self._sums())
 
     @property
     def nbytes(self) -> int:
@@ -80,6 +80,17 @@ class Store:
             for file, shape in zip(self._maps, self.shapes, strict=True)
         ]
 
+    def verify(self) -> None:
+        """Read all that is written once more, and see that it is what was written.
+
+        Raises:
+            InputError: it is not; it names the file and the view.
+        """
+        for view, sums in enumerate(self._sums()):
+            for (path, _), expected, found in zip(self._files(), sums, self._digests(view), strict=True):
+                if found != expected:
+                    raise InputError(f"{path} is damaged in view {view + 1}")
+
     def write(self, view: int, indices: Tensor, values: Sequence[Tensor]) -> None:
         """Write a part of a view: tensors (B, …) of the images int64 (B,).
 
@@ -96,7 +107,7 @@ class Store:
         if self.done <= view:
             for file in self._maps:
                 file.flush()
-            write_json(self.folder / _PROGRESS, {"views": view + 1})
+            write_json(self.folder / _PROGRESS, {"sha256": [*self._sums(), self._digests(view)]})
 
     def __call__(self, indices: Tensor, views: Tensor) -> tuple[Tensor, ...]:
         """The tensors (B, …) of images int64 (B,) in views int64 (B,); float32, on the indices' device."""
@@ -104,6 +115,23 @@ class Store:
             self._tensors = [tensor.to(indices.device) for tensor in self._tensors]  # no step waits for the host then
         where = views.to(self._tensors[0].device), indices.to(self._tensors[0].device)
         return tuple(tensor[where].to(indices.device).float() for tensor in self._tensors)
+
+    def _sums(self) -> list[list[str]]:
+        """SHA-256 of each finished view in each of its files."""
+        progress = self.folder / _PROGRESS
+        if not progress.exists():
+            return []
+        content = read_json(progress)
+        sums = content.get("sha256") if isinstance(content, dict) else None
+        if not isinstance(sums, list) or len(sums) > self.views:
+            raise InputError(f"{progress} is damaged")
+        if any(not isinstance(view, list) or len(view) != len(self.shapes) for view in sums):
+            raise InputError(f"{progress} is damaged")
+        return sums
+
+    def _digests(self, view: int) -> list[str]:
+        """SHA-256 of a view as its files have it now; they are read through the memory map, a page at a time."""
+        return [hashlib.sha256(file.reshape(self.views, -1)[view].data).hexdigest() for file in self._maps]
 
     def _sizes(self) -> list[int]:
         return [self.views * self.images * prod(shape) for shape in self.shapes]

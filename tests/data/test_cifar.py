@@ -1,5 +1,6 @@
 """CIFAR's two layouts, read from small files that are written here, and the pickles' guard."""
 
+import hashlib
 import os
 import pickle
 import struct
@@ -8,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from factor_transfer.data import published
 from factor_transfer.data.cifar import CIFAR10_CLASSES, load_cifar10, load_cifar100
 from factor_transfer.data.pickles import load_pickled_dict
 from factor_transfer.errors import InputError
@@ -249,6 +251,44 @@ def test_any_damaged_byte_is_read_or_refused(
     assert source.train.images.shape == (5, 3, 32, 32)
 
 
+@pytest.mark.parametrize("kind", ["sha256", "md5"])
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_flipped_byte_of_a_published_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, data: st.DataObject
+) -> None:
+    python = kind == "md5"
+    folder = tmp_path / ("cifar-10-batches-py" if python else "cifar-10-batches-bin")
+    if not folder.exists():
+        write_cifar10(tmp_path, python=python)
+    name = data.draw(st.sampled_from([*BATCHES, "test_batch"])) + ("" if python else ".bin")
+    whole = (folder / name).read_bytes()
+    monkeypatch.setitem(published.SUMS, name, (2, kind, hashlib.new(kind, whole).hexdigest()))
+    load_cifar10(root=str(tmp_path)).test()
+    at, bit = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 7))
+    for damaged in (whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :], whole[:at] + whole[at + 1 :]):
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"{name}\b"):
+            load_cifar10(root=str(tmp_path)).test()
+    (folder / name).write_bytes(whole)
+
+
+def test_another_file_of_a_published_name_is_refused_unless_it_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_cifar10(tmp_path, python=False)
+    monkeypatch.setitem(published.SUMS, "data_batch_2.bin", (2, "sha256", "0" * 64))
+    with pytest.raises(InputError, match=r"data_batch_2\.bin: damaged, or not the published one.*data\.verify=false"):
+        load_cifar10(root=str(tmp_path))
+    assert len(load_cifar10(root=str(tmp_path), verify=False).train) == 10
+    (folder / "data_batch_2.bin").write_bytes((folder / "data_batch_2.bin").read_bytes()[:3073])
+    assert len(load_cifar10(root=str(tmp_path)).train) == 9  # of another size: somebody's own
+
+
+def test_sums_are_whole() -> None:
+    assert {(kind, len(digits)) for _, kind, digits in published.SUMS.values()} == {("sha256", 64), ("md5", 32)}
+
+
 REAL = Path(os.environ.get("FACTOR_TRANSFER_CIFAR10", Path(__file__).parents[2] / "data"))
 
 
@@ -265,3 +305,15 @@ def test_the_real_cifar10() -> None:
         channel.sum(dtype=torch.int64).item() / channel.numel() / 255 for channel in source.train.images[:].unbind(1)
     ]
     assert means == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)
+
+
+@pytest.mark.skipif(not (REAL / "cifar-10-batches-bin").is_dir(), reason=f"no CIFAR-10 in {REAL}")
+def test_one_flipped_bit_of_the_real_cifar10(tmp_path: Path) -> None:
+    for path in (REAL / "cifar-10-batches-bin").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "data_batch_1.bin").unlink()
+    content = bytearray((REAL / "cifar-10-batches-bin" / "data_batch_1.bin").read_bytes())
+    content[12_345_678] ^= 1
+    (tmp_path / "data_batch_1.bin").write_bytes(content)
+    with pytest.raises(InputError, match=r"data_batch_1\.bin: damaged, or not the published one"):
+        load_cifar10(root=str(tmp_path))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import Run, refused
 from factor_transfer.data import cifar, download
 from factor_transfer.data.download import fetch, unpack
 from factor_transfer.errors import InputError
@@ -191,6 +192,7 @@ def test_unpack(tmp_path: Path) -> None:
         member("outside", tarfile.SYMTYPE, "x"),
         member("outside", tarfile.LNKTYPE, "top/x"),
         member("outside", tarfile.CHRTYPE),
+        member("outside", tarfile.BLKTYPE),
         member("outside", tarfile.FIFOTYPE),
     ],
 )
@@ -213,6 +215,43 @@ def test_unpack_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(InputError, match="refused, it unpacks to more than 1,000 bytes"):
         unpack(path, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_unpack_believes_neither_what_is_declared_nor_what_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, whole = tmp_path / "a.tar.gz", io.BytesIO()
+    huge = member("x")
+    huge.size = 2**40
+    path.write_bytes(gzip.compress(huge.tobuf() + bytes(1024)))
+    with pytest.raises(InputError, match="refused, it unpacks to more than 268,435,456 bytes"):
+        unpack(path, tmp_path / "out")
+    monkeypatch.setattr(download, "_MAX_UNPACKED_BYTES", 200_000)
+    with tarfile.open(fileobj=whole, mode="w") as tar:
+        tar.addfile(member("y"), io.BytesIO())
+    noted = member("z")
+    noted.pax_headers = {"comment": "x" * 300_000}
+    # Behind the end, and in a header: neither is in a member's size.
+    for content in (whole.getvalue() + bytes(300_000), noted.tobuf(tarfile.PAX_FORMAT) + bytes(1024)):
+        path.write_bytes(gzip.compress(content))
+        with pytest.raises(InputError, match="refused, it unpacks to more than 200,000 bytes"):
+            unpack(path, tmp_path / "out")
+    monkeypatch.setattr(download, "_MAX_MEMBERS", 3)
+    with pytest.raises(InputError, match="refused, it has more than 3 files and folders"):
+        unpack(archive(path, [(member(f"{index}"), b"") for index in range(4)]), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "bad", [member("../outside"), member("outside", tarfile.SYMTYPE, "/etc"), member("outside", tarfile.CHRTYPE)]
+)
+def test_an_archive_that_means_harm_is_refused_by_a_command(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tarfile.TarInfo, tiny: Path, run: Run
+) -> None:
+    server.content = archive(tmp_path / "made.tar.gz", [(bad, b"")]).read_bytes()
+    monkeypatch.setitem(cifar.ARCHIVES, "cifar10", (server.url, hashlib.md5(server.content).hexdigest()))
+    refused(run("teacher", tiny, "data={name='cifar10', download=true, root='data'}"), "refused, member '.*outside'")
+    assert [item.name for item in (tmp_path / "data").iterdir()] == ["a file.bin"]
 
 
 def test_unpack_refuses_damaged_archives(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from factor_transfer.data.download import fetch, unpack
 from factor_transfer.data.pickles import load_pickled_dict
+from factor_transfer.data.published import check_published
 from factor_transfer.data.split import Source, Split
 from factor_transfer.errors import InputError
 
@@ -49,7 +50,7 @@ class _Layout:
     read_names: Callable[[Path], Sequence[object]]
 
 
-def load_cifar10(*, root: str = "data", download: bool = False) -> Source:
+def load_cifar10(*, root: str = "data", download: bool = False, verify: bool = True) -> Source:
     """CIFAR-10: 10 classes; 50,000 training and 10,000 test images of 32×32 in colour.
 
     Reads ``cifar-10-batches-bin`` or else ``cifar-10-batches-py``.
@@ -58,6 +59,7 @@ def load_cifar10(*, root: str = "data", download: bool = False) -> Source:
         root: the folder that holds that folder, or that folder itself.
         download: fetch the binary archive (162 MB) into ``root`` if neither folder is there. For one process
             at a time.
+        verify: refuse a file that has as many images as the published one of its name, and another sum.
 
     Raises:
         InputError: if the files are not there, incomplete, or damaged, or cannot be fetched.
@@ -79,10 +81,10 @@ def load_cifar10(*, root: str = "data", download: bool = False) -> Source:
         names="batches.meta",
         read_names=partial(_read_list, key="label_names"),
     )
-    return _load("cifar10", (binary, python), Path(root).expanduser(), download, CIFAR10_CLASSES)
+    return _load("cifar10", (binary, python), Path(root).expanduser(), download, verify, CIFAR10_CLASSES)
 
 
-def load_cifar100(*, root: str = "data", download: bool = False, coarse: bool = False) -> Source:
+def load_cifar100(*, root: str = "data", download: bool = False, verify: bool = True, coarse: bool = False) -> Source:
     """CIFAR-100: 100 classes in 20 groups; 50,000 training and 10,000 test images of 32×32 in colour.
 
     Reads ``cifar-100-binary`` or else ``cifar-100-python``. Where the file of the names is missing, the
@@ -92,6 +94,8 @@ def load_cifar100(*, root: str = "data", download: bool = False, coarse: bool = 
         root: the folder that holds that folder, or that folder itself.
         download: fetch the binary archive (161 MB) into ``root`` if neither folder is there. For one process
             at a time.
+        verify: refuse a file that has as many images as the published one of its name, and another sum. Of the binary
+            layout no sums are known.
         coarse: label the images with the 20 groups, not the 100 classes.
 
     Raises:
@@ -115,11 +119,11 @@ def load_cifar100(*, root: str = "data", download: bool = False, coarse: bool = 
         read_names=partial(_read_list, key=f"{kind}_label_names"),
     )
     numbers = tuple(str(label) for label in range(20 if coarse else 100))
-    return _load("cifar100", (binary, python), Path(root).expanduser(), download, numbers)
+    return _load("cifar100", (binary, python), Path(root).expanduser(), download, verify, numbers)
 
 
 def _load(
-    name: str, layouts: Sequence[_Layout], root: Path, download: bool, default_classes: tuple[str, ...]
+    name: str, layouts: Sequence[_Layout], root: Path, download: bool, verify: bool, default_classes: tuple[str, ...]
 ) -> Source:
     found = _find(layouts, root)
     if found is None and download:
@@ -148,6 +152,8 @@ def _load(
                 raise InputError(
                     f"{folder / file}: image {labels.argmax()} has label {labels.max()}, expected 0..{len(classes) - 1}"
                 )
+            if verify:
+                check_published(folder / file, len(labels))
         # Copies, even a single part: what was read is read-only, which a tensor cannot be.
         images = np.concatenate([pixels for _, pixels in parts]).reshape(-1, 3, 32, 32)
         labels = np.concatenate([labels for labels, _ in parts])

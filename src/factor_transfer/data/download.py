@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import tarfile
 from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse
@@ -26,7 +27,8 @@ from factor_transfer.errors import InputError
 _ATTEMPTS = 5  # a call gives up earlier, at the first attempt that brings nothing
 _TIMEOUT_SECONDS = 30  # without a byte
 _CHUNK_BYTES = 1 << 18
-_MAX_UNPACKED_BYTES = 1 << 30
+_MAX_UNPACKED_BYTES = 1 << 28  # CIFAR's archives unpack to 185 million
+_MAX_MEMBERS = 1000
 
 
 def fetch(url: str, md5: str, folder: Path) -> Path:
@@ -143,13 +145,14 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Raises:
         InputError: if the archive is damaged, holds a link, a device or a path that leads out of the
-            folder, unpacks to more than 1 GiB, or if a folder of the same name is in its place.
+            folder, unpacks to more than 256 MiB or a thousand files, or if a folder of the same name is in its place.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=f".{archive.name}-") as temporary:
-            with gzip.open(archive) as stream:
-                with tarfile.open(fileobj=stream, mode="r:") as tar:
+            with gzip.open(archive) as unpacked:
+                stream = _Bounded(unpacked, archive)
+                with tarfile.open(fileobj=stream, mode="r|") as tar:  # from front to end: nothing is read twice
                     tar.extractall(temporary, filter=_guard(archive))
                 # gzip's checksum is compared at the end of the stream, behind where tar stops reading.
                 while stream.read(_CHUNK_BYTES):
@@ -165,18 +168,37 @@ def unpack(archive: Path, folder: Path) -> None:
         raise InputError(f"{archive}: cannot be unpacked: {type(error).__name__}: {error}") from error
 
 
+class _Bounded(io.RawIOBase):
+    """A stream that ends with an error at the limit: of what members do not declare, too, such as headers."""
+
+    def __init__(self, stream: gzip.GzipFile, archive: Path) -> None:
+        self._stream, self._archive, self._done = stream, archive, 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        content = self._stream.read(size if 0 <= size < _CHUNK_BYTES else _CHUNK_BYTES)
+        self._done += len(content)
+        _limit(self._archive, self._done)
+        return content
+
+
+def _limit(archive: Path, unpacked: int) -> None:
+    if unpacked > _MAX_UNPACKED_BYTES:
+        raise InputError(f"{archive}: refused, it unpacks to more than {_MAX_UNPACKED_BYTES:,} bytes")
+
+
 def _guard(archive: Path) -> Callable[[tarfile.TarInfo, str], tarfile.TarInfo | None]:
-    """The filter that tarfile has for data, and two rules more: no links, and a limit to the whole."""
-    unpacked = 0
+    """The filter that tarfile has for data, and two rules more: no links, and limits to the whole."""
+    unpacked = members = 0
 
     def admit(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo | None:
-        nonlocal unpacked
+        nonlocal unpacked, members
         # The filter admits links that stay within the folder; data has none, and they are how filters fail.
         if not (member.isreg() or member.isdir()):
             raise InputError(f"{archive}: refused, member {member.name!r} is neither a file nor a folder")
-        unpacked += member.size
-        if unpacked > _MAX_UNPACKED_BYTES:
-            raise InputError(f"{archive}: refused, it unpacks to more than {_MAX_UNPACKED_BYTES:,} bytes")
+        unpacked, members = unpacked + member.size, members + 1
+        _limit(archive, unpacked)
+        if members > _MAX_MEMBERS:
+            raise InputError(f"{archive}: refused, it has more than {_MAX_MEMBERS:,} files and folders")
         return tarfile.data_filter(member, destination)
 
     return admit

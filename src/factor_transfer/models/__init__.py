@@ -8,7 +8,7 @@ from torch import nn
 
 from factor_transfer.errors import InputError, choose
 from factor_transfer.models.cost import macs, parameters
-from factor_transfer.models.external import build_external, is_external, zoo_statistics
+from factor_transfer.models.external import announce, build_external, is_external, is_own, zoo_statistics
 from factor_transfer.models.mobilenet import MOBILENETS
 from factor_transfer.models.normalize import Normalize
 from factor_transfer.models.resnet import RESNETS
@@ -17,7 +17,17 @@ from factor_transfer.models.vgg import VGGS
 from factor_transfer.models.wide_resnet import WIDE_RESNETS
 from factor_transfer.options import options, settings
 
-__all__ = ["MODELS", "Normalize", "build_model", "is_external", "macs", "parameters", "zoo_statistics"]
+__all__ = [
+    "MODELS",
+    "Normalize",
+    "announce",
+    "build_model",
+    "is_external",
+    "is_own",
+    "macs",
+    "parameters",
+    "zoo_statistics",
+]
 
 # A model is a function of (num_classes, in_channels); its other arguments are what a recipe may say of it.
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -5,10 +5,11 @@ somebody's own. Nothing of theirs is imported before such a name is used.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,16 @@ from factor_transfer.models.zoos import ZOOS, Statistics
 def is_external(name: str) -> bool:
     """Whether a model's name is one of a zoo's or of somebody's own callable."""
     return ":" in name
+
+
+def is_own(name: str) -> bool:
+    """Whether it is one of somebody's own callable: code that is neither this package's nor a zoo's."""
+    return is_external(name) and name.partition(":")[0] not in ZOOS
+
+
+def announce(names: Iterable[str]) -> list[str]:
+    """What to say before somebody's own code runs: a line for each of ``names`` that is such. Nothing is run for it."""
+    return [f"runs code from outside: {name} ({_place(name)})" for name in dict.fromkeys(names) if is_own(name)]
 
 
 def build_external(name: str, num_classes: int, in_channels: int, pretrained: bool = False, **args: Any) -> nn.Module:
@@ -78,11 +89,10 @@ def zoo_size(name: str, model: nn.Module) -> int | None:
 
 def source(name: str) -> Path | None:
     """The file of somebody's own network; ``None`` for a zoo's, or one of ``MODELS``."""
-    path, _, _ = name.partition(":")
-    if not is_external(name) or path in ZOOS:
+    if not is_own(name):
         return None
     with _working_directory():
-        file = import_module(path).__file__
+        file = _import(name).__file__
     return Path(file) if file else None
 
 
@@ -91,23 +101,43 @@ def zoos() -> dict[str, bool]:
     return {zoo: installed(zoo) for zoo in ZOOS}
 
 
+def _import(name: str) -> ModuleType:
+    """The module of somebody's own callable."""
+    path, _, attribute = name.partition(":")
+    zoos = ", ".join(f"{zoo}:NAME" for zoo in ZOOS)
+    if not all(part.isidentifier() for part in [*path.split("."), attribute]):
+        raise InputError(f"model {name!r} is none; with a colon it is package.module:callable, or {zoos}")
+    try:
+        return import_module(path)
+    except ImportError as error:
+        raise InputError(
+            f"model {name!r}: module {path!r} cannot be imported ({error}); it must be installed, or lie in "
+            f"{Path.cwd()}{'' if '.' in path else f'; networks of a zoo are {zoos}'}"
+        ) from error
+
+
+def _place(name: str) -> str:
+    """Where the module of somebody's own callable lies. To ask importlib would run the packages that it is in."""
+    places: list[str | None] = []
+    steps = name.partition(":")[0].split(".")
+    path: Any = None
+    with _working_directory():
+        for count in range(1, len(steps) + 1):
+            module = ".".join(steps[:count])
+            found = (finder.find_spec(module, path) for finder in sys.meta_path if steps[count - 1].isidentifier())
+            spec = next((spec for spec in found if spec is not None), None)
+            if spec is None:
+                return "not found"
+            path = spec.submodule_search_locations
+            places = [spec.origin, *(path or ())]
+    return next((place for place in places if place), "no file")
+
+
 def _build_own(name: str, args: dict[str, Any]) -> nn.Module:
     path, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in [*path.split("."), attribute]):
-        raise InputError(
-            f"model {name!r} is none; with a colon it is package.module:callable, or "
-            f"{', '.join(f'{zoo}:NAME' for zoo in ZOOS)}"
-        )
     given = ", ".join(f"{key} = {value!r}" for key, value in args.items())
     with _working_directory():
-        try:
-            module = import_module(path)
-        except ImportError as error:
-            zoos = "" if "." in path else f"; networks of a zoo are {', '.join(f'{zoo}:NAME' for zoo in ZOOS)}"
-            raise InputError(
-                f"model {name!r}: module {path!r} cannot be imported ({error}); it must be installed, or lie in "
-                f"{Path.cwd()}{zoos}"
-            ) from error
+        module = _import(name)
         builder = getattr(module, attribute, None)
         if builder is None:
             names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

@@ -1,5 +1,6 @@
 """What may not be there: a zoo's library, and the servers that its weights lie on."""
 
+import os
 import socket
 import textwrap
 from collections.abc import Iterator
@@ -64,7 +65,11 @@ def answering(zoo: str, name: str, args: dict[str, Any], fetches: bool) -> Itera
     """
     unreachable = _hub_silence() if fetches and zoo != "torchvision" else None
     try:
-        with _hurried() if fetches else nullcontext(), _cache_only() if unreachable else nullcontext():
+        with (
+            _tensors_alone(),
+            _hurried() if fetches else nullcontext(),
+            _cache_only() if unreachable else nullcontext(),
+        ):
             yield
     except (InputError, MemoryError):
         raise
@@ -87,6 +92,20 @@ def _hub_silence() -> str | None:
     except Exception as error:
         return f"{hub.constants.ENDPOINT} cannot be reached ({_brief(error)})"
     return None
+
+
+@contextmanager
+def _tensors_alone() -> Iterator[None]:
+    """Whatever a zoo reads by ``torch.load`` runs no code; torch.hub, which torchvision asks, would let it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextmanager

@@ -128,6 +128,7 @@ class Transformers:
         """By ``AutoModelForImageClassification``; ``args`` are settings of the network's configuration."""
         transformers = library("transformers")
         stored = _stored(name)
+        # What lies beside a network on the hub may be a program. It is not run: nobody is asked, either.
         if not stored:
             types = import_module("transformers.models.auto.modeling_auto").MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
             choose("image classification type of transformers", name, types)
@@ -139,7 +140,7 @@ class Transformers:
         settings = {"num_labels": num_classes, "num_channels": in_channels} | args
         with answering("transformers", name, args, fetches=stored and not Path(name).is_dir()):
             if stored:
-                config = transformers.AutoConfig.from_pretrained(name)
+                config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
             else:
                 config = transformers.AutoConfig.for_model(name)
             # It takes unknown settings in silence, so they are checked here.
@@ -151,7 +152,7 @@ class Transformers:
                     raise InputError(f"transformers:{name} takes 3 channels, these images have {in_channels}")
                 del settings["num_channels"]
             if stored:
-                config = transformers.AutoConfig.from_pretrained(name, **settings)
+                config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **settings)
             else:
                 config = transformers.AutoConfig.for_model(name, **settings)
             factory = transformers.AutoModelForImageClassification
@@ -159,13 +160,14 @@ class Transformers:
                 model, report = factory.from_pretrained(
                     name,
                     config=config,
+                    trust_remote_code=False,
                     dtype=torch.float32,  # precision is the recipe's
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                 )
                 _check_weights(name, model, report)
             else:
-                model = factory.from_config(config, dtype=torch.float32)
+                model = factory.from_config(config, dtype=torch.float32, trust_remote_code=False)
         model.register_forward_hook(logits_alone)
         network: nn.Module = model
         return network.train()  # from_pretrained returns it in evaluation mode, unlike the others
