@@ -4,7 +4,8 @@ from torch import nn
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
-from factor_transfer.evaluation import measure, predict, top
+from factor_transfer.evaluation import predict, top
+from factor_transfer.metrics import measure
 
 CLASSES = ("a", "b", "c", "d", "e", "f", "g")
 GENERATOR = torch.Generator().manual_seed(0)

@@ -125,7 +125,7 @@ def test_a_stage_killed_after_epoch_2_goes_on_to_the_same_bytes(
     shutil.rmtree(work / STUDENT)
     # Enough epochs that the kill comes in between; a work dir of its own runs through undisturbed.
     other = Path(shutil.copytree(work, tmp_path / "through"))
-    arguments = ["train", str(tiny), "student.epochs=60", "--work-dir"]
+    arguments = ["train", str(tiny), "student.epochs=24", "--work-dir"]
     process = subprocess.Popen([sys.executable, "-m", "factor_transfer", *arguments, work], stdout=subprocess.DEVNULL)
     metrics = work / STUDENT / "metrics.jsonl"
     deadline = time.monotonic() + 60

@@ -46,14 +46,8 @@ def started(folder: Path, processes: int, commands: list[dict[str, Any]]) -> tup
     """The outcomes of commands that so many processes run, and how the launcher ended."""
     (folder / "commands.json").write_text(json.dumps(commands))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    ended = subprocess.run(
-        [*launcher, str(HERE / "several.py"), "commands.json"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    command = [*launcher, str(HERE / "several.py"), "commands.json"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
     lines = (folder / "commands.out").read_text().splitlines() if (folder / "commands.out").exists() else []
     return [json.loads(line) for line in lines], ended
 

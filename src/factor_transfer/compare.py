@@ -56,13 +56,13 @@ def compare(experiment: Experiment, methods: Sequence[str], seeds: int, jobs: Jo
     """
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
+    preflight(experiment, methods)
+    check_weights(experiment)
     with at_work(experiment):
         return _compare(experiment, methods, seeds, jobs)
 
 
 def _compare(experiment: Experiment, methods: Sequence[str], seeds: int, jobs: Jobs | None) -> dict[str, Any]:
-    preflight(experiment, methods)
-    check_weights(experiment)
     first = experiment.recipe.student.seed
     sent = jobs.students(experiment, methods, range(first, first + seeds)) if jobs else {}
     teacher = make_teacher(experiment)

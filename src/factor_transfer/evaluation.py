@@ -1,7 +1,6 @@
 """How good a classifier is. Figures are in percent."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -9,27 +8,7 @@ from torch.nn import functional as F
 
 from factor_transfer import processes
 from factor_transfer.data import Batch
-from factor_transfer.errors import choose
 from factor_transfer.inference import evaluating
-from factor_transfer.metrics import (
-    BinaryCalibrationError,
-    Metric,
-    MetricCollection,
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
-
-# What `--metrics` may ask for: the metric, and how it is averaged over all images. A class has its own, not averaged.
-AVERAGED: dict[str, tuple[Callable[..., Metric], str]] = {
-    "accuracy": (MulticlassAccuracy, "micro"),
-    "precision": (MulticlassPrecision, "macro"),
-    "recall": (MulticlassRecall, "macro"),
-    "f1": (MulticlassF1Score, "macro"),
-}
-METRICS = (*AVERAGED, "calibration")
 
 
 def predict(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
@@ -82,79 +61,14 @@ def top(logits: Tensor, labels: Tensor) -> dict[str, float]:
     Returns:
         ``loss``, ``top1`` and ``top5`` (of K < 5 classes, all of them), in percent.
     """
-    classes = logits.shape[1]
-    accuracies = MetricCollection(
-        {
-            "top1": MulticlassAccuracy(classes, average="micro"),
-            "top5": MulticlassAccuracy(classes, top_k=min(5, classes), average="micro"),
-        }
-    )
-    figures = {name: _percent(value) for name, value in accuracies(logits, labels).items()}
-    return {"loss": F.cross_entropy(logits, labels).item(), **figures}
-
-
-def check_metrics(names: Iterable[str]) -> list[str]:
-    """``names`` without repetitions.
-
-    Raises:
-        InputError: one is not of ``METRICS``.
-    """
-    return [choose("metric", name, METRICS) for name in dict.fromkeys(names)]
-
-
-def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...], metrics: Iterable[str]) -> dict[str, Any]:
-    """All that ``factor-transfer test`` reports.
-
-    Args:
-        logits: (N, K).
-        labels: int64 (N,).
-        classes: K names.
-        metrics: of ``METRICS``. Precision, recall and F1 are averaged over classes; calibration is the expected
-            calibration error in 15 bins (Guo et al. 2017), and of a class that of its probability against "is it
-            this class" (Kull et al. 2019).
-
-    Returns:
-        ``top1``, ``top5``, ``loss``, ``count`` and each metric; under ``classes``, for each class, its count, ``top1``,
-        ``top5`` and each metric (``None`` if it has no images). In percent, but for the counts and the loss.
-    """
-    count = len(classes)
-    probabilities = logits.softmax(1)
-    result: dict[str, Any] = {**top(logits, labels), "count": len(labels)}
-    by_class: dict[str, dict[str, float | None]] = {
-        name: {"count": int((labels == index).sum())} for index, name in enumerate(classes)
+    likeliest = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (N, 5)
+    return {
+        "loss": F.cross_entropy(logits, labels).item(),
+        "top1": percent((logits.argmax(1) == labels).float().mean()),
+        "top5": percent(likeliest.any(1).float().mean()),
     }
-    for name, k in (("top1", 1), ("top5", min(5, count))):
-        values = MulticlassAccuracy(count, top_k=k, average="none")(logits, labels)
-        _put(by_class, name, values)
-    for name in check_metrics(metrics):
-        if name == "calibration":
-            overall = MulticlassCalibrationError(count, n_bins=15)(probabilities, labels)
-            values = _class_calibration(probabilities, labels)
-        else:
-            metric, average = AVERAGED[name]
-            overall = metric(count, average=average)(probabilities, labels)
-            values = metric(count, average="none")(probabilities, labels)
-        result[name] = _percent(overall)
-        _put(by_class, name, values)
-    return {**result, "classes": by_class}
 
 
-def _class_calibration(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Calibration error of each class's own probability; (K,)."""
-    return torch.stack(
-        [
-            BinaryCalibrationError(n_bins=15)(column, (labels == index).long())
-            for index, column in enumerate(probabilities.unbind(1))
-        ]
-    )
-
-
-def _put(by_class: dict[str, dict[str, float | None]], metric: str, values: Tensor) -> None:
-    """Note a metric of each class, (K,); of a class without images there is none."""
-    for figures, value in zip(by_class.values(), values, strict=True):
-        figures[metric] = _percent(value) if figures["count"] else None
-
-
-def _percent(share: Tensor) -> float:
+def percent(share: Tensor) -> float:
     """A share in percent; float32 carries no more than these digits."""
     return round(100 * share.item(), 4)

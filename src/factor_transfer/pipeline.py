@@ -32,14 +32,14 @@ def run(experiment: Experiment, baseline: bool = False, fresh: bool = False) -> 
     Returns:
         What ``summary.json`` says: the ``method``, and the figures of ``teacher``, ``student`` and ``baseline``.
     """
+    preflight(experiment, [experiment.recipe.method])
+    check_weights(experiment)
     with at_work(experiment):
         return _run(experiment, baseline, fresh)
 
 
 def _run(experiment: Experiment, baseline: bool, fresh: bool) -> dict[str, Any]:
     terms = experiment.recipe.terms
-    preflight(experiment, [experiment.recipe.method])
-    check_weights(experiment)
     done = {"teacher": make_teacher(experiment, fresh)}
     if any(TERMS[name].needs_paraphraser for name in terms):
         make_paraphraser(experiment, fresh)

@@ -11,10 +11,11 @@ from factor_transfer.artefact import Artefact
 from factor_transfer.checkpoint import load_into
 from factor_transfer.data import Data, in_order, open_data
 from factor_transfer.errors import InputError
-from factor_transfer.evaluation import check_metrics, measure, predict
+from factor_transfer.evaluation import predict
 from factor_transfer.experiment import EVALUATION_BATCH, check_fits, load_network
 from factor_transfer.fabric import open_fabric
 from factor_transfer.foreign import adapt, read_foreign
+from factor_transfer.metrics import check_metrics, measure
 from factor_transfer.models import Normalize, build_model, zoo_statistics
 from factor_transfer.recipe import Recipe
 from factor_transfer.stages import student_folder
