@@ -43,14 +43,13 @@ class History:
         """Note a step.
 
         Args:
-            parts: the losses of each part of its batch, 0-d tensors.
+            parts: the losses of each part of its batch, 0-d tensors without a graph.
             weights: of the parts, such that the weighted sum is the batch's mean.
         """
-        # A compiled step writes its next losses where these are.
-        step = {name: value.detach().clone() * weights[0] for name, value in parts[0].items()}
+        step = {name: value * weights[0] for name, value in parts[0].items()}
         for losses, weight in zip(parts[1:], weights[1:], strict=True):
             for name, value in losses.items():
-                step[name] += weight * value.detach()
+                step[name] += weight * value
         self._pending.append(step)
 
     def look(self, epoch: int) -> None:

@@ -113,7 +113,7 @@ class Trainee:
         began, borrowed = time.perf_counter(), self._borrowed()
         torch.manual_seed(seed)
         try:
-            self._parts.append(self.update.learn(batch, weight, more))
+            losses = self.update.learn(batch, weight, more)
         except (MemoryError, RuntimeError) as error:
             if not is_of_memory(error):
                 raise
@@ -122,6 +122,8 @@ class Trainee:
                 f"recipe's [{self.log.stage.split('-')[0]}], or a larger number, divides each step and comes to the "
                 f"same; a smaller batch_size does not ({first_line(error)})"
             ) from error
+        # Tensors of their own: a compiled step writes its next losses where these are.
+        self._parts.append({name: value.detach().clone() for name, value in losses.items()})
         self._weights.append(weight)
         self.history.seconds += time.perf_counter() - began + self._borrowed() - borrowed
 
