@@ -118,6 +118,10 @@ batch_size = 64
 [transfer.factor]
 beta = 50
 TOML
+echo "== two processes of torchrun"
+GPUS=2 STAGE=teacher timeout 120 sh "$root/tools/dist_train.sh" local "a job" "$recipe" "by torchrun" >local.txt 2>&1 ||
+    { cat local.txt; exit 1; }
+grep "teacher  done in" local.txt
 echo "== two tasks of srun train"
 GPUS=2 GPUS_PER_NODE=0 SRUN_ARGS="--overcommit --time=2" timeout 120 \
     sh "$root/tools/dist_train.sh" test "a job" "$recipe" "a work dir" student.seed=3 | tee train.txt
