@@ -17,6 +17,7 @@ from factor_transfer.checkpoint import State, read_json, read_weights, save_weig
 from factor_transfer.errors import InputError
 
 RECORD, WEIGHTS, METRICS, RUNNING = "stage.json", "weights.safetensors", "metrics.jsonl", "last.ckpt"
+RECIPE = "recipe.toml"  # of a student: the recipe that last asked for it
 LAST = "last.safetensors"
 STATES = WEIGHTS, LAST
 _MARK = "recipe.json"

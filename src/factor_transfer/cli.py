@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from factor_transfer import deploy_cli
 from factor_transfer.errors import InputError, Interrupted, choose
+from factor_transfer.terminal import Debug, Overrides, console
 
 if TYPE_CHECKING:  # what is heavy is imported where it is used: `--help` and a typing error need not wait for it
     from factor_transfer.experiment import Experiment
@@ -22,13 +24,8 @@ app = typer.Typer(
 )
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or a name of `show recipes`.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as student.epochs=10."),
-]
 WorkDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Where results go.  [default: runs/<recipe>]")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew; what is there is kept in <work dir>/replaced.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @app.command()
@@ -39,7 +36,7 @@ def demo(
     """All stages on scikit-learn's handwritten digits, three seeds; ends with a table."""
     from factor_transfer.pipeline import demo as run_demo
 
-    run_demo(work_dir, _console())
+    run_demo(work_dir, console())
 
 
 @app.command()
@@ -165,12 +162,12 @@ def test(
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     result = score(read_recipe(recipe, overrides or []), checkpoint, names)
-    console = _console()
+    screen = console()
     line = f"{checkpoint}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %"
-    console.print(line, markup=False, soft_wrap=True)
+    screen.print(line, markup=False, soft_wrap=True)
     if result.get("note"):
-        console.print(f"Note: {result['note']}", markup=False, soft_wrap=True)
-    console.print(test_table(result))
+        screen.print(f"Note: {result['note']}", markup=False, soft_wrap=True)
+    screen.print(test_table(result))
     if json is not None:
         write_json(json, result)
 
@@ -194,7 +191,10 @@ def show(
         raise InputError(f"`factor-transfer show {what}` takes no further name, got {model!r}")
     if what != "taps" and size is not None:
         raise InputError(f"`factor-transfer show {what}` takes no --size; it is for taps")
-    _console().print(listing.taps(model, size) if model is not None else getattr(listing, what)())
+    console().print(listing.taps(model, size) if model is not None else getattr(listing, what)())
+
+
+deploy_cli.add_to(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -223,12 +223,6 @@ def _message(error: Exception) -> str | None:
     return None
 
 
-def _console() -> Console:
-    """Standard output; where it is no terminal, wide enough for a table."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
 def _experiment(recipe: str, overrides: list[str] | None, work_dir: Path | None) -> "Experiment":
     from factor_transfer.experiment import Experiment
     from factor_transfer.recipe_file import read_recipe
@@ -236,4 +230,4 @@ def _experiment(recipe: str, overrides: list[str] | None, work_dir: Path | None)
     overrides = overrides or []
     read = read_recipe(recipe, overrides)
     command = shlex.join([recipe, *overrides, *(["--work-dir", str(work_dir)] if work_dir else [])])
-    return Experiment(read, work_dir or Path("runs") / read.name, _console(), command)
+    return Experiment(read, work_dir or Path("runs") / read.name, console(), command)

@@ -8,6 +8,7 @@ import torch
 from factor_transfer import artefact
 from factor_transfer.artefact import Artefact
 from factor_transfer.cache import Cache
+from factor_transfer.checkpoint import write_whole
 from factor_transfer.data import Views
 from factor_transfer.errors import InputError
 from factor_transfer.experiment import Experiment
@@ -22,6 +23,7 @@ from factor_transfer.methods import (
 )
 from factor_transfer.options import chosen
 from factor_transfer.pairing import as_product, connect, load_paraphrasers, look_at, new_paraphrasers
+from factor_transfer.recipe_file import as_toml
 from factor_transfer.stage import Course, begin, require, train
 from factor_transfer.starting import starting_network, take_weights
 
@@ -122,6 +124,7 @@ def _student(experiment: Experiment, teachers: dict[str, Teacher], fresh: bool) 
         pretrained = require(experiment, "paraphraser", "pretrain", lambda: paraphraser_inputs(experiment, taught))
     folder = student_folder(experiment)
     done = begin(experiment, folder, student_inputs(experiment, taught, pretrained), fresh)
+    write_whole(folder / artefact.RECIPE, as_toml(recipe).encode())
     if done:
         return done
     if taught is not None and taught.fingerprint not in teachers:
