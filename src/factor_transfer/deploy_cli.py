@@ -1,5 +1,8 @@
 """The commands that bring a student to where it is used: export, predict, package."""
 
+import json as json_format
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +16,7 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of 
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of ``app``."""
-    for command in (export,):
+    for command in (export, predict, package):
         app.command()(command)
 
 
@@ -45,17 +48,73 @@ def export(
     """The student as a file for a device, tried on all test images by its own runtime."""
     choose("format", format, ["executorch", "onnx"])
     choose("precision", precision, ["float32", "int8"])
+    from factor_transfer.artefact import RECIPE
     from factor_transfer.experiment import Experiment
-    from factor_transfer.export.deliver import Wish, export_student
+    from factor_transfer.export.build import Wish
+    from factor_transfer.export.deliver import export_student
     from factor_transfer.export.program import Form
     from factor_transfer.finished import find_run
     from factor_transfer.report.export import print_export
 
     found = find_run(run)
     recipe = found.recipe(overrides or [])
-    experiment = Experiment(recipe, found.student.folder.parent, console(), str(run))
+    work_dir = found.student.folder.parent
+    command = shlex.join([str(found.student.folder / RECIPE), *(overrides or []), "--work-dir", str(work_dir)])
+    experiment = Experiment(recipe, work_dir, console(), command)
     form = Form(raw=not raw_input, dynamic=dynamic_batch)
     wish = Wish(format, precision, form, calibration, tolerance, qat)  # type: ignore[arg-type]
-    record = export_student(experiment, found, wish, out, lambda network: network)
+    record = export_student(experiment, found, wish, out)
     folder = out or found.student.folder / "export" / f"{format}-{precision}"
     print_export(experiment.console, record, str(folder / record["file"]["name"]))
+
+
+def predict(
+    network: Annotated[
+        Path, typer.Argument(metavar="RUN|FILE", help="A run, weights, a packaged student, a .pte or .onnx file.")
+    ],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Pictures, folders, or - : names on standard input.")
+    ],
+    top: Annotated[int, typer.Option(metavar="N", min=1, help="Classes of each, the likeliest first.")] = 5,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    convert: Annotated[
+        bool, typer.Option("--convert", help="Take images of other channels, converted as for training.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Classes and probabilities of pictures."""
+    from factor_transfer.predict import find_images, open_network
+    from factor_transfer.predict import predict as ask
+
+    names = [line for name in images for line in (sys.stdin.read().splitlines() if name == "-" else [name]) if line]
+    opened, paths = open_network(network), find_images(names)
+    results = ask(opened, paths, top, convert)
+    resized = sum(result["resized"] for result in results)
+    if resized:
+        _, height, width = opened.image
+        number = f"{resized} of {len(results)} images"
+        typer.echo(f"Note: scaled to {width}×{height} pixels, their centre cut out: {number}", err=True)
+    if json:
+        typer.echo(json_format.dumps(results, ensure_ascii=False, indent=2))
+        return
+    for result in results:
+        said = "  ".join(f"{each['class']} {each['probability']:.2%}" for each in result["top"])
+        typer.echo(f"{result['image']}  {said}")
+
+
+def package(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to; a new folder.")],
+    to: Annotated[
+        str | None, typer.Option(metavar="timm|torchvision", help="Also write the weights with that library's keys.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """The student to share: weights, recipe, figures and a model card, in one folder."""
+    if to is not None:
+        choose("library", to, ["timm", "torchvision"])
+    from factor_transfer.finished import find_run
+    from factor_transfer.package import package as write_folder
+
+    names = write_folder(find_run(run), out, to)
+    typer.echo(f"{out}  {'  '.join(names)}")

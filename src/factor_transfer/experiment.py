@@ -100,6 +100,7 @@ class Experiment:
                 **section.args.model_dump(mode="json"),
             },
             "classes": self.data.classes,
+            "image": list(self.data.train.images.shape[1:]),
         }
 
     def statistics(self, section: Network, model: nn.Module | None = None) -> Statistics:
