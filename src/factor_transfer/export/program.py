@@ -71,18 +71,22 @@ def bare(model: nn.Module, normalize: Normalize, examples: Tensor) -> nn.Module:
         examples: a few raw images (B, C, H, W).
     """
     alone = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    for path, module in list(alone.named_modules()):
-        if isinstance(module, Projection):  # a strided convolution, written otherwise for the sake of its gradient
-            alone.set_submodule(path, _strided(module))
+    _plain(alone)
     folded = fold_batch_norm(Taps(alone, (), copy.deepcopy(normalize).cpu()), examples[:2].cpu())
-    network: nn.Module = folded.model
+    return at_rest(folded.model)
+
+
+def at_rest(network: nn.Module) -> nn.Module:
+    """A network as it is to be exported: nothing is left, in place, of what is only for training."""
+    _plain(network.cpu().eval().requires_grad_(False))
     return network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def _strided(module: Projection) -> nn.Conv2d:
-    plain = nn.Conv2d(module.in_channels, module.out_channels, 1, module.stride[0], bias=False).eval()
-    plain.weight = module.weight
-    return plain
+def _plain(network: nn.Module) -> None:
+    """Replace what is a strided convolution, but written otherwise for the sake of its gradient."""
+    for path, module in list(network.named_modules()):
+        if isinstance(module, Projection):
+            network.set_submodule(path, module.plain())
 
 
 def capture(module: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgram:

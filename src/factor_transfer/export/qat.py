@@ -20,9 +20,11 @@ from factor_transfer.data import Batches
 from factor_transfer.engine import fit
 from factor_transfer.errors import InputError
 from factor_transfer.experiment import Experiment
+from factor_transfer.export.program import at_rest
 from factor_transfer.finished import Run
 from factor_transfer.inputs import paraphraser_inputs
 from factor_transfer.methods import TERMS, Distillation, ReusedClassifier, Supervised
+from factor_transfer.models.resnet import Projection
 from factor_transfer.optimization import Optimization
 from factor_transfer.pairing import connect, load_paraphrasers, look_at
 from factor_transfer.runlog import RunLog
@@ -111,6 +113,14 @@ def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int)
     """
     if isinstance(network, ReusedClassifier):
         raise InputError("--qat does not go with simkd, whose student has its teacher's classifier, which stays frozen")
+    for path, module in list(network.named_modules()):
+        if (
+            type(module) is nn.Conv2d
+            and module.kernel_size == (1, 1)
+            and module.stride != (1, 1)
+            and module.groups == 1
+        ):
+            network.set_submodule(path, Projection.like(module))  # whose gradient is safe
     section, device = experiment.recipe.student, experiment.fabric.device
     network = experiment.fabric.to_device(network).requires_grad_(True)
     torch.manual_seed(section.seed)
@@ -130,7 +140,7 @@ def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int)
         network.requires_grad_(True)
     with rounded(network):
         _train(experiment, method, network, batches, epochs, "student in 8 bits", _SLOWLY)
-    return network.cpu().eval().requires_grad_(False)
+    return at_rest(network)
 
 
 def _needed(terms: Any) -> bool:

@@ -7,11 +7,13 @@ so that weights from elsewhere fit. ``layer1`` … return the stage's output aft
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Layer = TypeVar("Layer", bound=nn.Conv2d)
 
 
 class Projection(nn.Conv2d):
@@ -23,7 +25,22 @@ class Projection(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
-        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
+        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
+
+    @classmethod
+    def like(cls, layer: nn.Conv2d) -> "Projection":
+        """A strided 1x1 convolution, written so; it shares the weights."""
+        return cls._of(cls, layer)
+
+    def plain(self) -> nn.Conv2d:
+        """The same as a convolution like others, for where no gradient is wanted; it shares the weights."""
+        return self._of(nn.Conv2d, self)
+
+    @staticmethod
+    def _of(kind: "type[Layer]", layer: nn.Conv2d) -> "Layer":
+        made = kind(layer.in_channels, layer.out_channels, 1, layer.stride[0], bias=layer.bias is not None)
+        made.weight, made.bias = layer.weight, layer.bias
+        return made.train(layer.training)
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
