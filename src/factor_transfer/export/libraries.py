@@ -1,12 +1,13 @@
 """The exporters and their runtimes: whether they are there, and what they say on the way."""
 
+import io
 import logging
 import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 from factor_transfer.errors import InputError
 from factor_transfer.models.library import installed
@@ -38,9 +39,10 @@ def quietly() -> Iterator[Heard]:
 
     What they raise comes through, and what the runtimes' C++ says of an error is in ``Heard.text`` afterwards.
     """
-    heard, level = Heard(), logging.root.manager.disable
+    heard, level, said = Heard(), logging.root.manager.disable, io.StringIO()
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as kept, warnings.catch_warnings():
+    # Some of it goes to the process's standard error, some through Python's.
+    with tempfile.TemporaryFile() as kept, warnings.catch_warnings(), redirect_stderr(said):
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
         error = os.dup(2)
@@ -48,9 +50,8 @@ def quietly() -> Iterator[Heard]:
         try:
             yield heard
         finally:
-            sys.stderr.flush()
             os.dup2(error, 2)
             os.close(error)
             logging.disable(level)
             kept.seek(0)
-            heard.text = kept.read().decode(errors="replace")
+            heard.text = said.getvalue() + kept.read().decode(errors="replace")

@@ -60,7 +60,11 @@ class Onnx:
         need("onnx")
         runtime: Any = import_module("onnxruntime")
         with _loading(path):
-            self._session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+            options = runtime.SessionOptions()
+            options.intra_op_num_threads = (
+                1  # for images one by one, sharing each among threads costs more than it saves
+            )
+            self._session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
             (taken,) = self._session.get_inputs()
             batch, *self.shape = taken.shape
             self.dtype = {"tensor(uint8)": torch.uint8, "tensor(float)": torch.float32}[taken.type]

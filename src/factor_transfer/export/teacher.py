@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from factor_transfer.artefact import Artefact
-from factor_transfer.checkpoint import read_json, sha256, write_json
+from factor_transfer.checkpoint import read_json, sha256, write_json, write_whole
 from factor_transfer.data import in_order
 from factor_transfer.errors import InputError
 from factor_transfer.evaluation import predict, top
@@ -62,6 +62,6 @@ def _teacher_file(experiment: Experiment, done: Artefact, network: nn.Module, no
     made = content(bare(network, normalize, examples), normalize, examples, Wish(wish.format, "float32", wish.form))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    path.write_bytes(made)
+    write_whole(path, made)
     write_json(folder / RECORD, {"fingerprint": done.fingerprint, "sha256": sha256(path), "versions": now})
     return path
