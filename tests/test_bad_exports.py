@@ -18,6 +18,7 @@ from factor_transfer.export.build import Wish, content
 from factor_transfer.export.program import Form, Program, capture
 from factor_transfer.export.quantize import calibration
 from factor_transfer.export.runtimes import open_file
+from factor_transfer.models import Normalize
 
 STUDENT = "student-factor-seed0"
 IMAGES = torch.zeros(4, 3, 8, 8)
@@ -39,15 +40,16 @@ class Rare(nn.Module):
 
 
 def around(layer: nn.Module) -> nn.Module:
+    """A network with an odd layer."""
     model = nn.Sequential()
     model.add_module("stem", nn.Conv2d(3, 4, 1))
     model.add_module("odd", layer)
-    return Program(model, None).eval()
+    return model.eval()
 
 
 def test_a_network_whose_path_depends_on_its_values() -> None:
     with pytest.raises(InputError, match=r"cannot be exported: layer odd \(Choosing\), at item: "):
-        capture(around(Choosing()), IMAGES, dynamic=False)
+        capture(Program(around(Choosing()), None), IMAGES, dynamic=False)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,7 @@ def test_a_network_whose_path_depends_on_its_values() -> None:
 def test_an_operator_that_a_format_does_not_have(name: str, tmp_path: Path) -> None:
     wish = Wish(name, "float32", Form(raw=False))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"operator aten\.\w*svd.* of layer odd") as caught:
-        content(around(Rare()).model, None, IMAGES, wish)  # type: ignore[arg-type]
+        content(around(Rare()), Normalize([0.0] * 3, [1.0] * 3), IMAGES, wish)
     assert len(str(caught.value).splitlines()) < 10
 
 

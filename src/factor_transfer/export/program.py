@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
+from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from factor_transfer.errors import InputError
@@ -110,14 +111,23 @@ def capture(module: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgram
         raise InputError(f"the network cannot be exported: {where}{_first(error)}") from error
 
 
+# Tensors' values, taken out of them: what follows may depend on them.
+_VALUES = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero"}
+
+
 class _Last(TorchFunctionMode):
-    """Remembers the function that was called last."""
+    """Remembers the operator that was called last, among all that a tracer asks of tensors for itself."""
 
     name = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.name = getattr(func, "__name__", str(func))
-        return func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", str(func))
+        if name in _VALUES:
+            self.name = name
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not name.startswith("_"):
+            self.name = name
+        return made
 
 
 def _where(module: nn.Module, images: Tensor) -> str:
@@ -163,19 +173,25 @@ def explaining(exported: ExportedProgram, into: str) -> Iterator[None]:
 
 
 def blame(exported: ExportedProgram, text: str) -> str:
-    """The operator that ``text`` names, with the layers that have it; the text's first line, if it names none."""
+    """The operator that ``text`` names, with the layers that have it; a line of the text, if it names none."""
     named = set(re.findall(r"aten[.:]+(\w+)", text))
-    layers: dict[str, None] = {}
-    operator = ""
-    for node in exported.graph.nodes:
-        overload = str(node.target).removeprefix("aten.")
-        if node.op == "call_function" and named & {overload.split(".")[0], overload.replace(".", "_")}:
-            operator = operator or f"aten.{overload}"
-            stack = node.meta.get("nn_module_stack") or {}
-            layers |= {_path(path): None for path, _ in list(stack.values())[-1:] if path}
-    if not operator:
-        return _short(text)
-    return f"operator {operator} of layer {', '.join(list(layers)[:4]) or '(the network itself)'}: {_short(text)}"
+    lines = [line for line in text.splitlines() if re.search(r"aten[.:]+\w", line)]
+    for graph in (lambda: exported, lambda: exported.run_decompositions()):  # an operator may be part of another one
+        try:
+            with quietly():
+                found = [(_operator(node), node) for node in graph().graph.nodes if node.op == "call_function"]
+        except Exception:  # then the first graph is all there is to look at
+            continue
+        guilty = [(name, node) for name, node in found if named & {name.split(".")[0], name.replace(".", "_")}]
+        if guilty:
+            stacks = (list((node.meta.get("nn_module_stack") or {}).values()) for _, node in guilty)
+            layers = dict.fromkeys(_path(stack[-1][0]) for stack in stacks if stack)
+            return f"operator aten.{guilty[0][0]} of layer {', '.join(list(layers)[:4])}: {_short(lines[0])}"
+    return _short("\n".join(lines) or text)
+
+
+def _operator(node: Node) -> str:
+    return str(node.target).removeprefix("aten.")
 
 
 def _path(path: str) -> str:
