@@ -88,6 +88,8 @@ def test_figures_of_exported_files_are_packaged_and_those_of_another_student_ref
         "file": {"name": "student.onnx", "bytes": 6, "sha256": sha256(folder / "student.onnx")},
         "student": {"fingerprint": done.fingerprint},
         "parity": {"top1_file": 12.34, "equal_predictions": 100.0, "largest_logit_difference": 1e-6},
+        "format": "onnx",
+        "precision": "float32",
         "costs": {"p50_ms": 0.5},
         "machine": {"processor": "of this test"},
     }
@@ -95,6 +97,10 @@ def test_figures_of_exported_files_are_packaged_and_those_of_another_student_ref
     assert run("package", work, "--out", tmp_path / "a").code == 0
     assert json.loads((tmp_path / "a" / "export.json").read_text()) == {"onnx-float32": record}
     assert "| onnx-float32 | 12.34 | 100.00 % |" in (tmp_path / "a" / "README.md").read_text()
+    elsewhere = Path(shutil.move(folder, tmp_path / "elsewhere"))
+    assert run("package", work, "--out", tmp_path / "c", "--export", elsewhere).code == 0
+    assert (tmp_path / "c" / "export.json").read_bytes() == (tmp_path / "a" / "export.json").read_bytes()
+    shutil.move(elsewhere, folder)
     for damage in ({"student": {"fingerprint": "another"}}, {"file": record["file"] | {"sha256": "another"}}):
         (folder / "export.json").write_text(json.dumps(record | damage))
         refused(run("package", work, "--out", tmp_path / "b"), r"student\.onnx was made from another student")

@@ -108,6 +108,10 @@ def package(
     to: Annotated[
         str | None, typer.Option(metavar="timm|torchvision", help="Also write the weights with that library's keys.")
     ] = None,
+    exported: Annotated[
+        list[Path] | None,
+        typer.Option("--export", metavar="DIR", help="A folder that export wrote with --out; may be given again."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """The student to share: weights, recipe, figures and a model card, in one folder."""
@@ -116,5 +120,5 @@ def package(
     from factor_transfer.finished import find_run
     from factor_transfer.package import package as write_folder
 
-    names = write_folder(find_run(run), out, to)
+    names = write_folder(find_run(run), out, to, exported or [])
     typer.echo(f"{out}  {'  '.join(names)}")

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,14 @@ CARD = "README.md"
 _SHARED = {"resnet18", "resnet34", "resnet50"}
 
 
-def package(run: Run, out: Path, to: str | None = None) -> list[str]:
+def package(run: Run, out: Path, to: str | None = None, exported: Sequence[Path] = ()) -> list[str]:
     """Write the folder.
 
     Args:
         run: finished.
         out: the folder; must not exist, or be empty.
         to: ``"timm"`` or ``"torchvision"``: also write the weights with that library's keys.
+        exported: folders that ``export`` wrote elsewhere than into the student's own.
 
     Returns:
         The names of the files in it.
@@ -47,7 +49,8 @@ def package(run: Run, out: Path, to: str | None = None) -> list[str]:
         raise InputError(f"{out} is there already, and is not empty; give another folder with --out")
     done = run.student
     network = load_network(done)
-    exports, summary = _exports(done), _summary(run)
+    exports = _exports(done, exported)
+    summary = _summary(run, exports)
     recipe = run.recipe()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=out.parent) as place:
@@ -85,17 +88,18 @@ def package(run: Run, out: Path, to: str | None = None) -> list[str]:
     return sorted(path.name for path in out.iterdir())
 
 
-def _exports(done: Artefact) -> dict[str, Any]:
+def _exports(done: Artefact, elsewhere: Sequence[Path]) -> dict[str, Any]:
     """What is known of the student's exported files, by format and precision.
 
     Raises:
         InputError: one was made from another student, or is not there.
     """
     found = {}
-    for path in sorted((done.folder / "export").glob(f"*/{RECORD}")):
+    for path in [*sorted((done.folder / "export").glob(f"*/{RECORD}")), *(folder / RECORD for folder in elsewhere)]:
         record = read_json(path)
         try:
             owner, file = record["student"]["fingerprint"], path.parent / record["file"]["name"]
+            name = f"{record['format']}-{record['precision']}"
             same = file.is_file() and sha256(file) == record["file"]["sha256"]
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged: {error}") from error
@@ -104,11 +108,11 @@ def _exports(done: Artefact) -> dict[str, Any]:
                 f"{file} was made from another student, or changed since; export the student anew, or remove "
                 f"{path.parent}"
             )
-        found[path.parent.name] = record
+        found[name] = record
     return found
 
 
-def _summary(run: Run) -> dict[str, Any]:
+def _summary(run: Run, exports: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of student and teacher, as ``run`` or ``export`` measured them on the test images."""
     figures: dict[str, Any] = {"top1": None, "provenance": "Not measured on test images."}
     sizes = _sizes(run.student)
@@ -125,7 +129,7 @@ def _summary(run: Run) -> dict[str, Any]:
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
     if figures["top1"] is None:
-        for record in _exports(run.student).values():
+        for record in exports.values():
             figures["top1"] = record["parity"]["top1_trained"]
             figures["provenance"] = (
                 f"Top-1 on {record['parity']['images']:,} test images, one run, measured by `factor-transfer export` "
