@@ -132,3 +132,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work(finished: Path, tmp_path: Path) -> Path:
     """A copy of ``finished``, to change."""
     return Path(shutil.copytree(finished, tmp_path / "work"))
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work dir of the demo's recipe, with a smaller teacher and few epochs. Not to be changed: copy it."""
+    work = tmp_path_factory.mktemp("digits") / "work"
+    small = ["teacher.model=resnet8", "teacher.epochs=4", "paraphraser.epochs=1", "student.epochs=4"]
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["run", "digits/resnet20-resnet8", *small, "--work-dir", str(work)])
+    return work

@@ -3,11 +3,18 @@
 import json
 import re
 import runpy
+import shlex
+import shutil
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from conftest import Run
+from factor_transfer.data import open_data
 from factor_transfer.methods import TERMS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -42,3 +49,31 @@ def test_what_is_promised_has_a_test(test: tuple[str, str]) -> None:
     file, name = test
     code = (DOCS.parent / "tests" / file).read_text()
     assert not name or f"\ndef {name}(" in code
+
+
+@pytest.mark.skipif(find_spec("executorch") is None, reason="the extra executorch is not installed")
+def test_from_a_run_to_a_running_file(digits_run: Path, run: Run) -> None:
+    page = (DOCS / "deploy.md").read_text()
+    commands = re.findall(r"^    factor-transfer (.*)$", page, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["run", "export", "predict", "package"]
+    shutil.copytree(digits_run, "runs/resnet20-resnet8")
+    Path("pictures").mkdir()
+    Image.fromarray(open_data("digits").test().images[:1][0, 0].numpy()).save("pictures/0.png")
+    # The settings that the run of all these tests was made with: what is up to date is not trained again.
+    small = "teacher.model=resnet8 teacher.epochs=4 paraphraser.epochs=1 student.epochs=4"
+    tolerant = "--tolerance 5"  # of a student that was hardly trained
+    for command in commands:
+        added = {"run": small, "export": tolerant}.get(command.split()[0], "")
+        result = run(*shlex.split(f"{command} {added}"))
+        assert result.code == 0, result.err
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 10
+    Path("load.py").write_text(code)
+    loaded = subprocess.run([sys.executable, "load.py"], capture_output=True, text=True, check=False, timeout=120)
+    assert loaded.returncode == 0, loaded.stderr
+    lines = loaded.stdout.split()
+    assert len(lines) == 6
+    assert set(lines[::2]) < set("0123456789")
+    (cpp,) = re.findall(r"```cpp\n(.*?)```", page, re.DOTALL)
+    assert len(cpp.strip().splitlines()) <= 20
+    assert list(json.loads(Path("shared/export.json").read_text())) == ["executorch-int8"]

@@ -26,7 +26,8 @@ def test_run_leaves_artefacts_and_a_summary(finished: Path) -> None:
     for stage in ("teacher", "paraphraser", STUDENT, "student-alone-seed0"):
         record = json.loads((finished / stage / "stage.json").read_text())
         last = {"last.safetensors"} if record["epoch"] != 3 else set()
-        files = {"weights.safetensors", "stage.json", "metrics.jsonl"} | last
+        recipe = {"recipe.toml"} if stage.startswith("student") else set()
+        files = {"weights.safetensors", "stage.json", "metrics.jsonl"} | last | recipe
         assert {path.name for path in (finished / stage).iterdir()} == files
         assert record["finished"]
         assert {"torch", "factor-transfer"} <= set(record["versions"])

@@ -52,7 +52,10 @@ def test_the_tree_names_every_module() -> None:
     assert [path.stem for path in modules if not re.search(rf"\b{path.stem}\b", tree)] == []
 
 
-@pytest.mark.parametrize("command", ["demo", "check", "run", "compare", "teacher", "pretrain", "train", "test", "show"])
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "check", "run", "compare", "teacher", "pretrain", "train", "test", "show", "export", "predict", "package"],
+)
 def test_every_command_is_described(command: str, run: Run) -> None:
     assert f"    factor-transfer {command} " in README
     result = run(command, "--help")

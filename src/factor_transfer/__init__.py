@@ -1,27 +1,32 @@
 """Factor Transfer: compress a trained network into a small one (Kim, Park, Kwak, NeurIPS 2018)."""
 
-from factor_transfer.methods import (
-    CRD,
-    DIST,
-    DKD,
-    KD,
-    OFD,
-    AttentionTransfer,
-    Distillation,
-    FactorTransfer,
-    FitNets,
-    Pair,
-    Paraphraser,
-    ParaphraserTraining,
-    ReviewKD,
-    Side,
-    SimKD,
-    Supervised,
-    Term,
-    Translator,
-    factor_loss,
-)
-from factor_transfer.models import build_model
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from factor_transfer.methods import (
+        CRD,
+        DIST,
+        DKD,
+        KD,
+        OFD,
+        AttentionTransfer,
+        Distillation,
+        FactorTransfer,
+        FitNets,
+        Pair,
+        Paraphraser,
+        ParaphraserTraining,
+        ReviewKD,
+        Side,
+        SimKD,
+        Supervised,
+        Term,
+        Translator,
+        factor_loss,
+    )
+    from factor_transfer.models import build_model
+    from factor_transfer.student import load_student
 
 __version__ = "0.1.0"
 
@@ -46,4 +51,15 @@ __all__ = [
     "Translator",
     "build_model",
     "factor_loss",
+    "load_student",
 ]
+
+# Where the names are that are not in ``methods``.
+_ELSEWHERE = {"build_model": "factor_transfer.models", "load_student": "factor_transfer.student"}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name is imported when it is first asked for: whoever loads a student needs no method to train one."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ELSEWHERE.get(name, "factor_transfer.methods")), name)

@@ -18,6 +18,7 @@ from factor_transfer.errors import InputError
 from factor_transfer.training_state import remove_training
 
 RECORD, WEIGHTS, METRICS, RUNNING = "stage.json", "weights.safetensors", "metrics.jsonl", "last.ckpt"
+RECIPE = "recipe.toml"  # of a student: the recipe that last asked for it
 LAST = "last.safetensors"
 STATES = WEIGHTS, LAST
 _MARK = "recipe.json"

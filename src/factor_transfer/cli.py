@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from factor_transfer import deploy_cli
 from factor_transfer.ending import ending
 from factor_transfer.errors import InputError, choose
 from factor_transfer.place import place
+from factor_transfer.terminal import Debug, Overrides, announce, console
 
 if TYPE_CHECKING:  # what is heavy is imported where it is used: `--help` and a typing error need not wait for it
     from factor_transfer.experiment import Experiment
@@ -25,13 +26,8 @@ app = typer.Typer(
 )
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or a name of `show recipes`.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as student.epochs=10."),
-]
 WorkDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Where results go.  [default: runs/<recipe>]")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew; what is there is kept in <work dir>/replaced.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @app.command()
@@ -42,7 +38,7 @@ def demo(
     """All stages on scikit-learn's handwritten digits, three seeds; ends with a table."""
     from factor_transfer.pipeline import demo as run_demo
 
-    run_demo(work_dir, _console())
+    run_demo(work_dir, console())
 
 
 @app.command()
@@ -178,12 +174,12 @@ def test(
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     result = score(_recipe(recipe, overrides), checkpoint, names)
-    console = _console()
+    screen = console()
     line = f"{checkpoint}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %"
-    console.print(line, markup=False, soft_wrap=True)
+    screen.print(line, markup=False, soft_wrap=True)
     if result.get("note"):
-        console.print(f"Note: {result['note']}", markup=False, soft_wrap=True)
-    console.print(test_table(result))
+        screen.print(f"Note: {result['note']}", markup=False, soft_wrap=True)
+    screen.print(test_table(result))
     if json is not None:
         write_json(json, result)
 
@@ -207,8 +203,11 @@ def show(
         raise InputError(f"`factor-transfer show {what}` takes no further name, got {model!r}")
     if what != "taps" and size is not None:
         raise InputError(f"`factor-transfer show {what}` takes no --size; it is for taps")
-    _announce([model or ""])
-    _console().print(listing.taps(model, size) if model is not None else getattr(listing, what)())
+    announce([model or ""])
+    console().print(listing.taps(model, size) if model is not None else getattr(listing, what)())
+
+
+deploy_cli.add_to(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -218,20 +217,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=arguments, prog_name="factor-transfer")
 
 
-def _console() -> Console:
-    """Standard output; where it is no terminal, wide enough for a table. Of several processes the first one speaks."""
-    if place().rank:
-        return Console(quiet=True)
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
 def _experiment(recipe: str, overrides: list[str] | None, work_dir: Path | None) -> "Experiment":
     from factor_transfer.experiment import Experiment
 
     read = _recipe(recipe, overrides)
     command = shlex.join([recipe, *(overrides or []), *(["--work-dir", str(work_dir)] if work_dir else [])])
-    experiment = Experiment(read, work_dir or Path("runs") / read.name, _console(), command)
+    experiment = Experiment(read, work_dir or Path("runs") / read.name, console(), command)
     if place().world > 1:
         _ = experiment.fabric  # the processes meet before any of them reads or writes
     return experiment
@@ -242,12 +233,5 @@ def _recipe(recipe: str, overrides: list[str] | None) -> "Recipe":
     from factor_transfer.recipe_file import read_recipe
 
     read = read_recipe(recipe, overrides or [])
-    _announce(read.models)
+    announce(read.models)
     return read
-
-
-def _announce(names: Sequence[str]) -> None:
-    from factor_transfer.models import announce
-
-    for line in announce(names):
-        _console().print(line, markup=False, soft_wrap=True)

@@ -16,12 +16,12 @@ from factor_transfer.anatomy import LAST_STAGE, resolve
 from factor_transfer.artefact import Artefact
 from factor_transfer.checkpoint import load_into
 from factor_transfer.data import Augment, Batch, Data, Split, in_order, open_data
-from factor_transfer.errors import InputError, shown
+from factor_transfer.errors import InputError
 from factor_transfer.evaluation import predict
 from factor_transfer.fabric import open_fabric
 from factor_transfer.layout import lay_out
 from factor_transfer.methods import ReusedClassifier
-from factor_transfer.models import Normalize, build_model, is_own, zoo_statistics
+from factor_transfer.models import Normalize, build_model, check_said, zoo_statistics
 from factor_transfer.recipe import Network, Recipe
 
 EVALUATION_BATCH = 500
@@ -102,6 +102,7 @@ class Experiment:
                 **section.args.model_dump(mode="json"),
             },
             "classes": self.data.classes,
+            "image": list(self.data.train.images.shape[1:]),
         }
 
     def statistics(self, section: Network, model: nn.Module | None = None) -> Statistics:
@@ -191,11 +192,7 @@ def load_network(done: Artefact, last: bool = False, said: Collection[str] = ())
     if "model" not in done.record:
         raise InputError(f"{done.weights} holds a {done.record.get('stage')}, not a network that classifies images")
     name = str(done.record["model"].get("name")) if isinstance(done.record["model"], dict) else ""
-    if is_own(name) and name not in said:
-        raise InputError(
-            f"{done.weights} is of a network that code from outside makes, {shown(name)}, and the recipe does not name "
-            "it; if that code is to be run, name it as student.model"
-        )
+    check_said(name, said, done.weights)
     try:
         model = build_model(**done.record["model"])
         if "reused_classifier" in done.record:

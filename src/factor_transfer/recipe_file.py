@@ -1,5 +1,7 @@
-"""From a TOML file and overrides to a recipe, or to one clear message."""
+"""From a TOML file and overrides to a recipe, or to one clear message; and back."""
 
+import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -65,6 +67,30 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     lines = [f"  {origin.of(key)}{fault}" for key, fault in faults[:_SHOWN]]
     more = [f"  … and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
     raise InputError("\n".join([f"recipe {path}:", *lines, *more]))
+
+
+def as_toml(recipe: Recipe) -> str:
+    """A recipe with all that it says and all that it leaves to defaults, as TOML: ``read_recipe`` reads it back."""
+    # A preset's settings are among the others by now, and must not fill in what was left out since.
+    document = recipe.model_dump(mode="json", exclude_none=True, exclude={"preset"})
+    tables = {name: value for name, value in document.items() if isinstance(value, dict)}
+    lines = [f"{name} = {_value(value)}" for name, value in document.items() if name not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{_key(key)} = {_value(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    """A value in TOML, which writes all but tables as JSON does."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_key(key)} = {_value(inner)}" for key, inner in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(inner) for inner in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
 def _find(recipe: str) -> Path:

@@ -66,7 +66,7 @@ def _network(recipe: Recipe, data: Data, path: Path) -> tuple[nn.Module, Normali
     if done:
         model = load_network(done, path.name == artefact.LAST, recipe.models)
         check_fits(done, data)
-        return model, Normalize(done.record["mean"], done.record["std"]), _compare_images(done, data)
+        return model, Normalize(done.record["mean"], done.record["std"]), compare_images(done, data)
     # Weights from elsewhere do not say what they are: they are the teacher's if they have just its layers.
     state = read_foreign(path)
     faults: list[InputError] = []
@@ -84,7 +84,7 @@ def _network(recipe: Recipe, data: Data, path: Path) -> tuple[nn.Module, Normali
     raise faults[-1]
 
 
-def _compare_images(done: Artefact, data: Data) -> str:
+def compare_images(done: Artefact, data: Data) -> str:
     """A note if the network was trained on other images than the recipe's; refused if test images may be among them."""
     if done.record["inputs"].get("data") == data.fingerprint:
         return ""

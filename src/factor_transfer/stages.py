@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 
+from factor_transfer import artefact, processes
 from factor_transfer.artefact import Artefact
 from factor_transfer.cache import Cache
+from factor_transfer.checkpoint import write_whole
 from factor_transfer.data import Views
 from factor_transfer.errors import InputError
 from factor_transfer.experiment import Experiment
@@ -22,6 +24,7 @@ from factor_transfer.methods import (
 from factor_transfer.options import chosen
 from factor_transfer.pairing import as_product, connect, load_paraphrasers, look_at, new_paraphrasers
 from factor_transfer.recipe import Recipe
+from factor_transfer.recipe_file import as_toml
 from factor_transfer.sections import Training
 from factor_transfer.stage import Course, at_work, begin, finish, require, train
 from factor_transfer.starting import starting_network, take_weights
@@ -136,6 +139,7 @@ def _student(experiment: Experiment, teachers: dict[str, Teacher], fresh: bool) 
         pretrained = require(experiment, "paraphraser", "pretrain", lambda: paraphraser_inputs(experiment, taught))
     folder = student_folder(experiment.work_dir, experiment.recipe)
     done = begin(experiment, folder, student_inputs(experiment, taught, pretrained), fresh)
+    processes.first(lambda: write_whole(folder / artefact.RECIPE, as_toml(recipe).encode()))
     if done:
         return done
     if taught is not None and taught.fingerprint not in teachers:

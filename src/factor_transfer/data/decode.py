@@ -11,7 +11,11 @@ from factor_transfer.errors import InputError
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 
 
-def decode(path: Path, size: int | None, channels: Literal[1, 3]) -> np.ndarray:
+# What is as it should be, where nothing may be converted. A palette's colours are colours.
+_AS_IT_IS = {1: {"L", "1"}, 3: {"RGB", "P"}}
+
+
+def decode(path: Path, size: int | None, channels: Literal[1, 3], convert: bool = True) -> np.ndarray:
     """Read one JPEG or PNG image.
 
     It is turned as its EXIF data say, and loses its transparency.
@@ -21,20 +25,23 @@ def decode(path: Path, size: int | None, channels: Literal[1, 3]) -> np.ndarray:
         size: scale the image so that its shorter side has this many pixels, and keep the size×size pixels at its
             centre; ``None`` leaves it as large as it is.
         channels: 3 for colour, 1 for grey.
+        convert: whether an image of other channels, or with transparency, is converted, or refused.
 
     Returns:
         uint8 (H, W, C).
 
     Raises:
-        InputError: the file is missing, damaged, too large, or not of 8 bits a channel.
+        InputError: the file is missing, damaged, too large, not of 8 bits a channel, or not as it should be.
     """
     try:
         # Opening reads the header alone, and refuses what has twice the pixels that pillow warns at.
         with Image.open(path, formats=("JPEG", "PNG")) as file:
             if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:
                 raise InputError(f"{path}: refused, {file.width}×{file.height} pixels are too many")
-            if file.mode.startswith(("I", "F")):
+            if file.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in file.tile):
                 raise InputError(f"{path}: its values are not of 8 bits (mode {file.mode}); convert it first")
+            if not convert:
+                _refuse_others(path, file, channels)
             image: Image.Image = ImageOps.exif_transpose(file)
             if "transparency" in image.info:  # a palette's transparent colours, which only RGBA can hold
                 image = image.convert("RGBA")
@@ -53,3 +60,16 @@ def decode(path: Path, size: int | None, channels: Literal[1, 3]) -> np.ndarray:
     # What a damaged image raises depends on its format and on where the damage is.
     except Exception as error:
         raise InputError(f"{path}: cannot be read as an image: {error}") from error
+
+
+def _refuse_others(path: Path, file: Image.Image, channels: int) -> None:
+    """Refuse an image of other channels, or with an alpha channel."""
+    transparent = file.has_transparency_data
+    if file.mode in _AS_IT_IS[channels] and not transparent:
+        return
+    has = f"{len(file.getbands())} {'channels' if file.getbands()[1:] else 'channel'} ({file.mode})"
+    alpha = ", one of them alpha" if transparent and file.mode != "P" else ", with transparency" if transparent else ""
+    raise InputError(
+        f"{path}: has {has}{alpha}; the network takes {channels}. Convert it first, or add --convert, which does "
+        "what is done to training images"
+    )

@@ -15,7 +15,7 @@ from factor_transfer.errors import InputError, suggest
 
 IN_MEMORY = 2**32  # bytes of decoded images, training and test, that are held in memory if a recipe does not say
 
-_ENDINGS = {".jpg", ".jpeg", ".png"}
+ENDINGS = {".jpg", ".jpeg", ".png"}
 
 
 def load_folder(
@@ -118,7 +118,7 @@ def _list_images(folder: Path, classes: Sequence[str]) -> tuple[list[Path], Tens
             continue  # a class may have no test images
         images = sorted(path for path in class_folder.rglob("*") if _is_image(path, class_folder))
         if not images:
-            raise InputError(f"{class_folder}: has no images ({', '.join(sorted(_ENDINGS))})")
+            raise InputError(f"{class_folder}: has no images ({', '.join(sorted(ENDINGS))})")
         paths += images
         labels += [label] * len(images)
     return paths, torch.tensor(labels)
@@ -126,7 +126,7 @@ def _list_images(folder: Path, classes: Sequence[str]) -> tuple[list[Path], Tens
 
 def _is_image(path: Path, class_folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(class_folder).parts)
-    return path.suffix.lower() in _ENDINGS and not hidden and path.is_file()
+    return path.suffix.lower() in ENDINGS and not hidden and path.is_file()
 
 
 def _divide(labels: Tensor, fraction: float, seed: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:

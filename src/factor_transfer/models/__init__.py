@@ -8,7 +8,7 @@ from torch import nn
 
 from factor_transfer.errors import InputError, choose
 from factor_transfer.models.cost import macs, parameters
-from factor_transfer.models.external import announce, build_external, is_external, is_own, zoo_statistics
+from factor_transfer.models.external import announce, build_external, check_said, is_external, is_own, zoo_statistics
 from factor_transfer.models.mobilenet import MOBILENETS
 from factor_transfer.models.normalize import Normalize
 from factor_transfer.models.resnet import RESNETS
@@ -22,6 +22,7 @@ __all__ = [
     "Normalize",
     "announce",
     "build_model",
+    "check_said",
     "is_external",
     "is_own",
     "macs",

@@ -5,7 +5,7 @@ somebody's own. Nothing of theirs is imported before such a name is used.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from factor_transfer.errors import InputError, suggest
+from factor_transfer.errors import InputError, shown, suggest
 from factor_transfer.models.library import installed
 from factor_transfer.models.zoos import ZOOS, Statistics
 
@@ -27,6 +27,24 @@ def is_external(name: str) -> bool:
 def is_own(name: str) -> bool:
     """Whether it is one of somebody's own callable: code that is neither this package's nor a zoo's."""
     return is_external(name) and name.partition(":")[0] not in ZOOS
+
+
+def check_said(name: str, said: Collection[str], place: object) -> None:
+    """Refuse to run somebody's own code for no other reason than that a file names it.
+
+    Args:
+        name: of the network, as the file has it.
+        said: the models that a recipe, or the caller, names.
+        place: of the file, for the message.
+
+    Raises:
+        InputError: it is somebody's own, and not among them.
+    """
+    if is_own(name) and name not in said:
+        raise InputError(
+            f"{place} is of a network that code from outside makes, {shown(name)}, and the recipe does not name it; if "
+            "that code is to be run, name it as student.model"
+        )
 
 
 def announce(names: Iterable[str]) -> list[str]:

@@ -7,14 +7,16 @@ so that weights from elsewhere fit. ``layer1`` … return the stage's output aft
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Layer = TypeVar("Layer", bound=nn.Conv2d)
 
-class _Projection(nn.Conv2d):
+
+class Projection(nn.Conv2d):
     """A strided 1x1 convolution: first every other pixel is left out, then the rest is mixed; the same figures.
 
     On AVX2 processors, oneDNN (3.12, in torch 2.13) writes past a buffer in the gradient of a strided 1x1 convolution
@@ -23,12 +25,27 @@ class _Projection(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
-        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
+        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
+
+    @classmethod
+    def like(cls, layer: nn.Conv2d) -> "Projection":
+        """A strided 1x1 convolution, written so; it shares the weights."""
+        return cls._of(cls, layer)
+
+    def plain(self) -> nn.Conv2d:
+        """The same as a convolution like others, for where no gradient is wanted; it shares the weights."""
+        return self._of(nn.Conv2d, self)
+
+    @staticmethod
+    def _of(kind: "type[Layer]", layer: nn.Conv2d) -> "Layer":
+        made = kind(layer.in_channels, layer.out_channels, 1, layer.stride[0], bias=layer.bias is not None)
+        made.weight, made.bias = layer.weight, layer.bias
+        return made.train(layer.training)
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
     """A 1x1 convolution, which may have a stride: (B, in, H, W) -> (B, out, H / stride, W / stride)."""
-    layer = _Projection if in_channels < 8 else nn.Conv2d
+    layer = Projection if in_channels < 8 else nn.Conv2d
     return layer(in_channels, out_channels, 1, stride, bias=False)
 
 

@@ -1,0 +1,148 @@
+"""The model card of a student, as the Hugging Face hub wants it: YAML for its search, then words for people."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from factor_transfer.report.names import name_of
+
+
+def model_card(name: str, config: Mapping[str, Any], facts: Mapping[str, Any], exports: Mapping[str, Any]) -> str:
+    """The text of ``README.md``.
+
+    Args:
+        name: of the model.
+        config: what ``config.json`` says.
+        facts: see ``package``.
+        exports: records of exported files, by name; see ``export.deliver``.
+    """
+    return _metadata(name, facts) + "\n".join(
+        [
+            "",
+            f"# {name}",
+            "",
+            _what(config, facts),
+            "",
+            *_figures(facts),
+            *_exported(exports),
+            *_loading(config),
+            *_provenance(config, facts),
+        ]
+    )
+
+
+def _metadata(name: str, facts: Mapping[str, Any]) -> str:
+    """The header; JSON strings are YAML strings."""
+    data = facts["data"]["name"]
+    lines = [
+        "---",
+        "library_name: factor-transfer",
+        "pipeline_tag: image-classification",
+        "tags:",
+        "- image-classification",
+        "- knowledge-distillation",
+        "- pytorch",
+    ]
+    if data not in ("folder", "synthetic"):
+        lines += ["datasets:", f"- {json.dumps(data)}"]
+    if facts["top1"] is not None:
+        lines += [
+            "metrics:",
+            "- accuracy",
+            "model-index:",
+            f"- name: {json.dumps(name)}",
+            "  results:",
+            "  - task:",
+            "      type: image-classification",
+            "    dataset:",
+            f"      name: {json.dumps(data)}",
+            f"      type: {json.dumps(data)}",
+            "      split: test",
+            "    metrics:",
+            "    - type: accuracy",
+            "      name: top-1",
+            f"      value: {facts['top1'] / 100:.6g}",
+        ]
+    return "\n".join([*lines, "---", ""])
+
+
+def _what(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    model, teacher = config["model"], facts["teacher"]
+    taught = f", taught by a {teacher['model']['name']}" if teacher else ""
+    image = " x ".join(str(length) for length in config["image"]) if config["image"] else "of its data set"
+    return (
+        f"A {model['name']} that tells {len(config['classes'])} classes apart ({_classes(config)}) on images {image}. "
+        f"It was trained on {facts['data']['name']} by {name_of(facts['method'])}{taught}, with "
+        "[factor-transfer](https://arxiv.org/abs/1802.04977)."
+    )
+
+
+def _classes(config: Mapping[str, Any]) -> str:
+    names = [str(name) for name in config["classes"]]
+    return ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+
+
+def _figures(facts: Mapping[str, Any]) -> list[str]:
+    rows = [("student", facts["top1"], facts["parameters"], facts["bytes"])]
+    teacher = facts["teacher"]
+    if teacher:
+        rows.append(("teacher", teacher["top1"], teacher["parameters"], teacher["bytes"]))
+    lines = ["## Figures", "", "| | top-1 % | parameters | weights, bytes |", "|---|---|---|---|"]
+    for name, top1, parameters, size in rows:
+        lines.append(f"| {name} | {'not measured' if top1 is None else f'{top1:.2f}'} | {parameters:,} | {size:,} |")
+    return [*lines, "", facts["provenance"], ""]
+
+
+def _exported(exports: Mapping[str, Any]) -> list[str]:
+    if not exports:
+        return []
+    lines = [
+        "## Exported files",
+        "",
+        "| file | top-1 % | equal predictions | largest logit difference | bytes | p50 ms | processor |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, record in exports.items():
+        parity = record["parity"]
+        lines.append(
+            f"| {name} | {parity['top1_file']:.2f} | {parity['equal_predictions']:.2f} % | "
+            f"{parity['largest_logit_difference']:.2g} | {record['file']['bytes']:,} | "
+            f"{record['costs']['p50_ms']:.3f} | {record['machine']['processor']}, one thread |"
+        )
+    return [
+        *lines,
+        "",
+        "All test images were run through each file by its own runtime; see `export.json`.",
+        "",
+    ]
+
+
+def _loading(config: Mapping[str, Any]) -> list[str]:
+    shape = config["image"] or [config["model"]["in_channels"], 32, 32]
+    return [
+        "## How to load it",
+        "",
+        "```python",
+        "import torch",
+        "from factor_transfer import load_student",
+        "",
+        'student = load_student(".")  # an nn.Module in evaluation mode, its preprocessing included',
+        f"images = torch.zeros(1, {', '.join(str(length) for length in shape)}, dtype=torch.uint8)  # raw, 0..255",
+        "print(student.classes[student(images).argmax(1)])",
+        "```",
+        "",
+    ]
+
+
+def _provenance(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    return [
+        "## Where it comes from",
+        "",
+        "- `recipe.toml` is the recipe: `factor-transfer run recipe.toml` trains it again.",
+        f"- Trained with {versions}, on {facts['machine']}.",
+        f"- Training data's fingerprint (SHA-256): `{facts['inputs'].get('data')}`",
+        f"- Teacher's fingerprint: `{facts['inputs'].get('teacher', 'none')}`",
+        f"- Weights' SHA-256, before they were put here: `{config['trained_sha256']}`",
+        "",
+    ]

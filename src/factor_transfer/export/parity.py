@@ -1,0 +1,89 @@
+"""Whether an exported file says what the trained network says, and what it costs to ask it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from factor_transfer.data import Split, in_order
+from factor_transfer.errors import InputError
+from factor_transfer.evaluation import predict as run_network
+from factor_transfer.evaluation import top
+from factor_transfer.export import probe
+from factor_transfer.export.runtimes import Runtime, run_over
+from factor_transfer.models import Normalize
+
+CLOSE = 1e-3  # the most that a float32 file's logits may differ by
+_BATCH = 250
+
+
+def compare(network: nn.Module, normalize: Normalize, file: Runtime, test: Split) -> dict[str, Any]:
+    """Run all test images through the trained network and through the file.
+
+    Args:
+        network: normalised images -> logits (B, K), on the CPU.
+        normalize: of its input.
+        file: the same network, exported.
+        test: the test split.
+
+    Returns:
+        ``images``; ``top1_trained`` and ``top1_file``, percent; ``equal_predictions``, percent;
+        ``largest_logit_difference``.
+    """
+    trained, labels = run_network(nn.Sequential(normalize, network), in_order(test, _BATCH))
+    batches = (batch.images for batch in in_order(test, _BATCH))
+    if file.dtype != torch.uint8:
+        batches = (normalize(images) for images in batches)
+    exported = run_over(file, batches)
+    return {
+        "images": len(labels),
+        "top1_trained": top(trained, labels)["top1"],
+        "top1_file": top(exported, labels)["top1"],
+        "equal_predictions": round(100 * (trained.argmax(1) == exported.argmax(1)).float().mean().item(), 4),
+        "largest_logit_difference": _largest(trained - exported),
+    }
+
+
+def _largest(difference: Tensor) -> float:
+    return difference.abs().max().item()
+
+
+def verdict(figures: dict[str, Any], precision: str, tolerance: float) -> str | None:
+    """Why a file is refused; ``None`` if it is as good as it should be.
+
+    Args:
+        figures: see ``compare``.
+        precision: of the file.
+        tolerance: percentage points of top-1 that an int8 file may lose.
+    """
+    difference, lost = figures["largest_logit_difference"], figures["top1_trained"] - figures["top1_file"]
+    if precision == "float32" and not difference <= CLOSE:
+        return f"its logits differ from the trained student's by up to {difference:.2g}, more than {CLOSE:g}"
+    if precision == "int8" and not lost <= tolerance:
+        return (
+            f"it loses {lost:.2f} points of top-1 ({figures['top1_trained']:.2f} % to {figures['top1_file']:.2f} %), "
+            f"more than --tolerance {tolerance:g}; more images (--calibration N) or quantisation-aware fine-tuning "
+            "(--qat EPOCHS) may help"
+        )
+    return None
+
+
+def costs(files: Sequence[Path]) -> list[dict[str, float]]:
+    """Latency and memory of exported files, one after another; see ``probe``.
+
+    -P: beside the script lie modules that are named as the libraries are.
+
+    Raises:
+        InputError: one cannot be run.
+    """
+    command = [sys.executable, "-P", str(Path(probe.__file__)), *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"{files[0]} cannot be measured: {(done.stderr.splitlines() or ['it ended early'])[-1]}")
+    found: list[dict[str, float]] = json.loads(done.stdout)
+    return found

@@ -1,0 +1,187 @@
+"""Quantisation-aware fine-tuning: the student learns to live with 8 bits, its teacher's factors still guiding it.
+
+Each convolution and linear layer sees its input and its weights as 8 bits leave them, and gradients pass as if nothing
+had been rounded (the straight-through estimator; Jacob et al., CVPR 2018). What is kept are the weights: the file's own
+scales are then chosen from training images, as without fine-tuning.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from factor_transfer.artefact import Artefact
+from factor_transfer.data import Batches
+from factor_transfer.engine import fit
+from factor_transfer.errors import InputError
+from factor_transfer.experiment import Experiment
+from factor_transfer.export.program import at_rest
+from factor_transfer.finished import Run
+from factor_transfer.inputs import paraphraser_inputs
+from factor_transfer.methods import TERMS, Distillation, ReusedClassifier, Supervised
+from factor_transfer.models.resnet import Projection
+from factor_transfer.optimization import Optimization
+from factor_transfer.pairing import connect, load_paraphrasers, look_at
+from factor_transfer.runlog import RunLog
+from factor_transfer.selection import Selection
+from factor_transfer.stage import require
+from factor_transfer.trainee import Trainee
+
+_LEVELS = 127  # of a symmetric signed 8-bit weight, on either side of zero
+_SLOWLY = 0.1  # share of the recipe's learning rate: the network is trained, and only to be moved a little
+
+
+class RoundedWeight(nn.Module):
+    """A weight (out, …) as 8 bits leave it, with a scale for each output channel."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The same shape."""
+        scale = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-12) / _LEVELS
+        zero = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -_LEVELS, _LEVELS)
+
+
+class RoundedInput(nn.Module):
+    """A layer's input as 8 bits leave it, by the range that was seen in training so far (a moving average)."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("low", torch.tensor(torch.inf))
+        self.register_buffer("high", torch.tensor(-torch.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        if self.training:
+            low, high = x.detach().amin().clamp(max=0), x.detach().amax().clamp(min=0)
+            known = self.low.isfinite()
+            self.low.copy_(torch.where(known, torch.lerp(self.low, low, 0.01), low))
+            self.high.copy_(torch.where(known, torch.lerp(self.high, high, 0.01), high))
+        scale = ((self.high - self.low) / 255).clamp(min=1e-12)
+        zero = (-self.low / scale).round().clamp(0, 255).to(torch.int32)
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
+
+
+@contextmanager
+def rounded(network: nn.Module) -> Iterator[None]:
+    """While a network is trained, let its layers see 8 bits; afterwards it is as before, but for what it learned."""
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    handles = []
+    for layer in layers:
+        parametrize.register_parametrization(layer, "weight", RoundedWeight())
+        layer.add_module("rounded_input", RoundedInput())
+        handles.append(layer.register_forward_pre_hook(_round_input))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in layers:
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            del layer.rounded_input
+
+
+def _round_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (layer.get_submodule("rounded_input")(inputs[0]), *inputs[1:])
+
+
+def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int) -> nn.Module:
+    """Train a student on with 8-bit layers, by the recipe's method, at a tenth of its learning rate.
+
+    The connectors at the student's side, which no stage keeps, are drawn anew, and first trained for an epoch by
+    themselves.
+
+    Args:
+        experiment: of the run's recipe.
+        run: finished; the teacher and, where the method needs it, the paraphraser lie beside the student.
+        network: the student, its batch norms folded; changed in place.
+        epochs: over the training images.
+
+    Returns:
+        The network, on the CPU, in evaluation mode.
+
+    Raises:
+        InputError: teacher or paraphraser is missing, or another one; a method that puts another network in the
+            student's place.
+    """
+    if isinstance(network, ReusedClassifier):
+        raise InputError("--qat does not go with simkd, whose student has its teacher's classifier, which stays frozen")
+    for path, module in list(network.named_modules()):
+        if (
+            type(module) is nn.Conv2d
+            and module.kernel_size == (1, 1)
+            and module.stride != (1, 1)
+            and module.groups == 1
+        ):
+            network.set_submodule(path, Projection.like(module))  # whose gradient is safe
+    section, device = experiment.recipe.student, experiment.fabric.device
+    network = experiment.fabric.to_device(network).requires_grad_(True)
+    torch.manual_seed(section.seed)
+    normalize = experiment.normalize(run.student)
+    method: Distillation | Supervised = Supervised(network, normalize)
+    terms = experiment.recipe.terms
+    if terms:
+        if run.teacher is None:
+            raise InputError(f"--qat needs the teacher, and {run.student.folder.parent} has none")
+        teacher = look_at(experiment, experiment.load(run.teacher), experiment.normalize(run.teacher))
+        paraphrasers = load_paraphrasers(experiment, _paraphraser(experiment, run.teacher)) if _needed(terms) else {}
+        method = connect(experiment, network, teacher, normalize, paraphrasers)
+    batches = Batches(experiment.data.train, section.batch_size, section.seed, experiment.augment, device)
+    if isinstance(method, Distillation) and any(p.requires_grad for p in method.terms.parameters()):
+        network.requires_grad_(False)
+        _train(experiment, method, method.terms, batches, 1, "connectors", 1.0)
+        network.requires_grad_(True)
+    with rounded(network):
+        _train(experiment, method, network, batches, epochs, "student in 8 bits", _SLOWLY)
+    return at_rest(network)
+
+
+def _needed(terms: Any) -> bool:
+    return any(TERMS[name].needs_paraphraser for name in terms)
+
+
+def _paraphraser(experiment: Experiment, teacher: Artefact) -> Artefact:
+    return require(experiment, "paraphraser", "pretrain", lambda: paraphraser_inputs(experiment, teacher))
+
+
+def _train(
+    experiment: Experiment,
+    method: Distillation | Supervised,
+    product: nn.Module,
+    batches: Batches,
+    epochs: int,
+    name: str,
+    share: float,
+) -> None:
+    """Train what of ``method`` is not frozen, for good: the last epoch's weights stay."""
+    settings = experiment.recipe.student.optimization
+    gentle = Optimization(
+        optimizer=settings.optimizer,
+        learning_rate=settings.learning_rate * share,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        schedule="cosine",
+    )
+    with tempfile.TemporaryDirectory() as place:
+        trainee = Trainee(
+            experiment.fabric,
+            method,
+            product,
+            epochs=epochs,
+            steps=len(batches),
+            optimization=gentle,
+            validate=dict,
+            selection=Selection("loss", highest=False, keep="last"),
+            checkpoint=Path(place, "last.ckpt"),
+            log=RunLog(experiment.console, name, Path(place, "metrics.jsonl")),
+        )
+        fit([trainee], batches)
+        trainee.outcome()
