@@ -14,7 +14,7 @@ demo: .venv/installed
 	$(BIN)/factor-transfer demo
 
 test: .venv/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
