@@ -24,6 +24,7 @@ from factor_transfer.export.runtimes import ENDINGS, open_file, run_over
 from factor_transfer.finished import find_run
 from factor_transfer.models import Normalize
 from factor_transfer.student import CONFIG, Student, load_student
+from factor_transfer.taps import Taps
 
 _BATCH = 64
 
@@ -76,11 +77,12 @@ def _student(done: Artefact, said: Collection[str]) -> Student:
 def _network(student: Student, place: Path) -> Network:
     if student.image is None:
         raise InputError(f"{place} does not say how large its images are; it was trained before that was written down")
-    model = bare(student.model, student.prepare, torch.zeros(2, *student.image, dtype=torch.uint8))
+    model = Taps(bare(student.model, student.prepare, torch.zeros(2, *student.image, dtype=torch.uint8)))
 
     def logits(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            said: Tensor = model(student.prepare(images))
+            said = model(student.prepare(images)).logits
+            assert said is not None
             return said
 
     return Network(student.classes, student.image, logits)

@@ -1,6 +1,8 @@
 """Exported files, run by the runtimes that they are for."""
 
+import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -23,11 +25,13 @@ class Runtime(Protocol):
         shape: of one image (C, H, W).
         dtype: of its input.
         dynamic: whether it takes several images at once.
+        reentrant: whether several threads may run it.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     dynamic: bool
+    reentrant: bool
 
     def run(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W), one or 1 to ``MOST``, -> logits (B, K)."""
@@ -35,6 +39,8 @@ class Runtime(Protocol):
 
 class ExecuTorch:
     """A ``.pte`` file."""
+
+    reentrant = False
 
     def __init__(self, path: Path) -> None:
         need("executorch")
@@ -55,6 +61,8 @@ class ExecuTorch:
 
 class Onnx:
     """An ``.onnx`` file, run by onnxruntime on the CPU."""
+
+    reentrant = True
 
     def __init__(self, path: Path) -> None:
         need("onnx")
@@ -97,7 +105,9 @@ def open_file(path: Path) -> Runtime:
 def run_over(file: Runtime, batches: Iterable[Tensor]) -> Tensor:
     """The logits (N, K) of all images in batches (B, C, H, W), as many at once as the file takes."""
     most = MOST if file.dynamic else 1
-    return torch.cat([file.run(part) for batch in batches for part in batch.contiguous().split(most)])
+    with ThreadPoolExecutor(os.cpu_count() if file.reentrant else 1) as pool:
+        said = [list(pool.map(file.run, batch.contiguous().split(most))) for batch in batches]
+    return torch.cat([logits for some in said for logits in some])
 
 
 @contextmanager
