@@ -26,7 +26,7 @@ from factor_transfer.models import Normalize
 from factor_transfer.student import CONFIG, Student, load_student
 from factor_transfer.taps import Taps
 
-_BATCH = 64
+_BATCH = 128
 
 
 @dataclass(frozen=True)
