@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from conftest import Run, refused
 from factor_transfer import build_model, load_student
 from factor_transfer.artefact import find
 from factor_transfer.checkpoint import read_weights, sha256
 from factor_transfer.data import open_data
+from factor_transfer.errors import InputError
 from factor_transfer.experiment import load_network
 from factor_transfer.models import Normalize
 from factor_transfer.recipe_file import read_recipe
@@ -138,3 +140,47 @@ def test_bad_packages(digits_run: Path, shared: Path, run: Run, tmp_path: Path) 
     refused(run("predict", damaged, damaged), r"config\.json is damaged")
     with pytest.raises(ValueError, match=r"has no config\.json"):
         load_student(tmp_path)
+
+
+@pytest.fixture
+def of_code(shared: Path, tmp_path: Path) -> Path:
+    """A package whose network is made by code from outside, which leaves a trace where it runs."""
+    folder = Path(shutil.copytree(shared, tmp_path / "of code"))
+    config = json.loads((folder / "config.json").read_text())
+    config["model"] = {"name": "tracer:network", "num_classes": 10, "in_channels": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    code = "from pathlib import Path\nPath('ran').touch()\nfrom torch import nn\n\n"
+    Path("tracer.py").write_text(f"{code}def network(num_classes, in_channels):\n    return nn.Linear(1, 1)\n")
+    return folder
+
+
+def test_a_package_runs_no_code_that_was_not_asked_for(of_code: Path, tmp_path: Path, run: Run) -> None:
+    with pytest.raises(InputError, match="code from outside makes, 'tracer:network'"):
+        load_student(of_code)
+    refused(run("predict", of_code, of_code), "code from outside makes")
+    assert not Path("ran").exists()
+    with pytest.raises(InputError, match="do not fit"):
+        load_student(of_code, said=["tracer:network"])
+    assert Path("ran").exists()
+
+
+def test_a_run_of_code_from_outside_says_so_first(tmp_path: Path, tiny: Path, run: Run) -> None:
+    Path("small_net.py").write_text(
+        "from torch import nn\n\n\ndef network(num_classes, in_channels):\n"
+        "    body = nn.Sequential(nn.Conv2d(in_channels, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2))\n"
+        "    return nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
+    )
+    own = ["transfer.method=student", "student.model=small_net:network", "student.args={}", "student.epochs=1"]
+    assert run("run", tiny, *own, "teacher.epochs=1").code == 0
+    data = open_data("synthetic", train=20)
+    Image.fromarray(data.train.images[:1][0].permute(1, 2, 0).numpy()).save("one.png")
+    said = run("predict", "runs/tiny", "one.png", "--json")
+    assert said.code == 0, said.err
+    assert said.err.startswith("runs code from outside: small_net:network (")
+    assert len(json.loads(said.out)[0]["top"]) == 4
+    packaged = run("package", "runs/tiny", "--out", "shared")
+    assert packaged.code == 0, packaged.err
+    assert packaged.out.startswith("runs code from outside: small_net:network (")
+    assert load_student("shared", said=["small_net:network"]).classes == data.classes
+    (Path("runs/tiny/student-alone-seed0") / "recipe.toml").unlink()
+    refused(run("predict", "runs/tiny", "one.png"), "code from outside makes")
