@@ -13,12 +13,12 @@ from torch import Tensor
 
 from conftest import Run, refused
 from factor_transfer.artefact import find
-from factor_transfer.data import Views
+from factor_transfer.data import Augment, Batches, Split, Views
 from factor_transfer.experiment import Experiment
 from factor_transfer.methods import Teacher
 from factor_transfer.pairing import load_paraphrasers
 from factor_transfer.recipe_file import read_recipe
-from factor_transfer.stages import make_students
+from factor_transfer.stages import fill_cache, make_paraphraser, make_students
 from factor_transfer.store import Store
 
 VIEWS = ["cache.views=2", "student.epochs=2", "paraphraser.epochs=2"]
@@ -53,6 +53,24 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
+def test_each_image_is_seen_in_all_its_views_in_turn() -> None:
+    images = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
+    split = Split(images, torch.zeros(40, dtype=torch.long))
+    augment = Augment(crop_padding=2, flip=True)
+    batches = Batches(split, 16, 5, augment, torch.device("cpu"), Views(augment, 40, 3, 0))
+    seen = []
+    for epoch in range(7):
+        which = torch.full((40,), -1)
+        for batch in batches.epoch(epoch):
+            assert batch.views is not None
+            which[batch.indices] = batch.views
+        seen.append(which)
+    for first in range(5):
+        turn = torch.stack(seen[first : first + 3]).sort(0).values
+        assert (turn == torch.arange(3)[:, None]).all()  # none again before all were there
+    assert seen[0].bincount(minlength=3).min() > 5  # and not all images in the same one
+
+
 def cached(work: Path) -> dict[str, bytes]:
     return {str(path.relative_to(work)): path.read_bytes() for path in sorted(work.glob("cache/*/*.bin"))}
 
@@ -83,6 +101,27 @@ def test_the_teacher_is_asked_once_for_each_view_in_the_whole_pipeline(
     assert sorted(verified) == ["at", "factor", "fitnets", "kd", "teacher"]  # once, for two seeds
     assert sum(count for count in asked if count > 4) == 2 * IMAGES
     assert {path.parent.name for path in work.glob("cache/*/*.bin")} == {"teacher", "factor", "kd", "at", "fitnets"}
+
+
+def test_it_is_filled_before_any_student_is_trained(work: Path, tiny: Path, run: Run, asked: list[int]) -> None:
+    experiment = Experiment(read_recipe(str(tiny), VIEWS), work, Console(quiet=True), "")
+    make_paraphraser(experiment)
+    fill_cache([experiment.with_method(method) for method in ("student", "factor", "at+kd")])
+    assert {path.parent.name for path in work.glob("cache/*/*.bin")} == {"teacher", "factor", "at", "kd"}
+    assert list(work.glob("student-*")) == []
+    before = cached(work)
+    asked.clear()
+    result = run("compare", tiny, *VIEWS, "--methods", "factor,at+kd", "--work-dir", work)
+    assert result.code == 0, result.err
+    assert max(asked) <= 4  # nothing but looks at a few images
+    assert cached(work) == before
+
+
+def test_factors_and_what_stands_in_for_them_are_not_taken_for_each_other(work: Path, tiny: Path, run: Run) -> None:
+    assert run("run", tiny, *VIEWS, "--work-dir", work).code == 0
+    result = run("run", tiny, *VIEWS, "transfer.factor.paraphrase=false", "--work-dir", work)
+    assert result.code == 0, result.err
+    assert "cache  factor is made anew: paraphrase: absent then, False now" in " ".join(result.out.split("\n"))
 
 
 def test_what_is_kept_is_what_the_teacher_says(work: Path, tiny: Path, run: Run) -> None:

@@ -6,8 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from factor_transfer import FactorTransfer, Paraphraser, ParaphraserTraining, Translator, build_model, factor_loss
+from factor_transfer import (
+    FactorTransfer,
+    Pair,
+    Paraphraser,
+    ParaphraserTraining,
+    Side,
+    Translator,
+    build_model,
+    factor_loss,
+)
+from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
+from factor_transfer.taps import Seen, Taps
 
 
 def naive_factor_loss(student: Tensor, teacher: Tensor, p: float) -> float:
@@ -150,3 +161,19 @@ def test_paraphraser_training_is_l1_of_the_feature_and_looks_at_no_label() -> No
     losses["loss"].backward()
     assert all(parameter.grad is not None for parameter in paraphraser.parameters())
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_without_a_paraphraser_the_factor_is_the_feature() -> None:
+    torch.manual_seed(0)
+    teacher, student = build_model("resnet8", 10, width=4).eval(), build_model("resnet8", 10, width=2)
+    images = torch.randn(3, 3, 16, 16)
+    paraphrasers = {"layer3": Paraphraser(16, rate=0.25)}
+    pair = Pair(Side(teacher, ["layer3"], images), Side(student, ["layer3"], images), paraphrasers)
+    term = FactorTransfer.between(pair, paraphrase=False, beta=1.0)
+    theirs, own = (Taps(model, ["layer3"])(images).features for model in (teacher, student))
+    (target,) = term.target(Seen(None, theirs))
+    assert torch.equal(target, theirs["layer3"])
+    translated = term.translators[0](own["layer3"])
+    assert translated.shape == target.shape
+    distance = term(Seen(None, own), (target,), Batch(images, torch.zeros(3, dtype=torch.long))).item()
+    assert distance == pytest.approx(naive_factor_loss(translated, target, 1), rel=1e-5)

@@ -87,3 +87,9 @@ def test_a_stage_remembers_more_of_an_earlier_one_than_its_weights(finished: Pat
     teacher = json.loads((finished / "teacher" / "stage.json").read_text())
     student = json.loads((finished / "student-factor-seed0" / "stage.json").read_text())
     assert student["inputs"]["teacher"] != teacher["weights_sha256"]
+
+
+def test_a_setting_that_came_later_leaves_records_as_they_were(work: Path, tiny: Path, run: Run) -> None:
+    assert run("run", tiny, "--work-dir", work).code == 0
+    record = json.loads((work / "student-factor-seed0" / "stage.json").read_text())
+    assert set(record["inputs"]["factor"]) == {"beta", "p", "tap_weights", "attention", "batch_norm"}

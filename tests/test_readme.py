@@ -38,10 +38,12 @@ def test_every_term_is_described() -> None:
     assert [name for name in TERMS if f"| `{name}` |" not in table] == []
 
 
-def test_the_library_example_runs() -> None:
-    (example,) = blocks("python")
+def test_the_examples_run() -> None:
+    zoo, library = blocks("python")
     names: dict[str, object] = {}
-    exec(example, names)
+    exec(zoo, names)
+    assert names["student"]
+    exec(library, names)
     assert names["losses"]
 
 

@@ -13,7 +13,7 @@ from factor_transfer.recipe_file import read_recipe, shipped
 
 HEADER = re.compile(r"# (factor-transfer run recipes/\S+\.toml.*)\n# Cost: (.+)\n# Result: (.+)\n")
 
-FACTOR = {"beta": 500.0, "p": 1.0, "batch_norm": False, "attention": False, "tap_weights": None}
+FACTOR = {"beta": 500.0, "p": 1.0, "batch_norm": False, "attention": False, "tap_weights": None, "paraphrase": True}
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -6,9 +6,10 @@ logits; ``cache/factor``, ``cache/kd`` … have the targets of the terms. All me
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,12 +40,14 @@ class _Wanted:
         taps: of the teacher, that it is made from.
         logits: whether it is made from those, too.
         answer: makes it from what the teacher says.
+        settings: that it depends on besides.
     """
 
     name: str
     taps: Sequence[str]
     logits: bool
     answer: Callable[[Seen], Tensor | Sequence[Tensor]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 # Indices int64 (B,) of images and the number of a view -> what the teacher says to them.
@@ -72,7 +75,7 @@ class Cache:
     def targets(self, terms: dict[str, Term]) -> dict[str, Kept]:
         """The targets of terms, by name; worked out now, as far as that is not done."""
         wanted = {
-            name: _Wanted(name, list(term.teacher_taps), term.teacher_logits, term.target)
+            name: _Wanted(name, list(term.teacher_taps), term.teacher_logits, term.target, term.target_settings())
             for name, term in terms.items()
         }
         # What stage 2 has kept is enough for some; for all others together the teacher is asked once more.
@@ -147,7 +150,7 @@ class Cache:
 
     def _trusted(self, one: _Wanted, store: Store, some: Tensor, now: Sequence[Tensor]) -> bool:
         """Whether all of it is there, and as it should be; what is not is removed, unless it can be gone on with."""
-        inputs = kept_inputs(self.experiment, self.taught, one.name, one.taps)
+        inputs = kept_inputs(self.experiment, self.taught, one.name, one.taps, one.settings)
         there = (store.folder / artefact.RECORD).exists()
         changed = artefact.differences(store.folder, inputs) if there else []
         if there and not changed and store.is_reserved():

@@ -186,17 +186,17 @@ def test(
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(metavar="models|methods|presets|recipes|taps", help="What to list.")],
+    what: Annotated[str, typer.Argument(metavar="models|methods|presets|recipes|zoo|taps", help="What to list.")],
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Whose taps.")] = None,
     size: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Taps: height and width of the image.  [default: the usual]")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """List models, methods, presets, recipes, or the taps of a model."""
+    """List models, methods, presets, recipes, trained networks (zoo), or the taps of a model."""
     from factor_transfer import listing
 
-    choose("thing to show", what, ["models", "methods", "presets", "recipes", "taps"])
+    choose("thing to show", what, ["models", "methods", "presets", "recipes", "zoo", "taps"])
     if what == "taps" and model is None:
         raise InputError("whose taps? Say `factor-transfer show taps MODEL`, see `factor-transfer show models`")
     if what != "taps" and model is not None:

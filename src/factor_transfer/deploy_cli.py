@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
-from factor_transfer.errors import choose
+from factor_transfer.errors import InputError, choose
 from factor_transfer.terminal import Debug, Overrides, announce, console
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or of a student in it.")]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run's folder, or a student's in it; or a student of `show zoo`.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -56,8 +58,11 @@ def export(
     from factor_transfer.export.program import Form
     from factor_transfer.finished import find_run
     from factor_transfer.report.export import print_export
+    from factor_transfer.zoo import holds
 
     found = find_run(run)
+    if out is None and holds(found.student.folder):
+        raise InputError(f"{run} is of the zoo, which nothing is written into; give a folder with --out")
     recipe = found.recipe(overrides or [])
     announce(recipe.models)
     work_dir = found.student.folder.parent

@@ -42,7 +42,7 @@ def fit(trainees: Sequence[Trainee], batches: Batches, accumulate: int = 1, ever
         every: when what was reached is written down.
 
     Raises:
-        InputError: a loss that is not finite, where there is one trainee.
+        Diverged: a loss that is not finite, where there is one trainee.
         Interrupted: somebody asked to stop; what each trainee had reached is kept.
     """
     with patiently() as asked:

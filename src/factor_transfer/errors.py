@@ -21,6 +21,10 @@ class InputError(ValueError):
     key: tuple[str | int, ...] = ()
 
 
+class Diverged(InputError):
+    """Figures of a training are no longer finite: its settings do not suit it."""
+
+
 class Interrupted(BaseException):
     """Somebody asked to stop: a person, or a system. The message says what was kept and how to go on.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from factor_transfer import artefact
+from factor_transfer import artefact, zoo
 from factor_transfer.artefact import Artefact
 from factor_transfer.checkpoint import read_json
 from factor_transfer.errors import InputError
@@ -27,9 +27,8 @@ class Run:
 
     @property
     def method(self) -> str:
-        """How the student was trained, as its folder's name says: ``"factor+kd"``; ``"student"`` is none."""
-        name = self.student.folder.name.removeprefix("student-").rpartition("-seed")[0]
-        return "student" if name == "alone" else name
+        """How the student was trained, as its folder's name says."""
+        return method_of(self.student.folder.name)
 
     @property
     def models(self) -> list[str]:
@@ -55,15 +54,23 @@ class Run:
         return read_recipe(path, overrides)
 
 
+def method_of(name: str) -> str:
+    """How a student was trained, by the name of its folder: ``"factor+kd"``; ``"student"`` is none."""
+    method = name.removeprefix("student-").rpartition("-seed")[0]
+    return "student" if method == "alone" else method
+
+
 def find_run(folder: Path) -> Run:
     """The run in ``folder``.
 
     Args:
-        folder: of a run, or of a student in it.
+        folder: of a run, or of a student in it; or a name of ``factor-transfer show zoo``.
 
     Raises:
         InputError: there is none, it is not finished or damaged, or it has several students.
     """
+    if not folder.is_dir() and folder.as_posix() in zoo.entries():
+        folder = zoo.find(folder.as_posix()).folder
     if not folder.is_dir():
         raise InputError(f"there is no run {folder}; give the folder that `factor-transfer run` wrote, or a student's")
     place = folder if (folder / artefact.RECORD).exists() else _student(folder)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from factor_transfer import processes
-from factor_transfer.errors import InputError
+from factor_transfer.errors import Diverged
 
 
 class History:
@@ -59,7 +59,7 @@ class History:
             epoch: 0.., for the message.
 
         Raises:
-            InputError: a loss that is not finite.
+            Diverged: a loss that is not finite.
         """
         before = self._steps()
         if self._pending:
@@ -71,7 +71,7 @@ class History:
         for step, loss in enumerate(self._own.get("loss", ()), settled):
             if step >= before and not math.isfinite(loss):
                 parts = ", ".join(f"{name} {values[step - settled]:.4g}" for name, values in self._own.items())
-                raise InputError(f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {parts}")
+                raise Diverged(f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {parts}")
 
     def settle(self, epoch: int, device: torch.device) -> None:
         """Put together what all processes have; each must do so after the same step.
@@ -81,7 +81,7 @@ class History:
             device: where they talk to each other.
 
         Raises:
-            InputError: as in ``look``.
+            Diverged: as in ``look``.
         """
         self.look(epoch)
         if not self._own:

@@ -1,6 +1,6 @@
 """What each stage is made from: what its record says, and what must be the same for it to be up to date."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ from factor_transfer.methods import TERMS, Paraphraser
 from factor_transfer.models.external import source
 from factor_transfer.options import Options, chosen
 from factor_transfer.recipe import Network, Training
+
+# Settings that came later. With these values a stage is what it was before there were any, and its record lacks them.
+_ADDED = {"factor": {"paraphrase": True}}
 
 _PLACES = {"tap", "mean", "std", "weights"}  # said as what they come to, not as they are written
 
@@ -48,7 +51,9 @@ def student_inputs(experiment: Experiment, teacher: Artefact | None, paraphraser
     return inputs
 
 
-def kept_inputs(experiment: Experiment, teacher: Artefact, name: str, taps: Sequence[str]) -> dict[str, Any]:
+def kept_inputs(
+    experiment: Experiment, teacher: Artefact, name: str, taps: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Of what is kept of a teacher.
 
     Args:
@@ -56,9 +61,11 @@ def kept_inputs(experiment: Experiment, teacher: Artefact, name: str, taps: Sequ
         teacher: who said it.
         name: of the term whose targets it is, or ``"teacher"``.
         taps: that it is made from.
+        settings: of the term that it depends on, see ``Term.target_settings``.
     """
     recipe = experiment.recipe
     inputs = {
+        **settings,
         "teacher": teacher.fingerprint,
         "taps": ", ".join(taps),
         "data": experiment.data.fingerprint,
@@ -88,6 +95,9 @@ def _inputs(experiment: Experiment, section: Training, **sections: Options) -> d
         inputs["sync_batch_norm"] = True
     for name, part in sections.items():
         inputs[name] = part.model_dump(mode="json", exclude=_PLACES if part is section else set())
+        for key, value in _ADDED.get(name, {}).items():
+            if inputs[name].get(key) == value:
+                del inputs[name][key]
         if part is section:
             inputs[name] |= _origin(section)
     own = source(section.model) if isinstance(section, Network) else None

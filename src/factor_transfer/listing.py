@@ -20,12 +20,15 @@ from factor_transfer.options import settings
 from factor_transfer.presets import PRESETS
 from factor_transfer.recipe_file import shipped
 from factor_transfer.taps import shapes
+from factor_transfer.zoo import entries
+
+_FIGURES = "parameters", "MACs", "channels", "top-1 %", "top-5 %"
 
 
 def _table(*headings: str) -> Table:
     table = Table(box=box.MARKDOWN)
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in ("parameters", "MACs", "channels") else "left")
+        table.add_column(heading, justify="right" if heading in _FIGURES else "left")
     return table
 
 
@@ -71,6 +74,15 @@ def presets() -> Table:
         lines = [f"[{table_name}] {', '.join(_said(content))}" for table_name, content in document.items()]
         table.add_row(name, escape("\n".join(lines)), end_section=True)
     return table
+
+
+def zoo() -> Group:
+    """The networks that come with the package, trained, and those that a command makes."""
+    table = _table("name", "network", "data", "top-1 %", "top-5 %", "")
+    for name, entry in entries().items():
+        figures = ["" if figure is None else f"{figure:.2f}" for figure in (entry.top1, entry.top5)]
+        table.add_row(name, entry.network, entry.data, *figures, "" if entry.is_here else f"made by: {entry.command}")
+    return Group(table, Text("In Python: factor_transfer.load_student(NAME)."))
 
 
 def _said(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

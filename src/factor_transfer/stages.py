@@ -119,29 +119,55 @@ def _make_students(experiments: Sequence[Experiment], fresh: bool) -> list[Artef
         teacher.shared = len(courses) > 1
     if not courses:
         return [one for one in made if not isinstance(one, Course)]
-    views = _views(experiments[0])
-    distillations = [course.method for course in courses if isinstance(course.method, Distillation)]
-    if views is not None and distillations:
-        terms = {name: term for method in distillations for name, term in method.named_terms()}
-        kept = Cache(experiments[0], _teacher(experiments[0]), views).targets(terms)
-        for method in distillations:
-            method.kept = {name: kept[name] for name, _ in method.named_terms()}
-    trained = iter(train(courses, views))
+    _fill(experiments[0], [course.method for course in courses if isinstance(course.method, Distillation)])
+    trained = iter(train(courses, _views(experiments[0])))
     return [next(trained) if isinstance(one, Course) else one for one in made]
+
+
+def fill_cache(experiments: Sequence[Experiment]) -> None:
+    """Keep what students of several methods will want of the teacher, before any of them is trained.
+
+    Args:
+        experiments: of one recipe, with different methods. Without ``[cache] views`` nothing is to be done.
+    """
+    with at_work(experiments[0]):
+        teachers: dict[str, Teacher] = {}
+        courses = [_course(experiment, teachers, *_upstream(experiment)) for experiment in experiments]
+        _fill(experiments[0], [course.method for course in courses if isinstance(course.method, Distillation)])
+
+
+def _fill(experiment: Experiment, methods: Sequence[Distillation]) -> None:
+    """Give methods what is kept for them; what is not yet there is worked out now."""
+    views = _views(experiment)
+    if views is not None and methods:
+        terms = {name: term for method in methods for name, term in method.named_terms()}
+        kept = Cache(experiment, _teacher(experiment), views).targets(terms)
+        for method in methods:
+            method.kept = {name: kept[name] for name, _ in method.named_terms()}
 
 
 def _student(experiment: Experiment, teachers: dict[str, Teacher], fresh: bool) -> Artefact | Course:
     """A student that is up to date, or how to train it; a teacher that it looks at is put into ``teachers``."""
-    recipe, section = experiment.recipe, experiment.recipe.student
-    taught = _teacher(experiment) if recipe.terms else None
-    pretrained = None
-    if taught and any(TERMS[name].needs_paraphraser for name in recipe.terms):
-        pretrained = require(experiment, "paraphraser", "pretrain", lambda: paraphraser_inputs(experiment, taught))
+    taught, pretrained = _upstream(experiment)
     folder = student_folder(experiment.work_dir, experiment.recipe)
     done = begin(experiment, folder, student_inputs(experiment, taught, pretrained), fresh)
-    processes.first(lambda: write_whole(folder / artefact.RECIPE, as_toml(recipe).encode()))
-    if done:
-        return done
+    processes.first(lambda: write_whole(folder / artefact.RECIPE, as_toml(experiment.recipe).encode()))
+    return done or _course(experiment, teachers, taught, pretrained)
+
+
+def _upstream(experiment: Experiment) -> tuple[Artefact | None, Artefact | None]:
+    """The teacher and the paraphraser, as far as the student's method needs them."""
+    terms = experiment.recipe.terms
+    taught = _teacher(experiment) if terms else None
+    if taught is None or not any(TERMS[name].needs_paraphraser for name in terms):
+        return taught, None
+    return taught, require(experiment, "paraphraser", "pretrain", lambda: paraphraser_inputs(experiment, taught))
+
+
+def _course(
+    experiment: Experiment, teachers: dict[str, Teacher], taught: Artefact | None, pretrained: Artefact | None
+) -> Course:
+    section, folder = experiment.recipe.student, student_folder(experiment.work_dir, experiment.recipe)
     if taught is not None and taught.fingerprint not in teachers:
         teachers[taught.fingerprint] = look_at(experiment, experiment.load(taught), experiment.normalize(taught))
     paraphrasers = load_paraphrasers(experiment, pretrained) if pretrained else {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from factor_transfer.checkpoint import read_json, write_json
-from factor_transfer.errors import InputError
+from factor_transfer.errors import Diverged, InputError
 
 _BYTES = 2  # bfloat16
 _MARGIN = 2**28  # bytes of a disk that are left free
@@ -95,11 +95,11 @@ class Store:
         """Write a part of a view: tensors (B, …) of the images int64 (B,).
 
         Raises:
-            InputError: a value that is not finite.
+            Diverged: a value that is not finite.
         """
         for tensor, value in zip(self._tensors, values, strict=True):
             if not value.isfinite().all():
-                raise InputError("what the teacher says is not finite, so it cannot be learned from")
+                raise Diverged("what the teacher says is not finite, so it cannot be learned from")
             tensor[view, indices.cpu()] = value.to(torch.bfloat16).cpu()
 
     def finish(self, view: int) -> None:

@@ -1,4 +1,4 @@
-"""A student alone, from the folder that ``factor-transfer package`` wrote: neither teacher nor translator is needed."""
+"""A student alone, by its name in the zoo or by its folder: neither teacher nor translator is needed."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from factor_transfer import artefact, zoo
+from factor_transfer.artefact import RECORD
 from factor_transfer.checkpoint import load_into, read_json, read_weights, sha256
-from factor_transfer.errors import InputError
+from factor_transfer.errors import InputError, suggest
 from factor_transfer.models import Normalize, build_model, check_said
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -35,31 +37,49 @@ class Student(nn.Module):
         return logits
 
 
-def load_student(folder: str | Path, said: Collection[str] = ()) -> Student:
-    """The student that a folder holds, in evaluation mode.
+def load_student(source: str | Path, said: Collection[str] = ()) -> Student:
+    """A trained network, in evaluation mode.
 
     Args:
-        folder: that ``factor-transfer package`` wrote, or a copy of it.
+        source: a name of ``factor-transfer show zoo``; or a folder, which ``factor-transfer package`` wrote or which a
+            finished stage left.
         said: names of networks, ``package.module:callable``, whose code may be run for it; without, the package's own
             and the zoos' are.
 
     Raises:
-        InputError: it is no such folder, or damaged; or its network is made by code that was not named.
+        InputError: there is no such network, or it is damaged; or it is made by code that was not named.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} has no {CONFIG}; give a folder that `factor-transfer package` wrote")
-    config, weights = read_json(folder / CONFIG), folder / WEIGHTS
+    folder = Path(source)
+    if not folder.is_dir() and str(source) in zoo.entries():
+        folder = zoo.find(str(source)).folder
+    record, weights, expected = _described(folder)
     try:
-        check_said(str(config["model"]["name"]), said, folder)
-        student = assemble(config)
-        expected = config["weights_sha256"]
+        check_said(str(record["model"]["name"]), said, folder)
+        student = assemble(record)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / CONFIG} is damaged: {error}") from error
+        raise InputError(f"what {folder} says of its network is damaged: {error}") from error
     if sha256(weights) != expected:
-        raise InputError(f"{weights} is damaged, or another student's: {CONFIG} beside it has another SHA-256")
+        raise InputError(f"{weights} is damaged, or another student's: the record beside it has another SHA-256")
     load_into(student.model, read_weights(weights), weights)
     return student.eval()
+
+
+def _described(folder: Path) -> tuple[dict[str, Any], Path, str]:
+    """What a folder says of its network, the file of its weights, and their SHA-256."""
+    for file, weights in ((CONFIG, WEIGHTS), (RECORD, artefact.WEIGHTS)):
+        if (folder / file).is_file():
+            record = read_json(folder / file)
+            if not isinstance(record, dict) or not isinstance(record.get("weights_sha256"), str):
+                raise InputError(f"{folder / file} is damaged, or its stage is not finished")
+            if "model" not in record:
+                raise InputError(f"{folder} holds a {record.get('stage')}, not a network that classifies images")
+            return record, folder / weights, record["weights_sha256"]
+    known = zoo.entries()
+    hint = suggest(str(folder), known) if known else ""
+    raise InputError(
+        f"{folder} has no {CONFIG}; give a folder that `factor-transfer package` wrote, one of a finished stage, or a "
+        f"name of `factor-transfer show zoo`{hint}"
+    )
 
 
 def assemble(record: dict[str, Any]) -> Student:

@@ -14,7 +14,7 @@ from factor_transfer import processes
 from factor_transfer.checkpoint import State
 from factor_transfer.compiling import eagerly, set_eager
 from factor_transfer.data import Batch
-from factor_transfer.errors import InputError, first_line, is_of_memory
+from factor_transfer.errors import Diverged, InputError, first_line, is_of_memory
 from factor_transfer.history import History
 from factor_transfer.methods import Losses, Method, Teacher, trained_state
 from factor_transfer.methods.base import trained_buffers
@@ -173,7 +173,7 @@ class Trainee:
         """Write down all that is needed to go on from here.
 
         Raises:
-            InputError: a loss or a weight is not finite; what was written before is kept.
+            Diverged: a loss or a weight is not finite; what was written before is kept.
         """
         if self.at == self._saved:
             return
@@ -234,7 +234,7 @@ class Trainee:
     def _look(self, look: Callable[[], None]) -> None:
         try:
             look()
-        except InputError as error:
+        except Diverged as error:
             raise self._not_finite(str(error)) from None
 
     def _check_finite(self, epoch: int, validation: Mapping[str, float] | None = None) -> None:
@@ -246,9 +246,9 @@ class Trainee:
             more = ", …" if broken[3:] else ""
             raise self._not_finite(f"not finite at the end of epoch {epoch + 1}: {', '.join(broken[:3])}{more}")
 
-    def _not_finite(self, where: str) -> InputError:
+    def _not_finite(self, where: str) -> Diverged:
         kept = f"The last good checkpoint is kept: {self.checkpoint}\n" if is_under_way(self.checkpoint) else ""
-        return InputError(
+        return Diverged(
             f'{where}\n{kept}A lower learning_rate, warmup_epochs or clip_norm often helps; on_nonfinite="skip" leaves '
             "such steps out"
         )

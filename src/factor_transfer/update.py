@@ -13,7 +13,7 @@ from factor_transfer import processes
 from factor_transfer.batch_norm import synchronise
 from factor_transfer.compiling import compile_networks, eagerly, set_eager
 from factor_transfer.data import Batch
-from factor_transfer.errors import InputError
+from factor_transfer.errors import Diverged
 from factor_transfer.methods import Losses, Method, load_trained_state, trained_state
 from factor_transfer.methods.base import trained_buffers
 from factor_transfer.optimization import Optimization
@@ -108,7 +108,7 @@ class Update:
             Whether the weights were moved, or the step was left out since its gradient is not finite.
 
         Raises:
-            InputError: more steps were left out than may be.
+            Diverged: more steps were left out than may be.
         """
         moved = not self.skips or self._finite()
         if moved:
@@ -136,7 +136,7 @@ class Update:
             now[name].copy_(value)
         self.skipped += 1
         if self.skipped > self.skips:
-            raise InputError(
+            raise Diverged(
                 f"{self.skipped} steps had a gradient that is not finite, max_skipped allows {self.skips}; a lower "
                 "learning_rate, warmup_epochs or clip_norm often helps"
             )

@@ -44,7 +44,7 @@ class Batches:
         augment: what is done to the images; ``None`` leaves them as they are.
         device: where batches are made. A split in memory is moved there once; images on the disk are decoded ahead
             by other processes, for one epoch at a time.
-        views: fixed views, which an epoch's images are drawn from; ``None`` draws new ones each time.
+        views: fixed views, which an image is seen in one after the other, epoch by epoch; ``None`` draws new ones.
         rank: of several processes that share each batch, which one this is, 0...
         world: how many they are. Which images make a batch, and in what order, does not depend on it.
 
@@ -110,7 +110,11 @@ class Batches:
         if self.views is None:
             draws = self.augment.draw(len(self.labels), generator).to(self.device)
         else:
-            which = torch.randint(self.views.count, (len(order),), generator=generator)
+            # In turn, each image from a view of its own: none comes again before all have been seen.
+            first = torch.randint(
+                self.views.count, (len(order),), generator=torch.Generator().manual_seed(epoch_seed(self.seed))
+            )
+            which = (first[order] + epoch) % self.views.count
             draws, which = self.views.draws[which, order].to(self.device), which.to(self.device)
         order = order.to(self.device)
         windows = [self._window(step) for step in range(start, len(self))]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.methods.base import Frozen
-from factor_transfer.methods.paraphraser import Paraphraser, Translator, unit
+from factor_transfer.methods.paraphraser import Paraphraser, Translator, Unchanged, unit
 from factor_transfer.methods.term import Pair, Target, Term, match
 from factor_transfer.taps import Seen
 
@@ -83,6 +83,7 @@ class FactorTransfer(Term):
         if not (math.isfinite(p) and p >= 1):
             raise InputError(f"p must be finite and at least 1, got {p}")
         paraphrasers = [paraphraser] if isinstance(paraphraser, Paraphraser) else list(paraphraser)
+        self.unchanged = any(isinstance(one, Unchanged) for one in paraphrasers)
         self.encoders = nn.ModuleList(Frozen(one.encoder) for one in paraphrasers)
         self.translators = nn.ModuleList([translator] if isinstance(translator, nn.Module) else translator)
         self.teacher_taps = [teacher_tap] if isinstance(teacher_tap, str) else list(teacher_tap)
@@ -99,12 +100,14 @@ class FactorTransfer(Term):
             )
 
     @classmethod
-    def between(cls, pair: Pair, *, batch_norm: bool = False, **settings: Any) -> Self:
+    def between(cls, pair: Pair, *, batch_norm: bool = False, paraphrase: bool = True, **settings: Any) -> Self:
         """The term for two networks, with new translators of the pair's shapes.
 
         Args:
             pair: with a paraphraser for each of the teacher's taps.
             batch_norm: of the translators. The authors have none; mmrazor and RepDistiller do.
+            paraphrase: if not, the teacher's features stand in for their factors: what the paraphraser is good for can
+                be seen from that. Stage 2 is run all the same.
             settings: see the class.
         """
         for side, taps in (("teacher", pair.teacher.taps), ("student", pair.student.taps)):
@@ -115,12 +118,12 @@ class FactorTransfer(Term):
                 "factor transfer needs as many taps of the student as of the teacher, got "
                 f"{list(pair.student.taps)} and {list(pair.teacher.taps)}"
             )
-        paraphrasers = []
+        paraphrasers: list[Paraphraser] = []
         for tap in pair.teacher.taps:
             paraphraser = pair.paraphrasers.get(tap)
             if not isinstance(paraphraser, Paraphraser):
                 raise InputError(f"factor transfer needs a paraphraser of the teacher's {tap}; run stage 2 for it")
-            paraphrasers.append(paraphraser)
+            paraphrasers.append(paraphraser if paraphrase else Unchanged(paraphraser.in_channels))
         shapes = pair.student.shapes(pair.student.taps)
         for tap, shape in zip(pair.student.taps, shapes, strict=True):
             if len(shape) != 3:
@@ -136,6 +139,10 @@ class FactorTransfer(Term):
         return tuple(
             encoder(teacher.features[tap]) for encoder, tap in zip(self.encoders, self.teacher_taps, strict=True)
         )
+
+    def target_settings(self) -> dict[str, Any]:
+        """Whether there is a paraphraser in it."""
+        return {"paraphrase": False} if self.unchanged else {}
 
     def forward(self, student: Seen, target: Sequence[Tensor], batch: Batch) -> Tensor:
         """The weighted sum over taps of the translated features' distances from the teacher's factors, 0-d."""

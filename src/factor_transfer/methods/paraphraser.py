@@ -72,6 +72,19 @@ class Paraphraser(nn.Module):
         return self.decode(self.encode(feature))
 
 
+class Unchanged(Paraphraser):
+    """The paraphraser that does nothing: the factor is the teacher's feature itself.
+
+    Args:
+        in_channels: m, channels of the teacher's feature, and of the factor.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        nn.Module.__init__(self)
+        self.in_channels = self.factor_channels = in_channels
+        self.encoder = self.decoder = nn.Sequential()
+
+
 class Translator(nn.Module):
     """Convolutions c→c, c→z, z→z at the student (paper, section 3.2).
 

@@ -174,6 +174,10 @@ class Term(nn.Module):
         """What the teacher says. It depends on the frozen side alone, and carries no gradient."""
         raise NotImplementedError
 
+    def target_settings(self) -> dict[str, Any]:
+        """What the target depends on besides the teacher, its taps and the paraphraser: a cache is of that alone."""
+        return {}
+
     def forward(self, student: Seen, target: Any, batch: Batch) -> Tensor:
         """The student's distance from the target, 0-d, before the weight."""
         raise NotImplementedError
