@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer import Distillation, FactorTransfer, Paraphraser, Supervised, Translator, build_model
-from factor_transfer.compiling import compile_networks
 from factor_transfer.data import Augment, Batch, Batches, Split
-from factor_transfer.fabric import open_fabric
+from factor_transfer.distributed.fabric import open_fabric
 from factor_transfer.methods import Method, Teacher
 from factor_transfer.models import Normalize, macs
-from factor_transfer.optimization import Optimization
-from factor_transfer.store import Store
+from factor_transfer.pipeline.stages.cache_files import Store
+from factor_transfer.training.compile import compile_networks
+from factor_transfer.training.optim import Optimization
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 IMAGES, SIZE, CLASSES = 2048, 32, 10

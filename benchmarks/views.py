@@ -15,11 +15,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from factor_transfer.compare import compare
-from factor_transfer.estimate import estimate
-from factor_transfer.experiment import Experiment
-from factor_transfer.recipe_file import read_recipe
-from factor_transfer.stages import make_teacher
+from factor_transfer.commands.compare import compare
+from factor_transfer.config.read import read_recipe
+from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.stages.all import make_teacher
+from factor_transfer.report.confidence import estimate
 
 METHODS = ["student", "factor"]
 

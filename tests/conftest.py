@@ -17,6 +17,15 @@ from factor_transfer.cli import main
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
+ROOT = Path(__file__).parents[1]
+
+# CIFAR-10 is not part of the project; tests that measure on it are skipped where it is absent.
+CIFAR10 = Path(os.environ.get("FACTOR_TRANSFER_CIFAR10", ROOT / "data"))
+needs_cifar10 = pytest.mark.skipif(
+    not (CIFAR10 / "cifar-10-batches-bin").is_dir(),
+    reason=f"no CIFAR-10 in {CIFAR10}; FACTOR_TRANSFER_CIFAR10 names the folder that holds cifar-10-batches-bin",
+)
+
 TINY = """
 [data]
 name = "synthetic"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from factor_transfer.recipe_file import read_recipe
+from factor_transfer.config.read import read_recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 README = (BENCHMARKS / "README.md").read_text()

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Run
+from conftest import ROOT, Run
+from factor_transfer.config.read import read_recipe
 from factor_transfer.methods import TERMS
-from factor_transfer.recipe_file import read_recipe
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -48,10 +48,13 @@ def test_the_examples_run() -> None:
 
 
 def test_the_tree_names_every_module() -> None:
-    tree = README[README.index("## Where things are") :]
-    package = Path(__file__).parents[1] / "src" / "factor_transfer"
-    modules = [path for path in package.rglob("*.py") if not path.name.startswith("__")]
-    assert [path.stem for path in modules if not re.search(rf"\b{path.stem}\b", tree)] == []
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    tree = contributing[contributing.index("## The tree") : contributing.index("## Adding things")]
+    package = ROOT / "src" / "factor_transfer"
+    modules = {path.stem for path in package.rglob("*.py") if not path.name.startswith("__")}
+    assert [name for name in sorted(modules) if not re.search(rf"\b{name}\b", tree)] == []
+    packages = {path.parent.name for path in package.rglob("__init__.py")}
+    assert [name for name in sorted(packages - {"factor_transfer"}) if f"{name}/" not in tree] == []
 
 
 @pytest.mark.parametrize(

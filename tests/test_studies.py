@@ -13,12 +13,12 @@ import report
 import study
 import tasks
 from cifar_files import write_cifar10
-from factor_transfer.artefact import Artefact
-from factor_transfer.checkpoint import sha256, write_json
+from factor_transfer.config.read import read_recipe
 from factor_transfer.errors import Diverged, InputError
-from factor_transfer.estimate import estimate
-from factor_transfer.experiment import Experiment
-from factor_transfer.recipe_file import read_recipe
+from factor_transfer.files import sha256, write_json
+from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.report.confidence import estimate
 from pieces import Piece, Place, pieces
 from plan import HERE, STUDIES
 from results import Results, results, tops

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from factor_transfer.deploy.student import load_student
     from factor_transfer.methods import (
         CRD,
         DIST,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         factor_loss,
     )
     from factor_transfer.models import build_model
-    from factor_transfer.student import load_student
 
 __version__ = "0.1.0"
 
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 # Where the names are that are not in ``methods``.
-_ELSEWHERE = {"build_model": "factor_transfer.models", "load_student": "factor_transfer.student"}
+_ELSEWHERE = {"build_model": "factor_transfer.models", "load_student": "factor_transfer.deploy.student"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """``python -m factor_transfer``: the same as ``factor-transfer``."""
 
-from factor_transfer.cli import main
+from factor_transfer.cli.main import main
 
 main()

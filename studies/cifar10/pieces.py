@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from factor_transfer.checkpoint import read_json, sha256
+from factor_transfer.config.read import shipped
 from factor_transfer.errors import InputError
-from factor_transfer.recipe_file import shipped
+from factor_transfer.files import read_json, sha256
 from plan import STUDIES, Pair, Variant
 
 # Tables of a recipe that say nothing of a piece: those of what comes after it.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from factor_transfer.presets import PRESETS
+from factor_transfer.config.presets import PRESETS
 
 HERE = Path(__file__).parent
 METHODS = ("student", "kd", "fitnets", "at", "factor", "factor+kd", "at+kd")

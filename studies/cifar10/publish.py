@@ -16,15 +16,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from factor_transfer import artefact
-from factor_transfer.artefact import METRICS, RECIPE, RECORD, WEIGHTS, Artefact
-from factor_transfer.checkpoint import read_json, sha256, write_json, write_whole
-from factor_transfer.ending import ending
+from factor_transfer.cli.exit import ending
+from factor_transfer.config.read import as_toml, read_recipe
 from factor_transfer.errors import InputError
-from factor_transfer.finished import method_of
-from factor_transfer.recipe_file import as_toml, read_recipe
+from factor_transfer.files import read_json, sha256, write_json, write_whole
+from factor_transfer.pipeline import artefact
+from factor_transfer.pipeline.artefact import METRICS, RECIPE, RECORD, WEIGHTS, Artefact
+from factor_transfer.pipeline.finished_run import method_of
+from factor_transfer.pipeline.weights.zoo import INDEX, SUMS, Entry, entries
 from factor_transfer.report.names import name_of
-from factor_transfer.zoo import INDEX, SUMS, Entry, entries
 from pieces import Piece, Place
 from plan import HERE, STUDIES, Variant
 from results import Results, results, tops

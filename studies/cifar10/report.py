@@ -11,8 +11,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from factor_transfer.ending import ending
-from factor_transfer.recipe_file import shipped
+from factor_transfer.cli.exit import ending
+from factor_transfer.config.read import shipped
 from pictures import curves, variants
 from pieces import Place
 from plan import HERE, STUDIES

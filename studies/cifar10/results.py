@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from factor_transfer.checkpoint import read_json
-from factor_transfer.compare import summarize
-from factor_transfer.estimate import Estimate, estimate
+from factor_transfer.commands.compare import summarize
+from factor_transfer.files import read_json
+from factor_transfer.report.confidence import Estimate, estimate
 from factor_transfer.report.names import name_of
 from pieces import Piece, Place, pieces
 from plan import STUDIES, Pair, Variant

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from factor_transfer.ending import ending
+from factor_transfer.cli.exit import ending
+from factor_transfer.distributed.signals import defer_signals
 from factor_transfer.errors import InputError, suggest
-from factor_transfer.signals import patiently
 from pieces import Piece, Place, pieces
 from plan import HERE, STUDIES
 from tasks import run
@@ -127,7 +127,7 @@ def _together(waiting: list[Piece], arguments: argparse.Namespace, place: Place)
     finally:
         for process in running:
             process.terminate()
-        with patiently():  # each writes down where it is; an impatient Ctrl-C does not keep it from that
+        with defer_signals():  # each writes down where it is; an impatient Ctrl-C does not keep it from that
             for process in running:
                 process.wait()
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from factor_transfer.estimate import Estimate, as_estimate, estimate
-from factor_transfer.runlog import duration
+from factor_transfer.report.confidence import Estimate, as_estimate, estimate
+from factor_transfer.training.log import duration
 from plan import Variant
 from results import Results, Run, label, paired, tops
 

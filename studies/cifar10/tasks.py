@@ -7,14 +7,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from factor_transfer import artefact
-from factor_transfer.artefact import Artefact, claim
-from factor_transfer.checkpoint import read_json, write_json
-from factor_transfer.compare import figures_of
+from factor_transfer.commands.compare import figures_of
+from factor_transfer.config.read import read_recipe
 from factor_transfer.errors import Diverged, InputError
-from factor_transfer.experiment import Experiment
-from factor_transfer.recipe_file import read_recipe
-from factor_transfer.stages import fill_cache, make_paraphraser, make_students, make_teacher
+from factor_transfer.files import read_json, write_json
+from factor_transfer.pipeline import artefact
+from factor_transfer.pipeline.artefact import Artefact, claim
+from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.stages.all import fill_cache, make_paraphraser, make_students, make_teacher
 from pieces import Piece, Place
 from plan import Variant
 

@@ -15,10 +15,10 @@ from statistics import mean, stdev
 
 from rich.console import Console
 
+from factor_transfer.config.read import read_recipe
 from factor_transfer.errors import InputError
-from factor_transfer.experiment import Experiment
-from factor_transfer.recipe_file import read_recipe
-from factor_transfer.stages import make_paraphraser, make_student, make_teacher
+from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.stages.all import make_paraphraser, make_student, make_teacher
 
 SPLITS = range(12)
 QUIET = Console(quiet=True)

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cifar_files import BATCHES, pixels, python2_pickle, write_cifar10
-from factor_transfer.data import published
-from factor_transfer.data.cifar import CIFAR10_CLASSES, load_cifar10, load_cifar100
-from factor_transfer.data.pickles import load_pickled_dict
+from conftest import CIFAR10, needs_cifar10
+from factor_transfer.data.sets import cifar_checksums as published
+from factor_transfer.data.sets.cifar import CIFAR10_CLASSES, load_cifar10, load_cifar100
+from factor_transfer.data.sets.cifar_pickles import load_pickled_dict
 from factor_transfer.errors import InputError
 
 
@@ -250,15 +251,9 @@ def test_sums_are_whole() -> None:
     assert {(kind, len(digits)) for _, kind, digits in published.SUMS.values()} == {("sha256", 64), ("md5", 32)}
 
 
-REAL = Path(os.environ.get("FACTOR_TRANSFER_CIFAR10", Path(__file__).parents[2] / "data"))
-
-
-@pytest.mark.skipif(
-    not (REAL / "cifar-10-batches-bin").is_dir(),
-    reason=f"no CIFAR-10 in {REAL}; FACTOR_TRANSFER_CIFAR10 names the folder of cifar-10-batches-bin",
-)
+@needs_cifar10
 def test_the_real_cifar10() -> None:
-    source = load_cifar10(root=str(REAL))
+    source = load_cifar10(root=str(CIFAR10))
     assert source.classes == CIFAR10_CLASSES
     for split, size in ((source.train, 5_000), (source.test(), 1_000)):
         assert split.labels.bincount().tolist() == [size] * 10
@@ -268,12 +263,12 @@ def test_the_real_cifar10() -> None:
     assert means == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)
 
 
-@pytest.mark.skipif(not (REAL / "cifar-10-batches-bin").is_dir(), reason=f"no CIFAR-10 in {REAL}")
+@needs_cifar10
 def test_one_flipped_bit_of_the_real_cifar10(tmp_path: Path) -> None:
-    for path in (REAL / "cifar-10-batches-bin").iterdir():
+    for path in (CIFAR10 / "cifar-10-batches-bin").iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "data_batch_1.bin").unlink()
-    content = bytearray((REAL / "cifar-10-batches-bin" / "data_batch_1.bin").read_bytes())
+    content = bytearray((CIFAR10 / "cifar-10-batches-bin" / "data_batch_1.bin").read_bytes())
     content[12_345_678] ^= 1
     (tmp_path / "data_batch_1.bin").write_bytes(content)
     with pytest.raises(InputError, match=r"data_batch_1\.bin: damaged, or not the published one"):

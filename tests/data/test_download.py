@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from conftest import Run, refused
-from factor_transfer.data import cifar, download
-from factor_transfer.data.download import fetch, unpack
+from factor_transfer.data.sets import cifar, download
+from factor_transfer.data.sets.download import fetch, unpack
 from factor_transfer.errors import InputError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

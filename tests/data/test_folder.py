@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from factor_transfer.data.folder import load_folder
+from factor_transfer.data.sets.folder import load_folder
 from factor_transfer.errors import InputError
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)

@@ -19,10 +19,10 @@ from PIL import Image
 from conftest import Run, refused
 from factor_transfer import data as data_module
 from factor_transfer.data import Augment, Batches, Data, Split, StoredImages, in_order, open_data
-from factor_transfer.data import folder as folder_module
-from factor_transfer.data.ahead import ReadAhead
+from factor_transfer.data.prefetch import ReadAhead
+from factor_transfer.data.sets import folder as folder_module
 from factor_transfer.errors import InputError
-from factor_transfer.training_state import read_training
+from factor_transfer.training.checkpoint import read_training
 
 # A machine of one core is told that two workers are many.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -6,7 +6,7 @@ from torch import nn
 
 from factor_transfer.errors import InputError
 from factor_transfer.methods import TERMS, Side, load_trained_state, trained_state
-from factor_transfer.options import options
+from factor_transfer.settings import options
 from pairs import IMAGES, changed, copy_of, distil, losses, make_pair, model, pair, reached, step
 
 NAMES = sorted(set(TERMS) - {"factor"})  # that one has tests of its own, and needs a paraphraser

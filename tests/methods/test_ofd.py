@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from factor_transfer.methods import OFD
-from factor_transfer.methods.ofd import negative_mean, partial_distance
+from factor_transfer.methods.terms.ofd import negative_mean, partial_distance
 from pairs import distil, losses, pair, randn
 
 

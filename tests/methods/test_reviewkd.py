@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from factor_transfer.methods import ReviewKD
-from factor_transfer.methods.reviewkd import Fusion, context_loss
+from factor_transfer.methods.terms.reviewkd import Fusion, context_loss
 from pairs import IMAGES, distil, losses, pair, randn
 
 

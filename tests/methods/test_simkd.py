@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from factor_transfer.errors import InputError
 from factor_transfer.methods import Distillation, Pair, ReusedClassifier, Side, SimKD
-from factor_transfer.methods.simkd import Projector
+from factor_transfer.methods.terms.simkd import Projector
 from pairs import IMAGES, changed, copy_of, distil, losses, make_pair, model, pair, randn, reached, step
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from factor_transfer import build_model
-from factor_transfer.anatomy import maps, pre_activation, stages
 from factor_transfer.models import MODELS, parameters
 from factor_transfer.taps import Taps
+from factor_transfer.taps.stages import maps, pre_activation, stages
 
 # One of each family, as narrow as it gets.
 SMALL: dict[str, dict[str, Any]] = {

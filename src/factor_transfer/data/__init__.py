@@ -12,16 +12,16 @@ from torch import Tensor
 
 from factor_transfer.data.augment import Augment
 from factor_transfer.data.batches import Batch, Batches, in_order
-from factor_transfer.data.cifar import load_cifar10, load_cifar100
-from factor_transfer.data.digits import load_digits
-from factor_transfer.data.folder import load_folder
 from factor_transfer.data.seeds import epoch_seed
+from factor_transfer.data.sets.cifar import load_cifar10, load_cifar100
+from factor_transfer.data.sets.digits import load_digits
+from factor_transfer.data.sets.folder import load_folder
+from factor_transfer.data.sets.synthetic import load_synthetic
 from factor_transfer.data.split import Source, Split, stratified
 from factor_transfer.data.stored import StoredImages
-from factor_transfer.data.synthetic import load_synthetic
 from factor_transfer.data.views import Views
 from factor_transfer.errors import InputError, choose
-from factor_transfer.options import settings
+from factor_transfer.settings import settings
 
 __all__ = [
     "DATASETS",

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from factor_transfer.data.ahead import ReadAhead
 from factor_transfer.data.augment import Augment
+from factor_transfer.data.prefetch import ReadAhead
 from factor_transfer.data.seeds import epoch_seed
 from factor_transfer.data.split import Split
 from factor_transfer.data.views import Views

@@ -5,9 +5,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from factor_transfer.export.executorch import lower
-from factor_transfer.export.onnx import to_int8, to_onnx
-from factor_transfer.export.program import Form, Program, capture
+from factor_transfer.export.formats.executorch import lower
+from factor_transfer.export.formats.onnx import to_int8, to_onnx
+from factor_transfer.export.graph import Form, Program, capture
 from factor_transfer.export.quantize import quantized
 from factor_transfer.models import Normalize
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from factor_transfer.data import Split, in_order
 from factor_transfer.errors import InputError
-from factor_transfer.evaluation import predict as run_network
-from factor_transfer.evaluation import top
-from factor_transfer.export import probe
-from factor_transfer.export.runtimes import Runtime, run_over
+from factor_transfer.export import benchmark as probe
+from factor_transfer.export.formats.runtimes import Runtime, run_over
 from factor_transfer.models import Normalize
+from factor_transfer.training.evaluate import predict as run_network
+from factor_transfer.training.evaluate import top
 
 CLOSE = 1e-3  # the most that a float32 file's logits may differ by
 _BATCH = 250

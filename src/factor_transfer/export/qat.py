@@ -15,22 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from factor_transfer.artefact import Artefact
 from factor_transfer.data import Batches
-from factor_transfer.engine import fit
 from factor_transfer.errors import InputError
-from factor_transfer.experiment import Experiment
-from factor_transfer.export.program import at_rest
-from factor_transfer.finished import Run
-from factor_transfer.inputs import paraphraser_inputs
+from factor_transfer.export.graph import at_rest
 from factor_transfer.methods import TERMS, Distillation, ReusedClassifier, Supervised
-from factor_transfer.models.resnet import Projection
-from factor_transfer.optimization import Optimization
-from factor_transfer.pairing import connect, load_paraphrasers, look_at
-from factor_transfer.runlog import RunLog
-from factor_transfer.selection import Selection
-from factor_transfer.stage import require
-from factor_transfer.trainee import Trainee
+from factor_transfer.models.families.resnet import Projection
+from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.finished_run import Run
+from factor_transfer.pipeline.provenance import paraphraser_inputs
+from factor_transfer.pipeline.stages.build import connect, load_paraphrasers, look_at
+from factor_transfer.pipeline.stages.stage import require
+from factor_transfer.training.log import RunLog
+from factor_transfer.training.loop import fit
+from factor_transfer.training.optim import Optimization
+from factor_transfer.training.trainer import Selection, Trainer
 
 _LEVELS = 127  # of a symmetric signed 8-bit weight, on either side of zero
 _SLOWLY = 0.1  # share of the recipe's learning rate: the network is trained, and only to be moved a little
@@ -171,7 +170,7 @@ def _train(
         schedule="cosine",
     )
     with tempfile.TemporaryDirectory() as place:
-        trainee = Trainee(
+        trainer = Trainer(
             experiment.fabric,
             method,
             product,
@@ -183,5 +182,5 @@ def _train(
             checkpoint=Path(place, "last.ckpt"),
             log=RunLog(experiment.console, name, Path(place, "metrics.jsonl")),
         )
-        fit([trainee], batches)
-        trainee.outcome()
+        fit([trainer], batches)
+        trainer.outcome()

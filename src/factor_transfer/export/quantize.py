@@ -12,8 +12,8 @@ from torch.export import ExportedProgram
 
 from factor_transfer.data import Split
 from factor_transfer.errors import InputError
-from factor_transfer.export.libraries import quietly
-from factor_transfer.export.program import capture, explaining
+from factor_transfer.export.formats.optional import quietly
+from factor_transfer.export.graph import capture, explaining
 
 LEAST = 32  # images: of fewer, the largest values are a matter of chance
 _BATCH = 32

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from factor_transfer.artefact import Artefact
 from factor_transfer.data import Split
 from factor_transfer.export.build import Wish
-from factor_transfer.export.libraries import EXTRAS
-from factor_transfer.export.program import MOST, Form
+from factor_transfer.export.formats.optional import EXTRAS
+from factor_transfer.export.graph import MOST, Form
 from factor_transfer.models import macs, parameters
+from factor_transfer.pipeline.artefact import Artefact
 
 RECORD = "export.json"
 

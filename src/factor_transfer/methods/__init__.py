@@ -1,20 +1,20 @@
 """Ways to train a student, by name."""
 
-from factor_transfer.methods.attention import AttentionTransfer, attention_loss
 from factor_transfer.methods.base import Frozen, Losses, Method, Supervised, load_trained_state, trained_state
-from factor_transfer.methods.crd import CRD
-from factor_transfer.methods.dist import DIST
 from factor_transfer.methods.distillation import Distillation
-from factor_transfer.methods.dkd import DKD, dkd_loss
-from factor_transfer.methods.factor import FactorTransfer, factor_loss
-from factor_transfer.methods.fitnets import FitNets
-from factor_transfer.methods.kd import KD, kd_loss
-from factor_transfer.methods.ofd import OFD
 from factor_transfer.methods.paraphraser import Paraphraser, ParaphraserTraining, Translator
-from factor_transfer.methods.reviewkd import ReviewKD
-from factor_transfer.methods.simkd import ReusedClassifier, SimKD
 from factor_transfer.methods.teacher import Teacher
 from factor_transfer.methods.term import Pair, Side, Target, Term, match
+from factor_transfer.methods.terms.attention import AttentionTransfer, attention_loss
+from factor_transfer.methods.terms.crd import CRD
+from factor_transfer.methods.terms.dist import DIST
+from factor_transfer.methods.terms.dkd import DKD, dkd_loss
+from factor_transfer.methods.terms.factor import FactorTransfer, factor_loss
+from factor_transfer.methods.terms.fitnets import FitNets
+from factor_transfer.methods.terms.kd import KD, kd_loss
+from factor_transfer.methods.terms.ofd import OFD
+from factor_transfer.methods.terms.reviewkd import ReviewKD
+from factor_transfer.methods.terms.simkd import ReusedClassifier, SimKD
 
 __all__ = [
     "CRD",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from factor_transfer.taps import Taps
+from factor_transfer.taps.extract import Taps
 
 Losses = dict[str, Tensor]
 

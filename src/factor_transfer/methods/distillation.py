@@ -12,7 +12,7 @@ from factor_transfer.data import Batch
 from factor_transfer.methods.base import Kept, Losses, Method, accuracy
 from factor_transfer.methods.teacher import Teacher
 from factor_transfer.methods.term import Target, Term
-from factor_transfer.taps import Taps
+from factor_transfer.taps.extract import Taps
 
 
 class Distillation(Method):

@@ -8,9 +8,9 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from factor_transfer.fold import fold_batch_norm
 from factor_transfer.methods.base import Frozen
-from factor_transfer.taps import Seen, Taps, shapes
+from factor_transfer.taps.extract import Seen, Taps, shapes
+from factor_transfer.taps.fold import fold_batch_norm
 
 # On a CPU a batch goes through the teacher in parts whose largest feature map has so many elements (2 MiB in float32):
 # what one layer writes is then still in the cache when the next one reads it.

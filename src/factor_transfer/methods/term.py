@@ -8,11 +8,11 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from factor_transfer.anatomy import stages
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
-from factor_transfer.inference import evaluating
-from factor_transfer.taps import Seen, Taps
+from factor_transfer.models.inference import evaluating
+from factor_transfer.taps.extract import Seen, Taps
+from factor_transfer.taps.stages import stages
 
 Target = Tensor | tuple[Tensor, ...]
 

@@ -9,13 +9,13 @@ from torch import nn
 from factor_transfer.errors import InputError, choose
 from factor_transfer.models.cost import macs, parameters
 from factor_transfer.models.external import announce, build_external, check_said, is_external, is_own, zoo_statistics
-from factor_transfer.models.mobilenet import MOBILENETS
+from factor_transfer.models.families.mobilenet import MOBILENETS
+from factor_transfer.models.families.resnet import RESNETS
+from factor_transfer.models.families.shufflenet import SHUFFLENETS
+from factor_transfer.models.families.vgg import VGGS
+from factor_transfer.models.families.wide_resnet import WIDE_RESNETS
 from factor_transfer.models.normalize import Normalize
-from factor_transfer.models.resnet import RESNETS
-from factor_transfer.models.shufflenet import SHUFFLENETS
-from factor_transfer.models.vgg import VGGS
-from factor_transfer.models.wide_resnet import WIDE_RESNETS
-from factor_transfer.options import options, settings
+from factor_transfer.settings import options, settings
 
 __all__ = [
     "MODELS",

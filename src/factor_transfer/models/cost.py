@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from factor_transfer.inference import evaluating
+from factor_transfer.models.inference import evaluating
 
 
 def parameters(model: nn.Module) -> int:

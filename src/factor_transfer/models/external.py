@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from factor_transfer.errors import InputError, shown, suggest
-from factor_transfer.models.library import installed
+from factor_transfer.models.optional import installed
 from factor_transfer.models.zoos import ZOOS, Statistics
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from factor_transfer.errors import InputError, choose, suggest
-from factor_transfer.models.library import answering, library
+from factor_transfer.models.optional import answering, library
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 

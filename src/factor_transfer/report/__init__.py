@@ -1,1 +1,1 @@
-"""What came out, on the screen: tables and pictures."""
+"""What came out, as tables, pictures and words."""

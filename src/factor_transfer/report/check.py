@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from factor_transfer.report.names import name_of
-from factor_transfer.runlog import duration
+from factor_transfer.training.log import duration
 
 
 def print_check(console: Console, found: Mapping[str, Any]) -> None:

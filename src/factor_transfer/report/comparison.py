@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from factor_transfer.estimate import as_estimate
+from factor_transfer.report.confidence import as_estimate
 from factor_transfer.report.names import name_of
 
 

@@ -1,6 +1,6 @@
 """What methods are called in the literature."""
 
-from factor_transfer.recipe import ALONE
+from factor_transfer.config.recipe import ALONE
 
 NAMES = {"factor": "Factor Transfer", "kd": "KD", "fitnets": "FitNets", "at": "AT"}
 NAMES |= {"dkd": "DKD", "dist": "DIST", "crd": "CRD", "reviewkd": "ReviewKD", "simkd": "SimKD", "ofd": "OFD"}

@@ -11,12 +11,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from factor_transfer.artefact import Artefact
-from factor_transfer.evaluation import top
-from factor_transfer.experiment import Experiment
+from factor_transfer.config.recipe import ALONE
 from factor_transfer.models import macs, parameters
-from factor_transfer.recipe import ALONE
+from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.report.names import name_of
+from factor_transfer.training.evaluate import top
 
 
 def network_figures(experiment: Experiment, done: Artefact) -> dict[str, Any]:

@@ -1,0 +1,32 @@
+"""What all commands share: their words, and where they are printed."""
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from factor_transfer.distributed.launch import place
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as student.epochs=10."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def console() -> Console:
+    """Standard output; where it is no terminal, wide enough for a table. Of several processes the first one speaks."""
+    if place().rank:
+        return Console(quiet=True)
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=160)
+
+
+def announce(names: Iterable[str], aside: bool = False) -> None:
+    """Before anything is done, say whose code a command will run; ``aside``, on standard error, of what prints data."""
+    from factor_transfer.models import announce as lines
+
+    for line in lines(names):
+        screen = Console(stderr=True, highlight=False) if aside else console()
+        screen.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,237 @@
+"""The command line. A command is a function; what it does is elsewhere."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from factor_transfer.cli import deploy as deploy_cli
+from factor_transfer.cli.common import Debug, Overrides, announce, console
+from factor_transfer.cli.exit import ending
+from factor_transfer.distributed.launch import place
+from factor_transfer.errors import InputError, choose
+
+if TYPE_CHECKING:  # what is heavy is imported where it is used: `--help` and a typing error need not wait for it
+    from factor_transfer.config.recipe import Recipe
+    from factor_transfer.pipeline.experiment import Experiment
+
+app = typer.Typer(
+    help="Compress a trained network into a small one by Factor Transfer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or a name of `show recipes`.")]
+WorkDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Where results go.  [default: runs/<recipe>]")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew; what is there is kept in <work dir>/replaced.")]
+
+
+@app.command()
+def demo(
+    work_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where results go.")] = Path("runs/demo"),
+    debug: Debug = False,
+) -> None:
+    """All stages on scikit-learn's handwritten digits, three seeds; ends with a table."""
+    from factor_transfer.commands.run import demo as run_demo
+
+    run_demo(work_dir, console())
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    work_dir: WorkDir = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also train the student alone, with the same budget.")
+    ] = False,
+    fresh: Fresh = False,
+    debug: Debug = False,
+) -> None:
+    """Teacher, paraphraser and student; what is up to date is reused."""
+    from factor_transfer.commands.run import run as run_stages
+    from factor_transfer.report.results import print_results
+
+    experiment = _experiment(recipe, overrides, work_dir)
+    summary = run_stages(experiment, baseline, fresh)
+    print_results(experiment.console, [summary], len(experiment.test))
+
+
+@app.command()
+def teacher(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    work_dir: WorkDir = None,
+    fresh: Fresh = False,
+    debug: Debug = False,
+) -> None:
+    """Stage 1: train the teacher."""
+    from factor_transfer.pipeline.stages.all import make_teacher
+
+    make_teacher(_experiment(recipe, overrides, work_dir), fresh)
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    work_dir: WorkDir = None,
+    fresh: Fresh = False,
+    debug: Debug = False,
+) -> None:
+    """Stage 2, connectors pre-training: train the paraphraser on the teacher's features."""
+    from factor_transfer.pipeline.stages.all import make_paraphraser
+
+    make_paraphraser(_experiment(recipe, overrides, work_dir), fresh)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    work_dir: WorkDir = None,
+    fresh: Fresh = False,
+    debug: Debug = False,
+) -> None:
+    """Stage 3, distillation training: train the student with the teacher's factors."""
+    from factor_transfer.pipeline.stages.all import make_student
+
+    make_student(_experiment(recipe, overrides, work_dir), fresh)
+
+
+@app.command()
+def compare(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str, typer.Option(metavar="NAMES", help="Separated by commas; a sum of terms is a method.")
+    ] = "student,kd,fitnets,at,factor,factor+kd,at+kd",
+    seeds: Annotated[int, typer.Option(metavar="N", help="How many, from student.seed on.")] = 3,
+    work_dir: WorkDir = None,
+    slurm: Annotated[
+        str | None, typer.Option(metavar="PARTITION", help="Send a Slurm job for each method and seed.")
+    ] = None,
+    slurm_args: Annotated[
+        str, typer.Option(metavar="'KEY=VALUE ...'", help="What each job may use, such as 'time=60 gpus_per_node=1'.")
+    ] = "",
+    debug: Debug = False,
+) -> None:
+    """Methods against each other, over seeds, on the same batches; what is done is not done again."""
+    from factor_transfer.commands.compare import compare as run_comparison
+    from factor_transfer.commands.compare import parse_methods
+    from factor_transfer.commands.slurm import Jobs
+    from factor_transfer.report.comparison import print_comparison
+
+    experiment = _experiment(recipe, overrides, work_dir)
+    jobs = Jobs(slurm, slurm_args) if slurm is not None else None
+    comparison = run_comparison(experiment, parse_methods(methods), seeds, jobs)
+    print_comparison(experiment.console, comparison, len(experiment.test), seeds)
+    experiment.say(f"{experiment.work_dir / 'comparison.json'}  {experiment.work_dir / 'comparison.png'}")
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    work_dir: WorkDir = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures here.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Look before a long run: networks, taps, each term's share, time and memory, from a few batches."""
+    from factor_transfer.commands.check import check as look
+    from factor_transfer.files import write_json
+    from factor_transfer.report.check import print_check
+
+    experiment = _experiment(recipe, overrides, work_dir)
+    found = look(experiment)
+    print_check(experiment.console, found)
+    if json is not None:
+        write_json(json, found)
+
+
+@app.command()
+def test(
+    recipe: RecipeArgument,
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Weights, the folder of a stage, or a work dir.")
+    ],
+    overrides: Overrides = None,
+    metrics: Annotated[
+        str,
+        typer.Option("--metrics", "--eval", metavar="NAMES", help="Of accuracy, precision, recall, f1, calibration."),
+    ] = "accuracy",
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures here.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Figures of a network on the test split, overall and a class."""
+    from factor_transfer.commands.test import score
+    from factor_transfer.files import write_json
+    from factor_transfer.report.test import test_table
+
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    result = score(_recipe(recipe, overrides), checkpoint, names)
+    screen = console()
+    line = f"{checkpoint}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %"
+    screen.print(line, markup=False, soft_wrap=True)
+    if result.get("note"):
+        screen.print(f"Note: {result['note']}", markup=False, soft_wrap=True)
+    screen.print(test_table(result))
+    if json is not None:
+        write_json(json, result)
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(metavar="models|methods|presets|recipes|zoo|taps", help="What to list.")],
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Whose taps.")] = None,
+    size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Taps: height and width of the image.  [default: the usual]")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """List models, methods, presets, recipes, trained networks (zoo), or the taps of a model."""
+    from factor_transfer.commands import show as listing
+
+    choose("thing to show", what, ["models", "methods", "presets", "recipes", "zoo", "taps"])
+    if what == "taps" and model is None:
+        raise InputError("whose taps? Say `factor-transfer show taps MODEL`, see `factor-transfer show models`")
+    if what != "taps" and model is not None:
+        raise InputError(f"`factor-transfer show {what}` takes no further name, got {model!r}")
+    if what != "taps" and size is not None:
+        raise InputError(f"`factor-transfer show {what}` takes no --size; it is for taps")
+    announce([model or ""])
+    console().print(listing.taps(model, size) if model is not None else getattr(listing, what)())
+
+
+deploy_cli.add_to(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    with ending(debug="--debug" in arguments):
+        app(args=arguments, prog_name="factor-transfer")
+
+
+def _experiment(recipe: str, overrides: list[str] | None, work_dir: Path | None) -> "Experiment":
+    from factor_transfer.pipeline.experiment import Experiment
+
+    read = _recipe(recipe, overrides)
+    command = shlex.join([recipe, *(overrides or []), *(["--work-dir", str(work_dir)] if work_dir else [])])
+    experiment = Experiment(read, work_dir or Path("runs") / read.name, console(), command)
+    if place().world > 1:
+        _ = experiment.fabric  # the processes meet before any of them reads or writes
+    return experiment
+
+
+def _recipe(recipe: str, overrides: list[str] | None) -> "Recipe":
+    """Read it; and before anything is done, say whose code it will run."""
+    from factor_transfer.config.read import read_recipe
+
+    read = read_recipe(recipe, overrides or [])
+    announce(read.models)
+    return read

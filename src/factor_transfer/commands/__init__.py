@@ -1,0 +1,1 @@
+"""What the commands do, one a file; ``cli`` turns words of the command line into calls of these."""

@@ -1,0 +1,248 @@
+"""Look before a long run: what ``factor-transfer check`` finds out on a few batches, and leaves no trace of."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from factor_transfer.commands.profile import Budget, first_of, measure_training
+from factor_transfer.config.recipe import Training
+from factor_transfer.data import Batch, Batches
+from factor_transfer.methods import TERMS, Distillation, Paraphraser, ParaphraserTraining, Supervised
+from factor_transfer.methods.base import Method
+from factor_transfer.models import Normalize, macs, parameters
+from factor_transfer.models.inference import evaluating
+from factor_transfer.pipeline import artefact
+from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.provenance import paraphraser_inputs, teacher_inputs
+from factor_transfer.pipeline.stages.build import connect, load_paraphrasers, look_at, new_paraphrasers
+from factor_transfer.pipeline.weights.initial import starting_network
+from factor_transfer.settings import chosen
+from factor_transfer.taps.extract import Taps
+from factor_transfer.training.evaluate import top
+
+BATCHES = 3  # that losses and gradients are looked at with
+IMAGES = 500  # that accuracies are measured with, at most
+_FEATURES = 16  # images whose features are looked at
+_SECONDS = 3.0  # that any one look should take; of large networks it is one at fewer images
+NEGLIGIBLE, DROWNING = 0.05, 20.0  # a term's gradient, relative to the cross-entropy's
+
+
+@dataclass
+class _Now:
+    """Networks as they are now: those of finished stages, or such as the stages would start from."""
+
+    teacher: nn.Module
+    student: nn.Module
+    of_teacher: Normalize
+    of_student: Normalize
+    paraphrasers: dict[str, Paraphraser]
+    done: Artefact | None  # the teacher's stage
+    pretrained: Artefact | None  # the paraphraser's
+
+
+def check(experiment: Experiment) -> dict[str, Any]:
+    """Try a recipe: its networks as they are now, trained or not.
+
+    Returns:
+        ``networks``, ``teacher``, ``taps``, ``paraphraser``, ``terms``, ``stages`` and ``warnings``.
+
+    Raises:
+        InputError: what could not work later does not work now either.
+    """
+    warnings: list[str] = []
+    now = _now(experiment)
+    image = now.of_student(experiment.examples[:1])
+    networks = {}
+    for name, model in (("teacher", now.teacher), ("student", now.student)):
+        size = sum(value.nbytes for value in model.state_dict().values())
+        networks[name] = {"parameters": parameters(model), "macs": macs(model, image), "bytes": size}
+    found: dict[str, Any] = {
+        "networks": networks,
+        "teacher": _teacher(experiment, now, warnings),
+        "taps": _taps(experiment, now),
+        "paraphraser": _paraphraser(experiment, now) if now.paraphrasers else None,
+    }
+    method: Method = Supervised(now.student, now.of_student)
+    terms = {}
+    if experiment.recipe.terms:
+        teacher = look_at(experiment, now.teacher, now.of_teacher)
+        method = connect(experiment, now.student, teacher, now.of_student, now.paraphrasers)
+        # As many images as the teacher was found to afford.
+        images = min(64, max(8, found["teacher"]["images"] // 8))
+        terms = _terms(experiment, method, images, warnings, now.done is not None)
+    # Last, for its steps change what is trained.
+    stages = {name: budget._asdict() for name, budget in _budgets(experiment, now, method)}
+    return {**found, "terms": terms, "stages": stages, "warnings": warnings}
+
+
+def _now(experiment: Experiment) -> _Now:
+    recipe = experiment.recipe
+    done = _finished(experiment, "teacher", teacher_inputs(experiment))
+    if done:
+        teacher, record = experiment.load(done), done.record
+    else:
+        teacher, record = starting_network(experiment, "teacher", recipe.teacher)
+    of_teacher = experiment.normalize((record["mean"], record["std"]))
+    student, record = starting_network(experiment, "student", recipe.student)
+    of_student = experiment.normalize((record["mean"], record["std"]))
+    paraphrasers: dict[str, Paraphraser] = {}
+    pretrained: Artefact | None = None
+    if any(TERMS[name].needs_paraphraser for name in recipe.terms):
+        pretrained = _finished(experiment, "paraphraser", paraphraser_inputs(experiment, done)) if done else None
+        if pretrained:
+            paraphrasers = load_paraphrasers(experiment, pretrained)
+        else:
+            paraphrasers = new_paraphrasers(experiment, teacher, of_teacher)
+    return _Now(teacher, student, of_teacher, of_student, paraphrasers, done, pretrained)
+
+
+def _budgets(experiment: Experiment, now: _Now, method: Method) -> Iterator[tuple[str, Budget]]:
+    """Time and memory of each stage that is trained; teacher and paraphraser anew, for those at hand are frozen."""
+    recipe = experiment.recipe
+    if recipe.teacher.epochs is not None:
+        anew = Supervised(experiment.build(recipe.teacher), now.of_teacher)
+        yield "teacher", _budget(experiment, anew, recipe.teacher)
+    if now.paraphrasers and recipe.paraphraser and recipe.paraphraser.epochs is not None:
+        paraphrasers = new_paraphrasers(experiment, now.teacher, now.of_teacher)
+        distance = chosen(recipe.paraphraser, ParaphraserTraining)
+        teacher = look_at(experiment, now.teacher, now.of_teacher)
+        training = ParaphraserTraining(teacher, list(paraphrasers), list(paraphrasers.values()), **distance)
+        yield "paraphraser", _budget(experiment, training, recipe.paraphraser)
+    yield "student", _budget(experiment, method, recipe.student)
+
+
+def _finished(experiment: Experiment, name: str, inputs: Mapping[str, Any]) -> Artefact | None:
+    """A stage, if it is up to date."""
+    folder = experiment.work_dir / name
+    done = artefact.find(folder)
+    return done if done and not artefact.differences(folder, inputs) else None
+
+
+def _teacher(experiment: Experiment, now: _Now, warnings: list[str]) -> dict[str, Any]:
+    """Its accuracy, under the recipe's own preprocessing."""
+    done = now.done
+    data = experiment.data
+    split, name = (data.validation, "validation") if len(data.validation) else (data.train, "training")
+    began = time.perf_counter()
+    experiment.logits(now.teacher, split.subset(torch.arange(min(20, len(split)))), now.of_teacher)
+    affordable = int(20 * _SECONDS / (time.perf_counter() - began))
+    some = torch.linspace(0, len(split) - 1, min(IMAGES, max(affordable, 50), len(split))).long()
+    accuracy = top(*experiment.logits(now.teacher, split.subset(some), now.of_teacher))["top1"]
+    chance = 100 / len(data.classes)
+    recorded = done.record["validation"].get("top1") if done and done.record.get("validation") else None
+    state = "finished" if done else "given" if experiment.recipe.teacher.weights else "untrained"
+
+    def noise(share: float) -> float:  # three standard errors of a share of so many images
+        return 300 * math.sqrt(max(share * (100 - share), 1.0) / 1e4 / len(some))
+
+    if state != "untrained" and accuracy < chance + noise(chance):
+        warnings.append(
+            f"the teacher is right in {accuracy:.1f} % of {len(some)} {name} images, chance is {chance:.1f} %: are "
+            "these its classes, in its order, and its mean and std?"
+        )
+    elif recorded is not None and accuracy < recorded - noise(recorded):
+        warnings.append(
+            f"the teacher is right in {accuracy:.1f} % of {len(some)} {name} images; its stage recorded "
+            f"{recorded:.1f} %"
+        )
+    return {
+        "state": state,
+        "top1": accuracy,
+        "images": len(some),
+        "split": name,
+        "chance": chance,
+        "top1_recorded": recorded,
+    }
+
+
+def _taps(experiment: Experiment, now: _Now) -> dict[str, dict[str, list[int]]]:
+    """Tap and shape on both sides."""
+    result = {}
+    sides = ("teacher", now.teacher, now.of_teacher), ("student", now.student, now.of_student)
+    for (name, model, normalize), taps in zip(sides, experiment.taps, strict=True):
+        network = Taps(model, taps, normalize)
+        with evaluating(network):
+            features = network(experiment.examples[:2]).features
+        result[name] = {tap: list(feature.shape[1:]) for tap, feature in features.items()}
+    return result
+
+
+def _paraphraser(experiment: Experiment, now: _Now) -> dict[str, Any]:
+    """How much of the feature is not rebuilt: squared error over the feature's variance; its mean would have 1."""
+    network = Taps(now.teacher, now.paraphrasers, now.of_teacher, logits=False)
+    unexplained = {}
+    with evaluating(network):
+        features = network(experiment.examples[:_FEATURES]).features
+    for tap, paraphraser in now.paraphrasers.items():
+        feature = features[tap].float()
+        with evaluating(paraphraser):
+            error = (paraphraser(feature) - feature).pow(2).mean()
+        unexplained[tap] = (error / feature.var(unbiased=False).clamp_min(1e-12)).item()
+    return {"state": "finished" if now.pretrained else "untrained", "unexplained_variance": unexplained}
+
+
+def _terms(
+    experiment: Experiment, method: Distillation, images: int, warnings: list[str], taught: bool
+) -> dict[str, dict[str, float]]:
+    """Each part of the loss at the start of the training: its value, and its shares of the loss and of the gradient."""
+    names = ["ce", *method.terms]
+    sums = {name: {"weighted": 0.0, "gradient": 0.0} for name in names}
+    weights = [parameter for parameter in method.student.parameters() if parameter.requires_grad]
+    method.train()
+    began, looks = time.perf_counter(), 0
+    for batch in islice(_batches(experiment, experiment.recipe.student), BATCHES):
+        if looks and time.perf_counter() - began > _SECONDS:
+            break
+        looks += 1
+        losses = method(*first_of(batch, images))
+        for name in names:
+            loss = losses[f"loss_{name}"]
+            gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True) if loss.grad_fn else []
+            norm = torch.stack([Tensor.norm(g) for g in gradients if g is not None] or [torch.zeros(())]).norm()
+            sums[name]["weighted"] += loss.item()
+            sums[name]["gradient"] += norm.item()
+    for part in sums.values():
+        part["weighted"], part["gradient"] = part["weighted"] / looks, part["gradient"] / looks
+    all_loss, all_gradient = (sum(part[key] for part in sums.values()) or 1.0 for key in ("weighted", "gradient"))
+    result = {}
+    for name, part in sums.items():
+        weight = method.cross_entropy if name == "ce" else float(method.terms[name].weight)  # type: ignore[arg-type]
+        result[name] = {
+            "value": part["weighted"] / weight if weight else 0.0,
+            "weight": weight,
+            "weighted": part["weighted"],
+            "share_of_loss": part["weighted"] / all_loss,
+            "share_of_gradient": part["gradient"] / all_gradient,
+        }
+    if "factor" in sums and sums["ce"]["gradient"] > 0:
+        ratio = sums["factor"]["gradient"] / sums["ce"]["gradient"]
+        beta = result["factor"]["weight"]
+        if beta and not NEGLIGIBLE < ratio < DROWNING and ratio > 0:
+            suggested = float(f"{beta / ratio:.1g}")
+            result["factor"]["suggested_beta"] = suggested
+            kind = "negligible" if ratio <= NEGLIGIBLE else "drowning the labels"
+            untaught = "" if taught else ", by an untrained teacher"
+            warnings.append(
+                f"the factor term is {kind}: its gradient is {ratio:.2g} times the cross-entropy's{untaught}; with "
+                f"transfer.factor.beta={suggested:g} they would be equal at the start"
+            )
+    return result
+
+
+def _batches(experiment: Experiment, section: Training) -> Iterator[Batch]:
+    data, device = experiment.data, experiment.fabric.device
+    return Batches(data.train, section.batch_size, section.seed, experiment.augment, device).epoch(0)
+
+
+def _budget(experiment: Experiment, method: Method, section: Training) -> Budget:
+    """Time and memory that a stage will take."""
+    assert section.epochs is not None
+    steps = section.epochs * max(1, math.ceil(len(experiment.data.train) / section.batch_size))
+    return measure_training(experiment.fabric, method, next(_batches(experiment, section)), section.optimization, steps)

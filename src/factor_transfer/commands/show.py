@@ -1,0 +1,137 @@
+"""What there is to choose from: what ``factor-transfer show`` prints."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from factor_transfer.config.presets import PRESETS
+from factor_transfer.config.read import shipped
+from factor_transfer.errors import InputError, choose
+from factor_transfer.methods import TERMS
+from factor_transfer.models import MODELS, build_model, macs, parameters
+from factor_transfer.models.external import is_external, zoo_size, zoos
+from factor_transfer.pipeline.weights.zoo import entries
+from factor_transfer.settings import settings
+from factor_transfer.taps.extract import shapes
+from factor_transfer.taps.stages import maps, stages
+
+_FIGURES = "parameters", "MACs", "channels", "top-1 %", "top-5 %"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.MARKDOWN)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in _FIGURES else "left")
+    return table
+
+
+def models() -> Group:
+    """The networks, for 10 classes: what they cost, and the settings that ``args`` may have in a recipe; and others."""
+    table = _table("model", "input", "parameters", "MACs", "args")
+    for name in MODELS:
+        size = _usual_size(name)
+        with torch.device("meta"):  # shapes alone: nothing is allocated or computed
+            model = build_model(name, 10)
+            cost = macs(model, torch.zeros(1, 3, size, size))
+        chosen = ", ".join(f"{key} = {p.default!r}" for key, p in settings(MODELS[name]).items())
+        table.add_row(name, f"3 x {size} x {size}", f"{parameters(model):,}", f"{cost:,}", chosen)
+    names = ", ".join(f"{zoo}:NAME ({'installed' if here else 'not installed'})" for zoo, here in zoos().items())
+    return Group(table, Text(f"Networks from elsewhere: {names}, or your own package.module:callable."))
+
+
+def recipes() -> Table:
+    """The recipes that come with the package, with what their first lines say."""
+    table = _table("recipe", "what its first lines say")
+    for name, path in shipped().items():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        header = [line.removeprefix("#").strip() for line in lines[: lines.index("")]]
+        table.add_row(name, "\n".join(header), end_section=True)
+    return table
+
+
+def methods() -> Table:
+    """The terms that a method may sum, and the settings that ``[transfer.NAME]`` may have."""
+    table = _table("term", "from", "settings")
+    for name, term in TERMS.items():
+        found = {key: p for function in (term, term.between, term.adapt) for key, p in settings(function).items()}
+        chosen = "\n".join(f"{key} = {p.default!r}" for key, p in found.items())
+        paper = (sys.modules[term.__module__].__doc__ or "").partition("\n")[0]
+        table.add_row(name, escape(paper), escape(chosen), end_section=True)
+    return table
+
+
+def presets() -> Table:
+    """Whose settings a recipe may take with ``preset = NAME``, and what they are."""
+    table = _table("preset", "settings, where the recipe says nothing")
+    for name, document in PRESETS.items():
+        lines = [f"[{table_name}] {', '.join(_said(content))}" for table_name, content in document.items()]
+        table.add_row(name, escape("\n".join(lines)), end_section=True)
+    return table
+
+
+def zoo() -> Group:
+    """The networks that come with the package, trained, and those that a command makes."""
+    table = _table("name", "network", "data", "top-1 %", "top-5 %", "")
+    for name, entry in entries().items():
+        figures = ["" if figure is None else f"{figure:.2f}" for figure in (entry.top1, entry.top5)]
+        table.add_row(name, entry.network, entry.data, *figures, "" if entry.is_here else f"made by: {entry.command}")
+    return Group(table, Text("In Python: factor_transfer.load_student(NAME)."))
+
+
+def _said(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _said(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
+
+
+def taps(model: str, size: int | None = None) -> Table:
+    """The modules of a network that can be taps, and what they return for one image.
+
+    Args:
+        model: one of ``MODELS``, or a network from elsewhere.
+        size: height and width of the image; by default what the network is made for, as far as that is known.
+
+    Raises:
+        InputError: a network that does not exist, or does not take images of that size.
+    """
+    if is_external(model):
+        network = build_model(model, 10)  # not on meta: what others write need not work there
+        size = size or zoo_size(model, network) or (224 if model.partition(":")[0] in zoos() else 32)
+    else:
+        size = size or _usual_size(choose("model", model, MODELS))
+        with torch.device("meta"):
+            network = build_model(model, 10)
+    image = torch.zeros(1, 3, size, size, device=next((p.device for p in network.parameters()), None))
+    try:
+        found = shapes(network, image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"{model} fails on an image of 3 x {size} x {size} ({error}); --size N gives another"
+        ) from error
+    try:
+        ends = stages(network, image)
+    except InputError:  # it has none: a recipe must then name a tap
+        ends = []
+    channels = {path: str(shape[0]) for path, shape in maps(network, image).items()}
+    table = _table("tap", f"returns, for 3 x {size} x {size}", "channels", "")
+    for path, shape in found.items():
+        mark = "end of a stage" if path in ends else ""
+        if ends and path == ends[-1]:
+            mark = "end of the last stage: taken where a recipe names no tap"
+        table.add_row(path, " x ".join(str(length) for length in shape[1:]), channels.get(path, ""), mark)
+    return table
+
+
+def _usual_size(model: str) -> int:
+    """Height and width of the images that a model is made for, as it is built by default."""
+    stem = settings(MODELS[model]).get("stem")
+    return 224 if stem and stem.default == "imagenet" else 32

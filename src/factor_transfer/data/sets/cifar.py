@@ -1,0 +1,224 @@
+"""CIFAR-10 and CIFAR-100 from their original files, in the binary or the Python layout.
+
+The data sets are described in A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009;
+the files are published at https://www.cs.toronto.edu/~kriz/cifar.html.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from factor_transfer.data.sets.cifar_checksums import check_published
+from factor_transfer.data.sets.cifar_pickles import load_pickled_dict
+from factor_transfer.data.sets.download import fetch, unpack
+from factor_transfer.data.split import Source, Split
+from factor_transfer.errors import InputError
+
+# name: (the binary archive, its MD5 as published)
+ARCHIVES = {
+    "cifar10": (
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        "c32a1d4ab5d03f1284b67883e8d87530",
+    ),
+    "cifar100": (
+        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        "03b5dce01913d631647c71ecec9e9cb8",
+    ),
+}
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
+_PIXELS = 3 * 32 * 32  # bytes an image: the red plane, the green, the blue, each row by row
+
+_Labelled = tuple[np.ndarray, np.ndarray]  # labels int64 (N,), pixels uint8 (N, 3072)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """One of the ways a data set lies on the disk: its folder, the files in it, and how to read them."""
+
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    read: Callable[[Path], _Labelled]
+    names: str  # the file of the class names, which may be missing
+    read_names: Callable[[Path], Sequence[object]]
+
+
+def load_cifar10(*, root: str = "data", download: bool = False, verify: bool = True) -> Source:
+    """CIFAR-10: 10 classes; 50,000 training and 10,000 test images of 32×32 in colour.
+
+    Reads ``cifar-10-batches-bin`` or else ``cifar-10-batches-py``.
+
+    Args:
+        root: the folder that holds that folder, or that folder itself.
+        download: fetch the binary archive (162 MB) into ``root`` if neither folder is there. For one process
+            at a time.
+        verify: refuse a file that has as many images as the published one of its name, and another sum.
+
+    Raises:
+        InputError: if the files are not there, incomplete, or damaged, or cannot be fetched.
+    """
+    batches = tuple(f"data_batch_{number}" for number in range(1, 6))
+    binary = _Layout(
+        folder="cifar-10-batches-bin",
+        train=tuple(f"{batch}.bin" for batch in batches),
+        test="test_batch.bin",
+        read=partial(_read_binary, label_bytes=1, position=0),
+        names="batches.meta.txt",
+        read_names=_read_lines,
+    )
+    python = _Layout(
+        folder="cifar-10-batches-py",
+        train=batches,
+        test="test_batch",
+        read=partial(_read_python, key="labels"),
+        names="batches.meta",
+        read_names=partial(_read_list, key="label_names"),
+    )
+    return _load("cifar10", (binary, python), Path(root).expanduser(), download, verify, CIFAR10_CLASSES)
+
+
+def load_cifar100(*, root: str = "data", download: bool = False, verify: bool = True, coarse: bool = False) -> Source:
+    """CIFAR-100: 100 classes in 20 groups; 50,000 training and 10,000 test images of 32×32 in colour.
+
+    Reads ``cifar-100-binary`` or else ``cifar-100-python``. Where the file of the names is missing, the
+    classes are called ``"0"``, ``"1"``, and so on.
+
+    Args:
+        root: the folder that holds that folder, or that folder itself.
+        download: fetch the binary archive (161 MB) into ``root`` if neither folder is there. For one process
+            at a time.
+        verify: refuse a file that has as many images as the published one of its name, and another sum. Of the binary
+            layout no sums are known.
+        coarse: label the images with the 20 groups, not the 100 classes.
+
+    Raises:
+        InputError: if the files are not there, incomplete, or damaged, or cannot be fetched.
+    """
+    kind = "coarse" if coarse else "fine"
+    binary = _Layout(
+        folder="cifar-100-binary",
+        train=("train.bin",),
+        test="test.bin",
+        read=partial(_read_binary, label_bytes=2, position=0 if coarse else 1),
+        names=f"{kind}_label_names.txt",
+        read_names=_read_lines,
+    )
+    python = _Layout(
+        folder="cifar-100-python",
+        train=("train",),
+        test="test",
+        read=partial(_read_python, key=f"{kind}_labels"),
+        names="meta",
+        read_names=partial(_read_list, key=f"{kind}_label_names"),
+    )
+    numbers = tuple(str(label) for label in range(20 if coarse else 100))
+    return _load("cifar100", (binary, python), Path(root).expanduser(), download, verify, numbers)
+
+
+def _load(
+    name: str, layouts: Sequence[_Layout], root: Path, download: bool, verify: bool, default_classes: tuple[str, ...]
+) -> Source:
+    found = _find(layouts, root)
+    if found is None and download:
+        url, md5 = ARCHIVES[name]
+        unpack(fetch(url, md5, root), root)
+        found = _find(layouts, root)
+    if found is None:
+        folders = ", ".join(str(root / layout.folder) for layout in layouts)
+        raise InputError(
+            f"no {name} files in {folders} or {root} itself; "
+            "data.root=… names another folder, data.download=true fetches them"
+        )
+    folder, layout = found
+    missing = [file for file in (*layout.train, layout.test) if not (folder / file).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder} is incomplete, {', '.join(missing)} missing; "
+            "complete it, or remove it and fetch it anew with data.download=true"
+        )
+    classes = _read_classes(layout, folder / layout.names, default_classes)
+
+    def read(files: Sequence[str]) -> Split:
+        parts = [layout.read(folder / file) for file in files]
+        for file, (labels, _) in zip(files, parts, strict=True):
+            if labels.max() >= len(classes):
+                raise InputError(
+                    f"{folder / file}: image {labels.argmax()} has label {labels.max()}, expected 0..{len(classes) - 1}"
+                )
+            if verify:
+                check_published(folder / file, len(labels))
+        # Copies, even a single part: what was read is read-only, which a tensor cannot be.
+        images = np.concatenate([pixels for _, pixels in parts]).reshape(-1, 3, 32, 32)
+        labels = np.concatenate([labels for labels, _ in parts])
+        return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+    return Source(classes, read(layout.train), lambda: read([layout.test]))
+
+
+def _find(layouts: Sequence[_Layout], root: Path) -> tuple[Path, _Layout] | None:
+    """The first layout of which any file is there, and the folder it is in."""
+    for layout in layouts:
+        for folder in (root / layout.folder, root):
+            if any((folder / file).is_file() for file in (*layout.train, layout.test)):
+                return folder, layout
+    return None
+
+
+def _read_classes(layout: _Layout, path: Path, default: tuple[str, ...]) -> tuple[str, ...]:
+    if not path.exists():
+        return default
+    names = tuple(
+        name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in layout.read_names(path)
+    )
+    if len(names) != len(default):
+        raise InputError(f"{path}: names {len(names)} classes, expected {len(default)}")
+    return names
+
+
+def _read_binary(path: Path, *, label_bytes: int, position: int) -> _Labelled:
+    """Records of ``label_bytes`` labels, of which the one at ``position`` is taken, and the pixels."""
+    data = np.frombuffer(_read_bytes(path), np.uint8)
+    record = label_bytes + _PIXELS
+    if len(data) == 0 or len(data) % record:
+        raise InputError(f"{path}: {len(data):,} bytes, expected records of {record:,}; it is cut off or damaged")
+    records = data.reshape(-1, record)
+    return records[:, position].astype(np.int64), records[:, label_bytes:]
+
+
+def _read_python(path: Path, *, key: str) -> _Labelled:
+    """A dict of ``data``, uint8 (N, 3072), and the labels, a list of N integers, at ``key``."""
+    content = load_pickled_dict(path)
+    pixels, labels = content.get("data"), content.get(key)
+    if not isinstance(pixels, np.ndarray) or pixels.shape[1:] != (_PIXELS,) or not len(pixels):
+        found = pixels.shape if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise InputError(f"{path}: 'data' is {found}, expected uint8 of shape (images, {_PIXELS})")
+    if not isinstance(labels, list) or any(label not in range(256) for label in labels):
+        raise InputError(f"{path}: {key!r} is not a list of numbers 0..255")
+    if len(labels) != len(pixels):
+        raise InputError(f"{path}: {len(labels)} labels in {key!r} for {len(pixels)} images")
+    return np.array(labels, np.int64), pixels
+
+
+def _read_lines(path: Path) -> list[object]:
+    return [line.strip() for line in _read_bytes(path).splitlines() if line.strip()]
+
+
+def _read_list(path: Path, *, key: str) -> Sequence[object]:
+    names = load_pickled_dict(path).get(key)
+    if not isinstance(names, list):
+        raise InputError(f"{path}: {key!r} is not a list")
+    return names
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error

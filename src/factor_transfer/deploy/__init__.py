@@ -1,0 +1,1 @@
+"""A trained student in use: loaded, asked about pictures, packed to be shared."""

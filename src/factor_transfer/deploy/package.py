@@ -1,0 +1,177 @@
+"""A student to share: a folder that says what it is, and that can be uploaded as it is."""
+
+import os
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from factor_transfer.config.read import as_toml
+from factor_transfer.deploy.model_card import model_card
+from factor_transfer.deploy.student import CONFIG, WEIGHTS
+from factor_transfer.errors import InputError
+from factor_transfer.export.record import RECORD
+from factor_transfer.files import read_json, save_weights, sha256, write_json
+from factor_transfer.models import build_model, parameters
+from factor_transfer.models.inference import evaluating
+from factor_transfer.pipeline import artefact
+from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.experiment import load_network
+from factor_transfer.pipeline.finished_run import Run
+
+CARD = "README.md"
+
+# Our networks that timm and torchvision have, too, under the same names and with the same keys; as they are built by
+# default. A student that is theirs already has their keys.
+_SHARED = {"resnet18", "resnet34", "resnet50"}
+
+
+def package(run: Run, out: Path, to: str | None = None, exported: Sequence[Path] = ()) -> list[str]:
+    """Write the folder.
+
+    Args:
+        run: finished.
+        out: the folder; must not exist, or be empty.
+        to: ``"timm"`` or ``"torchvision"``: also write the weights with that library's keys.
+        exported: folders that ``export`` wrote elsewhere than into the student's own.
+
+    Returns:
+        The names of the files in it.
+
+    Raises:
+        InputError: the folder holds something; a figure is of another student; the library does not have the network.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is there already, and is not empty; give another folder with --out")
+    done = run.student
+    network = load_network(done, said=run.models)
+    exports = _exports(done, exported)
+    summary = _summary(run, exports)
+    recipe = run.recipe()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=out.parent) as place:
+        folder = Path(place) / "package"
+        folder.mkdir()
+        save_weights(folder / WEIGHTS, network.state_dict())
+        record = done.record
+        config = {
+            "library": "factor-transfer",
+            "version": version("factor-transfer"),
+            "model": record["model"],
+            "reused_classifier": record.get("reused_classifier"),
+            "classes": list(record["classes"]),
+            "image": record.get("image"),
+            "mean": list(record["mean"]),
+            "std": list(record["std"]),
+            "weights_sha256": sha256(folder / WEIGHTS),
+            "trained_sha256": record["weights_sha256"],
+            "fingerprint": done.fingerprint,
+        }
+        write_json(folder / CONFIG, config)
+        (folder / artefact.RECIPE).write_text(as_toml(recipe), encoding="utf-8")
+        if exports:
+            write_json(folder / RECORD, exports)
+        facts = {**summary, "method": run.method, "data": recipe.data.model_dump(), "inputs": record["inputs"]}
+        facts |= {"versions": record["versions"], "machine": record["machine"]}
+        card = model_card(f"{recipe.student.model}-{recipe.data.name}", config, facts, exports)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        if to is not None:
+            save_weights(folder / f"{to}.safetensors", _renamed(done, network, to))
+        if out.exists():
+            out.rmdir()
+        folder.chmod(0o755)
+        os.replace(folder, out)  # noqa: PTH105
+    return sorted(path.name for path in out.iterdir())
+
+
+def _exports(done: Artefact, elsewhere: Sequence[Path]) -> dict[str, Any]:
+    """What is known of the student's exported files, by format and precision.
+
+    Raises:
+        InputError: one was made from another student, or is not there.
+    """
+    found = {}
+    for path in [*sorted((done.folder / "export").glob(f"*/{RECORD}")), *(folder / RECORD for folder in elsewhere)]:
+        record = read_json(path)
+        try:
+            owner, file = record["student"]["fingerprint"], path.parent / record["file"]["name"]
+            name = f"{record['format']}-{record['precision']}"
+            same = file.is_file() and sha256(file) == record["file"]["sha256"]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged: {error}") from error
+        if owner != done.fingerprint or not same:
+            raise InputError(
+                f"{file} was made from another student, or changed since; export the student anew, or remove "
+                f"{path.parent}"
+            )
+        found[name] = record
+    return found
+
+
+def _summary(run: Run, exports: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of student and teacher, as ``run`` or ``export`` measured them on the test images."""
+    figures: dict[str, Any] = {"top1": None, "provenance": "Not measured on test images."}
+    sizes = _sizes(run.student, run.models)
+    teacher = (
+        {**_sizes(run.teacher, run.models), "top1": None, "model": run.teacher.record["model"]} if run.teacher else None
+    )
+    path = run.student.folder.parent / "summary.json"
+    said = read_json(path) if path.is_file() else {}
+    try:
+        mine = said and Path(said["student"]["weights"]).parent.name == run.student.folder.name
+        if mine:
+            figures["top1"] = said["student"]["top1"]
+            figures["provenance"] = "Top-1 on the test split, one run, measured by `factor-transfer run` in PyTorch."
+            if teacher is not None and said["teacher"]:
+                teacher["top1"] = said["teacher"]["top1"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    if figures["top1"] is None:
+        for record in exports.values():
+            figures["top1"] = record["parity"]["top1_trained"]
+            figures["provenance"] = (
+                f"Top-1 on {record['parity']['images']:,} test images, one run, measured by `factor-transfer export` "
+                "in PyTorch."
+            )
+            if teacher is not None and record["teacher"]:
+                teacher["top1"] = record["teacher"]["top1"]
+    return {**sizes, **figures, "teacher": teacher}
+
+
+def _sizes(done: Artefact, said: Collection[str]) -> dict[str, Any]:
+    return {"parameters": parameters(load_network(done, said=said)), "bytes": done.weights.stat().st_size}
+
+
+def _renamed(done: Artefact, network: nn.Module, library: str) -> dict[str, torch.Tensor]:
+    """The weights with the keys of timm or torchvision; tried in the library's own network.
+
+    Raises:
+        InputError: the library does not have this network, or is not installed.
+    """
+    model = dict(done.record["model"])
+    name, classes, channels = model.pop("name"), model.pop("num_classes"), model.pop("in_channels")
+    theirs = f"{library}:{name}"
+    if name.startswith(f"{library}:"):
+        theirs = name
+    elif name not in _SHARED or model.get("stem", "imagenet") != "imagenet" or model.get("width", 64) != 64:
+        raise InputError(
+            f"{library} has no network like this {name}; of ours it has {', '.join(sorted(_SHARED))}, with their "
+            "default settings"
+        )
+    arguments = model if theirs == name else {}
+    other = build_model(theirs, classes, channels, **arguments)
+    state = network.state_dict()
+    image = torch.rand(1, channels, *(done.record.get("image") or (0, 224, 224))[1:])
+    try:
+        other.load_state_dict(state)
+        with evaluating(network), evaluating(other):
+            same = torch.allclose(network(image), other(image), rtol=1e-3, atol=1e-4)
+    except RuntimeError as error:
+        raise InputError(f"{theirs} has other layers: {str(error).splitlines()[0]}") from error
+    if not same:
+        raise InputError(f"{theirs} takes the weights, but says something else with them")
+    return state

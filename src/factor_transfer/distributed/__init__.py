@@ -1,0 +1,1 @@
+"""One process or several: devices, launchers, what processes do together, what asks them to stop."""

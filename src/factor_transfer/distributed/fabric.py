@@ -1,0 +1,49 @@
+"""Device and precision, and the processes that train together: through lightning-fabric."""
+
+import logging
+from datetime import timedelta
+from inspect import signature
+from typing import Any
+
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
+
+from factor_transfer.distributed.launch import place
+from factor_transfer.errors import InputError
+
+# How long a process waits for the others: the first may be filling a cache. One that has died is noticed at once.
+_PATIENCE = timedelta(hours=24)
+# Statistics of batch norm are the first process's; they are handed round when they are used, not at every step.
+_STATISTICS: dict[str, Any] = {
+    max({"forward_sync_buffers", "broadcast_buffers"} & {*signature(DistributedDataParallel).parameters}): False
+}
+
+
+def open_fabric(device: str, precision: Any) -> Fabric:
+    """A device, by the recipe's name, and the precision of training on it; and the other processes, if there are any.
+
+    Raises:
+        InputError: there is no such device here, or not one for each process.
+    """
+    here = place()
+    try:
+        if here.world == 1:
+            # Said aloud, so that no launcher is guessed at that has started this process alone.
+            return Fabric(accelerator=device, devices=1, precision=precision, plugins=[LightningEnvironment()])
+        launcher = TorchElasticEnvironment() if here.launcher == "torchrun" else SLURMEnvironment(auto_requeue=False)
+        strategy = DDPStrategy(timeout=_PATIENCE, **_STATISTICS)
+        fabric = Fabric(
+            accelerator=device,
+            devices=here.beside,
+            num_nodes=here.world // here.beside,
+            strategy=strategy,
+            precision=precision,
+            plugins=[launcher],
+        )
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets each of them
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"device {device!r} cannot be used here: {error}") from error
+    return fabric

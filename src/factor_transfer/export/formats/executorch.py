@@ -1,0 +1,25 @@
+"""ExecuTorch: PyTorch's runtime for phones and microcontrollers, with XNNPACK's kernels for ARM and x86."""
+
+from importlib import import_module
+
+from torch.export import ExportedProgram
+
+from factor_transfer.export.formats.optional import need, quietly
+from factor_transfer.export.graph import explaining
+
+
+def lower(exported: ExportedProgram) -> bytes:
+    """The content of a ``.pte`` file.
+
+    Args:
+        exported: a graph, of float32 or quantised.
+
+    Raises:
+        InputError: an operator that ExecuTorch does not have; the extra is not installed.
+    """
+    need("executorch")
+    with quietly(), explaining(exported, "an ExecuTorch program"):
+        exir = import_module("executorch.exir")
+        xnnpack = import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+        edge = exir.to_edge_transform_and_lower(exported, partitioner=[xnnpack.XnnpackPartitioner()])
+        return bytes(edge.to_executorch().buffer)

@@ -1,0 +1,35 @@
+"""What the methods that compare answers, and nothing inside of the networks, have in common."""
+
+from typing import Any, Self
+
+from torch import Tensor
+
+from factor_transfer.data import Batch
+from factor_transfer.methods.term import Pair, Target, Term
+from factor_transfer.taps.extract import Seen
+
+
+class AnswersTerm(Term):
+    """A term between the two networks' logits; ``distance`` is all that is left to say."""
+
+    teacher_logits = True
+
+    @classmethod
+    def between(cls, pair: Pair, **settings: Any) -> Self:
+        """The term for two networks of the same classes, two or more."""
+        pair.classes(cls.__name__.lower())
+        return cls(**settings)
+
+    def target(self, teacher: Seen) -> Target:
+        """The teacher's logits (B, K)."""
+        assert teacher.logits is not None
+        return teacher.logits
+
+    def forward(self, student: Seen, target: Tensor, batch: Batch) -> Tensor:
+        """Distance of the student's logits (B, K) from the teacher's, 0-d."""
+        assert student.logits is not None
+        return self.distance(student.logits, target, batch.labels)
+
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Of logits (B, K) from others, 0-d; labels are int64 (B,)."""
+        raise NotImplementedError

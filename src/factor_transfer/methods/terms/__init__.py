@@ -1,0 +1,1 @@
+"""The terms of a distillation loss, one paper a file."""

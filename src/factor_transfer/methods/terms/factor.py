@@ -1,0 +1,157 @@
+"""Factor Transfer (Kim, Park, Kwak: Paraphrasing Complex Network, NeurIPS 2018; arXiv 1802.04977).
+
+Stage 3: the student's translated feature follows the teacher's factor. The connectors are in ``paraphraser``.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from factor_transfer.data import Batch
+from factor_transfer.errors import InputError
+from factor_transfer.methods.base import Frozen
+from factor_transfer.methods.paraphraser import Paraphraser, Translator, Unchanged, unit
+from factor_transfer.methods.term import Pair, Target, Term, match
+from factor_transfer.taps.extract import Seen
+
+
+def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: float = 1) -> Tensor:
+    """Distance of two factors' directions: mean of ``|F_T / ‖F_T‖ - F_S / ‖F_S‖|^p`` (paper, equation 4).
+
+    The scale of either factor does not matter. The mean is over samples and elements, as in the authors' code,
+    and no p-th root is drawn. With p = 1 it is at most 2 / √D, and √(2 / D) if the factors are not negatively
+    correlated, where D = z * H * W: one weight means different strengths at different D.
+
+    Args:
+        student_factor: (B, ...); gradient flows into it.
+        teacher_factor: the same shape.
+        p: exponent, at least 1. The paper's experiments use 1.
+
+    Returns:
+        0-d, float32.
+
+    Raises:
+        InputError: if the shapes differ.
+    """
+    if student_factor.shape != teacher_factor.shape:
+        raise InputError(
+            f"the student's factor has shape {tuple(student_factor.shape)}, the teacher's "
+            f"{tuple(teacher_factor.shape)}; they must be the same"
+        )
+    return (unit(student_factor) - unit(teacher_factor)).abs().pow(p).mean()
+
+
+class FactorTransfer(Term):
+    """The term of stage 3: ``beta * factor_loss(translator(x_S), paraphraser.encode(x_T))`` (paper, equation 2).
+
+    Factors of different height or width are matched: the larger is average-pooled, see ``match``.
+
+    Args:
+        paraphraser: trained; its encoder is used, frozen. Or several, one a tap.
+        translator: trained together with the student, and left behind with it. Likewise.
+        teacher_tap: the feature the paraphraser was trained on. Likewise.
+        student_tap: the feature the translator reads. Likewise.
+        beta: weight. 500 is the authors', for ResNet-56 on CIFAR-10 (D = 2,048); see ``factor_loss`` on D.
+        p: exponent of the distance.
+        tap_weights: of several taps, beside ``beta``; 1 each, if left out.
+        attention: compare the factors' spatial attention, ``mean_z(F²)``, in place of the factors. That is what
+            RepDistiller does; the paper does not.
+    """
+
+    uses_taps = True
+    needs_paraphraser = True
+
+    def __init__(
+        self,
+        paraphraser: Paraphraser | Sequence[Paraphraser],
+        translator: nn.Module | Sequence[nn.Module],
+        teacher_tap: str | Sequence[str],
+        student_tap: str | Sequence[str],
+        *,
+        beta: Annotated[float, Ge(0)] = 500.0,
+        p: Annotated[float, Ge(1)] = 1.0,
+        tap_weights: list[Annotated[float, Ge(0)]] | None = None,
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(beta) and beta >= 0):
+            raise InputError(f"beta must be finite and not negative, got {beta}")
+        if not (math.isfinite(p) and p >= 1):
+            raise InputError(f"p must be finite and at least 1, got {p}")
+        paraphrasers = [paraphraser] if isinstance(paraphraser, Paraphraser) else list(paraphraser)
+        self.unchanged = any(isinstance(one, Unchanged) for one in paraphrasers)
+        self.encoders = nn.ModuleList(Frozen(one.encoder) for one in paraphrasers)
+        self.translators = nn.ModuleList([translator] if isinstance(translator, nn.Module) else translator)
+        self.teacher_taps = [teacher_tap] if isinstance(teacher_tap, str) else list(teacher_tap)
+        self.student_taps = [student_tap] if isinstance(student_tap, str) else list(student_tap)
+        self.weight = beta
+        self.p = p
+        self.attention = attention
+        self.tap_weights = [1.0] * len(self.encoders) if tap_weights is None else tap_weights
+        parts = self.encoders, self.translators, self.teacher_taps, self.student_taps, self.tap_weights
+        if len({len(part) for part in parts}) != 1:
+            raise InputError(
+                "factor transfer needs a paraphraser, a translator, a tap of the teacher, one of the student and a "
+                f"weight for each connection, got {', '.join(str(len(part)) for part in parts)}"
+            )
+
+    @classmethod
+    def between(cls, pair: Pair, *, batch_norm: bool = False, paraphrase: bool = True, **settings: Any) -> Self:
+        """The term for two networks, with new translators of the pair's shapes.
+
+        Args:
+            pair: with a paraphraser for each of the teacher's taps.
+            batch_norm: of the translators. The authors have none; mmrazor and RepDistiller do.
+            paraphrase: if not, the teacher's features stand in for their factors: what the paraphraser is good for can
+                be seen from that. Stage 2 is run all the same.
+            settings: see the class.
+        """
+        for side, taps in (("teacher", pair.teacher.taps), ("student", pair.student.taps)):
+            if not taps:
+                raise InputError(f"factor transfer needs a feature map of the {side}; name one as {side}.tap")
+        if len(pair.teacher.taps) != len(pair.student.taps):
+            raise InputError(
+                "factor transfer needs as many taps of the student as of the teacher, got "
+                f"{list(pair.student.taps)} and {list(pair.teacher.taps)}"
+            )
+        paraphrasers: list[Paraphraser] = []
+        for tap in pair.teacher.taps:
+            paraphraser = pair.paraphrasers.get(tap)
+            if not isinstance(paraphraser, Paraphraser):
+                raise InputError(f"factor transfer needs a paraphraser of the teacher's {tap}; run stage 2 for it")
+            paraphrasers.append(paraphraser if paraphrase else Unchanged(paraphraser.in_channels))
+        shapes = pair.student.shapes(pair.student.taps)
+        for tap, shape in zip(pair.student.taps, shapes, strict=True):
+            if len(shape) != 3:
+                raise InputError(f"the student's tap {tap!r} returns shape {shape}; a feature map (C, H, W) is needed")
+        translators = [
+            Translator(shape[0], paraphraser.factor_channels, batch_norm=batch_norm)
+            for shape, paraphraser in zip(shapes, paraphrasers, strict=True)
+        ]
+        return cls(paraphrasers, translators, pair.teacher.taps, pair.student.taps, **settings)
+
+    def target(self, teacher: Seen) -> Target:
+        """The teacher's factors (B, z, H, W), one a tap."""
+        return tuple(
+            encoder(teacher.features[tap]) for encoder, tap in zip(self.encoders, self.teacher_taps, strict=True)
+        )
+
+    def target_settings(self) -> dict[str, Any]:
+        """Whether there is a paraphraser in it."""
+        return {"paraphrase": False} if self.unchanged else {}
+
+    def forward(self, student: Seen, target: Sequence[Tensor], batch: Batch) -> Tensor:
+        """The weighted sum over taps of the translated features' distances from the teacher's factors, 0-d."""
+        distances = []
+        for weight, translator, tap, factor in zip(
+            self.tap_weights, self.translators, self.student_taps, target, strict=True
+        ):
+            own, other = match(translator(student.features[tap]), factor)
+            if self.attention:
+                own, other = own.float().pow(2).mean(1), other.float().pow(2).mean(1)
+            distances.append(weight * factor_loss(own, other, self.p))
+        return torch.stack(distances).sum()

@@ -1,0 +1,45 @@
+"""KD (Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015; arXiv 1503.02531)."""
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+from torch.nn import functional as F
+
+from factor_transfer.methods.logits_term import AnswersTerm
+
+
+def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T² · KL(softmax(z_T / T) ‖ softmax(z_S / T))``, the mean of the batch (section 2).
+
+    Args:
+        student: logits (B, K); gradient flows into them.
+        teacher: logits (B, K).
+        temperature: T; a higher one shows more of the unlikely classes.
+
+    Returns:
+        0-d. A constant added to a sample's logits changes nothing.
+    """
+    log_student = F.log_softmax(student.float() / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+class KD(AnswersTerm):
+    """The student's soft answers follow the teacher's: ``(1 - alpha) * CE + alpha * kd_loss``.
+
+    Args:
+        temperature: T. 4 is usual for CIFAR (Tian, Krishnan, Isola 2020, and after them most comparisons).
+        alpha: share of the soft answers; the cross-entropy's is the rest. Likewise.
+    """
+
+    def __init__(
+        self, *, temperature: Annotated[float, Gt(0)] = 4.0, alpha: Annotated[float, Ge(0), Le(1)] = 0.9
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.weight, self.cross_entropy = alpha, 1 - alpha
+
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Of logits (B, K), 0-d."""
+        return kd_loss(student, teacher, self.temperature)

@@ -1,0 +1,222 @@
+"""What a recipe stands for in a work dir: its images, device, networks and taps."""
+
+from collections.abc import Collection, Iterator, Sequence
+from copy import copy
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import Tensor, nn
+
+from factor_transfer.config.recipe import Network, Recipe
+from factor_transfer.data import Augment, Batch, Data, Split, in_order, open_data
+from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed.fabric import open_fabric
+from factor_transfer.errors import InputError
+from factor_transfer.files import load_into
+from factor_transfer.methods import ReusedClassifier
+from factor_transfer.models import Normalize, build_model, check_said, zoo_statistics
+from factor_transfer.models.memory_format import lay_out
+from factor_transfer.pipeline import artefact
+from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.taps.stages import LAST_STAGE, resolve
+from factor_transfer.training.evaluate import predict
+
+EVALUATION_BATCH = 500
+EXAMPLES = 64  # images that networks are looked at with before they are trained
+
+Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel, 0..1
+
+
+class Experiment:
+    """A recipe at work in a folder.
+
+    Args:
+        recipe: what to do.
+        work_dir: where the stages lie.
+        console: what a person sees.
+        command: the recipe and its overrides as on the command line, for messages.
+    """
+
+    def __init__(self, recipe: Recipe, work_dir: Path, console: Console, command: str) -> None:
+        self.recipe, self.work_dir, self.console, self.command = recipe, work_dir, console, command
+        self.verified: set[Path] = set()  # folders whose sums were compared in this command
+
+    def with_method(self, method: str, seed: int | None = None) -> Self:
+        """The same experiment with another method, and another seed of the student; images and taps are shared."""
+        _ = self.data, self.taps  # once for all methods
+        other = copy(self)
+        other.recipe = self.recipe.with_method(method, seed)
+        return other
+
+    def say(self, text: str) -> None:
+        """A line for the person."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @cached_property
+    def data(self) -> Data:
+        """The images, read when first needed.
+
+        Raises:
+            InputError: bad data, or a batch that is larger than the training set.
+        """
+        data = open_data(**self.recipe.data.model_dump())
+        for name in ("teacher", "paraphraser", "student"):
+            section = getattr(self.recipe, name)
+            if section is not None and section.epochs is not None and section.batch_size > len(data.train):
+                raise InputError(
+                    f"{name}.batch_size is {section.batch_size}, larger than the training set of {len(data.train)} "
+                    f"images; give a smaller one, such as {name}.batch_size={min(32, len(data.train))}"
+                )
+        return data
+
+    @cached_property
+    def fabric(self) -> Fabric:
+        """Device and precision."""
+        return open_fabric(self.recipe.device, self.recipe.precision)
+
+    @cached_property
+    def augment(self) -> Augment:
+        """What is done to the training images at random."""
+        return Augment(**self.recipe.augment.model_dump())
+
+    @cached_property
+    def test(self) -> Split:
+        """The test images, for the final table alone."""
+        return self.data.test()
+
+    def build(self, section: Network, pretrained: bool = False) -> nn.Module:
+        """A network as the recipe names it, on the device; with random weights, or the zoo's."""
+        record = self.describe(section)["model"]
+        return lay_out(self.fabric.to_device(build_model(**record, pretrained=pretrained)))
+
+    def describe(self, section: Network) -> dict[str, Any]:
+        """What a network's record says of it, so that ``load_network`` can build it again."""
+        return {
+            "model": {
+                "name": section.model,
+                "num_classes": len(self.data.classes),
+                "in_channels": self.data.channels,
+                **section.args.model_dump(mode="json"),
+            },
+            "classes": self.data.classes,
+            "image": list(self.data.train.images.shape[1:]),
+        }
+
+    def statistics(self, section: Network, model: nn.Module | None = None) -> Statistics:
+        """Mean and standard deviation of a network's input: as the recipe says, as its weights want it, or the data's.
+
+        Args:
+            section: of the recipe.
+            model: if its weights come from elsewhere.
+
+        Raises:
+            InputError: not one for each channel.
+        """
+        if section.mean is not None and section.std is not None:
+            found: Statistics | None = section.mean, section.std
+        else:
+            found = zoo_statistics(section.model, model, self.data.channels) if model is not None else None
+        mean, std = found or (self.data.mean, self.data.std)
+        if len(mean) != self.data.channels:
+            raise InputError(
+                f"{section.model} is normalised with {len(mean)} values ({', '.join(f'{m:.3g}' for m in mean)}), the "
+                f"images have {self.data.channels} channels; give mean and std, one a channel"
+            )
+        return mean, std
+
+    def normalize(self, statistics: Statistics | Artefact) -> Normalize:
+        """What turns raw images into a network's input, by statistics or those of a finished network."""
+        if isinstance(statistics, Artefact):
+            statistics = statistics.record["mean"], statistics.record["std"]
+        return Normalize(*statistics).to(self.fabric.device)
+
+    def load(self, done: Artefact, last: bool = False) -> nn.Module:
+        """The network of a finished stage, on the device; or as it was after the last epoch."""
+        return lay_out(self.fabric.to_device(load_network(done, last, self.recipe.models)))
+
+    @cached_property
+    def examples(self) -> Tensor:
+        """Some raw training images, from all over the set."""
+        images = self.data.train.images
+        chosen = torch.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).long()
+        return images[chosen].to(self.fabric.device)
+
+    @cached_property
+    def taps(self) -> tuple[list[str], list[str]]:
+        """The taps of teacher and student; where the recipe names none, the last stage's, if there is one.
+
+        Raises:
+            InputError: a tap that does not exist.
+        """
+        found = []
+        for name, section in (("teacher", self.recipe.teacher), ("student", self.recipe.student)):
+            # Drawn from a generator of its own: what is trained next must not depend on who looked for taps first.
+            with torch.random.fork_rng(devices=[]):
+                model = self.build(section)
+            images = self.normalize(self.statistics(section))(self.examples[:2])
+            try:
+                taps = [resolve(model, images, tap) for tap in section.taps or [LAST_STAGE]]
+            except InputError:
+                if section.taps is not None:
+                    raise
+                taps = []  # not every method needs one
+            if taps and section.taps != taps:
+                self.say(f"{name}  tap {', '.join(taps)}, found in {section.model}")
+            found.append(taps)
+        return found[0], found[1]
+
+    def in_order(self, split: Split) -> Iterator[Batch]:
+        """Each image of a split once, on the device: for evaluation."""
+        return in_order(split, EVALUATION_BATCH, self.fabric.device, processes.rank(), processes.world())
+
+    def logits(self, model: nn.Module, split: Split, normalize: Normalize) -> tuple[Tensor, Tensor]:
+        """Logits (N, K) of a network over a split, and labels (N,), in full precision."""
+        return predict(nn.Sequential(normalize, model), self.in_order(split))
+
+
+def load_network(done: Artefact, last: bool = False, said: Collection[str] = ()) -> nn.Module:
+    """The network of a finished stage, with its weights; or with those of the last epoch.
+
+    Args:
+        done: the stage.
+        last: which weights.
+        said: the models that the recipe names. The record of a stage may come from anywhere: that it names somebody's
+            own code is no reason to run it.
+
+    Raises:
+        InputError: the stage holds no network, or the weights do not fit; or it is one of code that was not asked for.
+    """
+    if "model" not in done.record:
+        raise InputError(f"{done.weights} holds a {done.record.get('stage')}, not a network that classifies images")
+    name = str(done.record["model"].get("name")) if isinstance(done.record["model"], dict) else ""
+    check_said(name, said, done.weights)
+    try:
+        model = build_model(**done.record["model"])
+        if "reused_classifier" in done.record:
+            model = ReusedClassifier.rebuild(model, **done.record["reused_classifier"])
+    except (TypeError, InputError) as error:
+        raise InputError(f"{done.folder / artefact.RECORD} is damaged: {error}") from error
+    load_into(model, done.last_state() if last else done.state(), done.weights)
+    return model
+
+
+def check_fits(done: Artefact, data: Data) -> None:
+    """Refuse a network that was made for other classes or channels than the data's.
+
+    Raises:
+        InputError: so it is, or its record is damaged.
+    """
+    try:
+        classes, channels = tuple(done.record["classes"]), done.record["model"]["in_channels"]
+        statistics = [len(done.record["mean"]), len(done.record["std"])]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{done.folder / artefact.RECORD} is damaged: {error}") from error
+    if channels != data.channels or statistics != [channels, channels]:
+        raise InputError(f"{done.weights} takes images of {channels} channels, this recipe's have {data.channels}")
+    if classes != data.classes:
+        here, there = (f"{len(names)} classes ({', '.join(names[:3])}, …)" for names in (classes, data.classes))
+        raise InputError(f"{done.weights} tells {here} apart, this recipe's data has {there}")

@@ -1,0 +1,94 @@
+"""A work dir is one process's at a time, or that of several which one launcher has started together."""
+
+import json
+import os
+import platform
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from factor_transfer.distributed import collectives as processes
+from factor_transfer.errors import InputError
+from factor_transfer.files import write_json
+
+_LOCK, _HOLDER = ".lock", ".holder.json"
+# What lets a job in that the holder has started and waits for: see ``compare --slurm``.
+_ON_BEHALF = "FACTOR_TRANSFER_HOLDER"
+
+_held: dict[Path, FileLock | None] = {}
+
+
+@contextmanager
+def hold(work_dir: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made if it is not there. May be nested.
+
+    The system takes the lock back when this process ends, however it ends.
+
+    Raises:
+        InputError: another process holds it, and is named; or the folder cannot be written.
+    """
+    folder = work_dir.resolve()
+    if folder in _held:
+        yield
+        return
+    # Of several processes the first one has the lock; it cannot be handed to others, nor need be.
+    processes.first(lambda: _take(work_dir))
+    _held.setdefault(folder, None)
+    try:
+        yield
+    finally:
+        lock = _held.pop(folder)
+        if lock is not None:
+            os.environ.pop(_ON_BEHALF, None)
+            lock.release()
+
+
+def _take(work_dir: Path) -> None:
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        holder = _holder(work_dir)
+        if holder.get("token") is not None and holder["token"] == os.environ.get(_ON_BEHALF):
+            return
+        lock = FileLock(work_dir / _LOCK, timeout=0)
+        lock.acquire()
+        token = str(uuid.uuid4())
+        write_json(work_dir / _HOLDER, _description() | {"token": token})
+    except Timeout:
+        raise InputError(
+            f"work dir {work_dir} is in use by {_named(holder)}; wait for it, or give another --work-dir"
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot use work dir {work_dir}: {error.strerror}") from error
+    os.environ[_ON_BEHALF] = token
+    _held[work_dir.resolve()] = lock
+
+
+def _description() -> dict[str, Any]:
+    return {
+        "process": os.getpid(),
+        "host": platform.node(),
+        "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+    }
+
+
+def _holder(work_dir: Path) -> dict[str, Any]:
+    """What the last holder wrote of itself; nothing, if it is damaged, for it is only for a message."""
+    try:
+        content = json.loads((work_dir / _HOLDER).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _named(holder: dict[str, Any]) -> str:
+    if "process" not in holder:
+        return "another process"
+    since, command = holder.get("since"), holder.get("command")
+    return f"process {holder['process']} on {holder.get('host')}, since {since} ({command})"

@@ -1,0 +1,5 @@
+"""Features from inside any network."""
+
+from factor_transfer.taps.extract import Seen, Taps, first_tensor, patch_maps, shapes
+
+__all__ = ["Seen", "Taps", "first_tensor", "patch_maps", "shapes"]

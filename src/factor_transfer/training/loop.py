@@ -1,0 +1,164 @@
+"""The only training loop: it trains whatever keeps the contract ``losses = method(images, labels)``."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from factor_transfer.data import Batch, Batches, epoch_seed
+from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed.signals import StopRequest, defer_signals
+from factor_transfer.errors import InputError, Interrupted
+from factor_transfer.training.checkpoint import CheckpointInterval
+from factor_transfer.training.trainer import Trainer
+
+# Processes on GPUs agree on whether to stop once in this many steps: each time they wait for their devices.
+_AGREE_INTERVAL_STEPS = 16
+
+
+def fit(
+    trainers: Sequence[Trainer], batches: Batches, accumulate: int = 1, interval: CheckpointInterval | None = None
+) -> None:
+    """Train one method, or several in lockstep: on the same batches, in the same order.
+
+    Each trainer resumes from the step it is at. Where there are several, an error that ends one of them early is kept
+    in its ``error``, and the others go on.
+
+    Args:
+        trainers: trainings of the same number of epochs.
+        batches: the training images.
+        accumulate: the number of parts that each batch is divided into; their gradients are added up.
+        interval: how often checkpoints are written.
+
+    Raises:
+        Diverged: a loss is not finite, where there is one trainer.
+        Interrupted: a person or a system asked to stop; each trainer's checkpoint is written.
+    """
+    with defer_signals() as stop:
+        loop = _Loop(trainers, batches, accumulate, interval or CheckpointInterval(), stop)
+        try:
+            first = min(trainer.at for trainer in trainers) // len(batches)
+            for epoch in range(first, trainers[0].epochs):
+                loop.epoch(epoch)
+        except KeyboardInterrupt:  # in a thread, which cannot handle signals
+            raise _interrupted(trainers, 2) from None
+        finally:
+            for trainer in trainers:
+                trainer.stop()
+
+
+class _Loop:
+    """Epochs and steps, and what happens between them."""
+
+    def __init__(
+        self,
+        trainers: Sequence[Trainer],
+        batches: Batches,
+        accumulate: int,
+        interval: CheckpointInterval,
+        stop: StopRequest,
+    ) -> None:
+        self.trainers, self.batches, self.accumulate = trainers, batches, accumulate
+        self.interval, self.stop = interval, stop
+        self.device = trainers[0].fabric.device
+        self.saved = time.monotonic()
+
+    def epoch(self, epoch: int) -> None:
+        """Train on all images once, or on the rest of them after resuming; then validate and save."""
+        begin, end = epoch * len(self.batches), (epoch + 1) * len(self.batches)
+        trainers = [trainer for trainer in self.trainers if begin <= trainer.at < end and trainer.error is None]
+        for trainer in trainers:
+            trainer.begin_epoch(epoch)
+        start = min((trainer.at for trainer in trainers), default=end)
+        asked = time.perf_counter()
+        for at, batch in enumerate(self.batches.epoch(epoch, start - begin), start):
+            loading_seconds = time.perf_counter() - asked
+            self.step(epoch, at - begin, batch, [trainer for trainer in trainers if trainer.at == at], loading_seconds)
+            trainers = [trainer for trainer in trainers if trainer.error is None]
+            if not trainers:
+                return
+            if at + 1 < end:  # after the last step, the end of the epoch comes first
+                self.between([trainer for trainer in trainers if trainer.at == at + 1])
+            asked = time.perf_counter()
+        for trainer in self.running(trainers):
+            with self.contained(trainer):
+                trainer.end_epoch(epoch, self.batches.waited)
+        if (epoch + 1) % self.interval.epochs == 0 or epoch + 1 == self.trainers[0].epochs:
+            self.save(trainers)
+        self.between(trainers)
+
+    def step(self, epoch: int, step: int, batch: Batch, trainers: Sequence[Trainer], loading_seconds: float) -> None:
+        """Train each trainer on one batch."""
+        images, rank, world = self.batches.size(step), self.batches.rank, self.batches.world
+        # The loss of the step is the mean over processes; a batch too small to be divided is the same in all of them.
+        divided = world > 1 and len(batch.labels) < images
+        weight = len(batch.labels) * world / images if divided else 1.0
+        parts = _divided(batch, self.accumulate)
+        for index, part in enumerate(parts):
+            # A seed for each step, so that dropout is the same after resuming, and differs between parts and processes.
+            place = (index, rank) if index or rank else ()
+            seed = epoch_seed(self.batches.seed, epoch, step, *place)
+            share = weight * len(part.labels) / len(batch.labels)
+            for trainer in self.running(trainers):
+                with self.contained(trainer):
+                    trainer.forward_backward(part, share, seed, last=index + 1 == len(parts))
+        for trainer in self.running(trainers):
+            with self.contained(trainer):
+                trainer.optimizer_step(images, loading_seconds)
+
+    def between(self, trainers: Sequence[Trainer]) -> None:
+        """After a step or an epoch: write checkpoints that are due, and stop if a signal asked for it."""
+        waits = self.batches.world > 1 and self.device.type == "cuda"
+        if waits and trainers and trainers[0].at % _AGREE_INTERVAL_STEPS:
+            return
+        due = time.monotonic() - self.saved > 60 * self.interval.minutes
+        signal, due_anywhere = processes.largest([self.stop.signal, due], self.device)
+        if signal or due_anywhere:
+            self.save(trainers)
+        if signal:
+            raise _interrupted(self.trainers, signal)
+
+    def save(self, trainers: Sequence[Trainer]) -> None:
+        """Write each trainer's checkpoint."""
+        for trainer in self.running(trainers):
+            with self.contained(trainer):
+                trainer.save()
+        self.saved = time.monotonic()
+
+    @staticmethod
+    def running(trainers: Iterable[Trainer]) -> Iterator[Trainer]:
+        """The trainers without an error."""
+        return (trainer for trainer in trainers if trainer.error is None)
+
+    @contextmanager
+    def contained(self, trainer: Trainer) -> Iterator[None]:
+        """Keep an error of one of several trainers in its ``error``, so that the others go on."""
+        try:
+            yield
+        except (InputError, RuntimeError, MemoryError) as error:
+            # With several processes, one alone may have failed, and the others would wait for it.
+            if len(self.trainers) == 1 or self.batches.world > 1:
+                raise
+            trainer.error = error
+
+
+def _divided(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in this many parts, as equal as possible; fewer, if a part would have less than two images."""
+    parts = min(parts, len(batch.labels) // 2)
+    if parts < 2:
+        return [batch]
+    split = [[None] * parts if value is None else value.tensor_split(parts) for value in batch]
+    return [Batch(*part) for part in zip(*split, strict=True)]
+
+
+def _interrupted(trainers: Sequence[Trainer], signal: int) -> Interrupted:
+    lines = []
+    for trainer in trainers:
+        stage, (epoch, step) = trainer.log.stage, divmod(trainer.saved, trainer.steps)
+        if trainer.saved:
+            done = f"epoch {epoch} of {trainer.epochs}" + (f" and {step} of {trainer.steps} steps" if step else "")
+            lines.append(f"stopped in {stage}; {done} is kept in {trainer.checkpoint}")
+        else:
+            lines.append(f"stopped in {stage} before its first epoch was complete; nothing was kept of it")
+    if any(trainer.saved for trainer in trainers):
+        lines.append("The same command, without --fresh, goes on from there")
+    return Interrupted("\n".join(lines), signal)

@@ -1,0 +1,72 @@
+"""Guards against numbers that are not finite: gradients, whose steps may be skipped, and weights."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from factor_transfer.errors import Diverged
+from factor_transfer.methods import Method, trained_state
+from factor_transfer.methods.base import trained_buffers
+
+_ADVICE = "a lower learning_rate, warmup_epochs or clip_norm often helps"
+
+
+class GradientGuard:
+    """Skips training steps whose gradient is not finite, as if their batches had not been seen.
+
+    Args:
+        method: the method that is trained.
+        max_skipped: the number of steps that may be skipped; with 0 the guard does nothing.
+
+    Attributes:
+        skipped: the number of steps skipped so far.
+    """
+
+    def __init__(self, method: Method, max_skipped: int) -> None:
+        self.method, self.max_skipped, self.skipped = method, max_skipped, 0
+        self._parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        self._buffers: list[tuple[str, Tensor]] = []
+
+    def remember(self) -> None:
+        """Copy the buffers, such as batch-norm statistics, before the first forward pass of a step."""
+        if self.max_skipped and not self._buffers:
+            self._buffers = [(name, value.clone()) for name, value in trained_buffers(self.method)]
+
+    def accept(self) -> bool:
+        """Whether the step may be taken. If not, the buffers become what they were before its forward pass.
+
+        Raises:
+            Diverged: more steps have been skipped than are allowed.
+        """
+        before, self._buffers = self._buffers, []
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        if not self.max_skipped or torch.nn.utils.get_total_norm(gradients).isfinite():
+            return True
+        buffers = dict(trained_buffers(self.method))
+        for name, value in before:
+            buffers[name].copy_(value)
+        self.skipped += 1
+        if self.skipped > self.max_skipped:
+            raise Diverged(
+                f"{self.skipped} steps had a gradient that is not finite, max_skipped allows {self.max_skipped}; "
+                f"{_ADVICE}"
+            )
+        return False
+
+
+def nonfinite_names(method: nn.Module, figures: Mapping[str, float]) -> list[str]:
+    """The names of trained weights and of validation figures that are not finite."""
+    weights = [name for name, value in trained_state(method).items() if not value.isfinite().all()]
+    return weights + [f"validation {name}" for name, value in figures.items() if not torch.tensor(value).isfinite()]
+
+
+def diverged(where: str, checkpoint: str | None) -> Diverged:
+    """The error of a training whose numbers are no longer finite.
+
+    Args:
+        where: what is not finite, and when.
+        checkpoint: the path of the last good checkpoint, if there is one.
+    """
+    kept = f"The last good checkpoint is kept: {checkpoint}\n" if checkpoint else ""
+    return Diverged(f'{where}\n{kept}{_ADVICE.capitalize()}; on_nonfinite="skip" skips such steps')

@@ -1,0 +1,128 @@
+"""Code from outside runs where a recipe says ``module:callable``, and says so; nowhere else, whatever a file holds."""
+
+import builtins
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import Run, refused
+from factor_transfer.errors import InputError
+from factor_transfer.models import announce, build_model
+from factor_transfer.models import optional as library
+
+OWN = """
+from pathlib import Path
+from torch import nn
+
+Path("ran").touch()
+
+def small(num_classes, in_channels, **args):
+    return nn.Sequential(nn.Conv2d(in_channels, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(4, num_classes))
+"""
+
+
+class Runs:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch ran",)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    """Somebody's module within a package; of a name of its own, since Python imports a name once."""
+    package = tmp_path / f"own_{tmp_path.name}"
+    package.mkdir()
+    (package / "__init__.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    (package / "nets.py").write_text(OWN)
+    return f"{package.name}.nets:small"
+
+
+def test_a_command_says_whose_code_it_runs_before_it_does(own: str, tiny: Path, run: Run, tmp_path: Path) -> None:
+    place = tmp_path / own.partition(".")[0] / "nets.py"
+    assert announce([own, "resnet8", own, "timm:resnet18"]) == [f"runs code from outside: {own} ({place})"]
+    assert not Path("ran").exists()  # not even the package that it is in
+    arguments = ["teacher", tiny, f"teacher={{model='{own}', epochs=1, batch_size=24, tap='0'}}"]
+    result = run(*arguments)
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[0] == f"runs code from outside: {own} ({place})"
+    assert result.out.count("from outside") == 1
+    assert Path("ran").exists()
+    for command in (["test", tiny, "runs/tiny/teacher", *arguments[2:]], ["show", "taps", own]):
+        assert run(*command).out.splitlines()[0] == result.out.splitlines()[0]
+    assert announce(["nowhere.at_all:x", ":", ".:x", "a..b:c"])[0] == (
+        "runs code from outside: nowhere.at_all:x (not found)"
+    )
+
+
+def test_nothing_from_outside_is_not_announced(tiny: Path, run: Run) -> None:
+    assert "outside" not in run("teacher", tiny, "teacher.epochs=1").out
+
+
+@pytest.mark.parametrize("model", [":", "a:", ".:x", "\u00e9 :x", "a.b:c:d"])
+def test_a_name_of_no_code_is_refused(model: str, tiny: Path, run: Run) -> None:
+    refused(
+        run("teacher", tiny, f"teacher={{model='{model}', epochs=1, batch_size=24, tap='0'}}"),
+        "is none; with a colon it is",
+    )
+
+
+def test_the_record_of_a_stage_names_code_in_vain(own: str, work: Path, tiny: Path, run: Run) -> None:
+    record = json.loads((work / "teacher" / "stage.json").read_text())
+    record["model"] = {"name": own, "num_classes": 4, "in_channels": 3}
+    (work / "teacher" / "stage.json").write_text(json.dumps(record))
+    refused(run("test", tiny, work / "teacher"), "code from outside .* name it as student.model")
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("key", ["name", "num_classes", "in_channels", "pretrained"])
+def test_settings_do_not_say_which_network_it_is(own: str, tiny: Path, run: Run, key: str) -> None:
+    override = f"teacher={{model='timm:resnet18', epochs=1, args={{{key}='{own}'}}}}"
+    refused(run("teacher", tiny, override), f"teacher.args: '{key}' is no setting")
+    assert not Path("ran").exists()
+
+
+def test_a_path_in_a_recipe_is_a_path_to_data(own: str, tiny: Path, run: Run, tmp_path: Path) -> None:
+    outside = tmp_path.parent / f"{tmp_path.name}.py"
+    outside.write_text(OWN)
+    up = f"../{outside.name}"
+    for override in (f"teacher.weights='{up}'", f"paraphraser.weights='{up}'"):
+        refused(run("run", tiny, override), rf"weights {up} are damaged, or hold more than tensors")
+    for override in (f"data={{name='cifar10', root='{up}'}}", f"data={{name='folder', root='{up}'}}"):
+        refused(run("run", tiny, override), outside.name)
+    for name in ("..", "../x", "/x", "a/../../x", "a\\nb"):
+        refused(run("run", tiny, f'name="{name}"'), "name: String should match")
+    refused(run("run", tiny, f"teacher.model={outside}"), "unknown teacher.model")
+    assert not Path("ran").exists()
+    assert not list(tmp_path.parent.glob("x*"))
+
+
+def test_a_pickle_among_a_zoos_weights_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, torchvision_operators: None
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    url: str = library.library("torchvision").models.get_model_weights("squeezenet1_1").DEFAULT.url
+    fetched = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
+    fetched.parent.mkdir(parents=True)
+    torch.save({"features.0.weight": Runs()}, fetched)
+    with pytest.raises(InputError, match="torchvision cannot build 'squeezenet1_1'"):
+        build_model("torchvision:squeezenet1_1", 1000, pretrained=True)
+    assert not Path("ran").exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_a_program_beside_a_network_on_the_hub_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, torchvision_operators: None
+) -> None:
+    folder = Path("hub")
+    folder.mkdir()
+    config = {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "theirs.py").write_text(OWN)
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")  # whoever would be asked
+    with pytest.raises(InputError, match="transformers cannot build"):
+        build_model("transformers:hub", 4)
+    assert not Path("ran").exists()

@@ -1,0 +1,92 @@
+"""``factor-transfer check``: what it finds is so, and it leaves nothing behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import Run, refused
+from factor_transfer.files import read_weights, save_weights
+
+
+def looked(run: Run, *arguments: str | Path) -> tuple[dict[str, Any], str]:
+    result = run("check", *arguments, "--json", "found.json")
+    assert result.code == 0, result.err
+    return json.loads(Path("found.json").read_text()), result.out
+
+
+def test_an_untrained_recipe_is_looked_at_and_nothing_is_left(tiny: Path, run: Run) -> None:
+    found, out = looked(run, tiny)
+    assert not Path("runs").exists()
+    assert found["teacher"]["state"] == "untrained"
+    assert found["paraphraser"]["state"] == "untrained"
+    assert found["taps"] == {"teacher": {"layer3": [32, 2, 2]}, "student": {"layer3": [16, 2, 2]}}
+    assert set(found["terms"]) == {"ce", "factor"}
+    for key in ("share_of_loss", "share_of_gradient"):
+        assert sum(part[key] for part in found["terms"].values()) == pytest.approx(1)
+    for part in found["terms"].values():
+        assert part["weighted"] == pytest.approx(part["value"] * part["weight"])
+    assert found["terms"]["factor"]["weight"] == 50
+    assert list(found["stages"]) == ["teacher", "paraphraser", "student"]
+    for budget in found["stages"].values():
+        assert budget["seconds"] > 0
+        assert budget["memory_mb"] > 0
+    assert found["networks"]["teacher"]["parameters"] > found["networks"]["student"]["parameters"]
+    for words in ("cross-entropy", "Factor Transfer", "layer3 (32 x 2 x 2)", "chance 25.0 %"):
+        assert words in out
+
+
+def test_a_finished_run_is_as_good_as_it_recorded(finished: Path, tiny: Path, run: Run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    found, _ = looked(run, tiny, "--work-dir", finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    assert found["teacher"]["state"] == found["paraphraser"]["state"] == "finished"
+    # All 24 validation images were looked at: the very figure that the stage recorded.
+    assert found["teacher"]["top1"] == found["teacher"]["top1_recorded"]
+    assert found["warnings"] == []
+
+
+def test_a_teacher_that_is_not_what_it_was_is_told(work: Path, tiny: Path, run: Run) -> None:
+    record = json.loads((work / "teacher" / "stage.json").read_text())
+    record["mean"] = [value + 5 for value in record["mean"]]
+    record["validation"]["top1"] = 100.0
+    (work / "teacher" / "stage.json").write_text(json.dumps(record))
+    found, out = looked(run, tiny, "--work-dir", work)
+    assert len(found["warnings"]) >= 1
+    assert "Warning: the teacher is right in" in out
+
+
+def test_a_given_teacher_near_chance_is_told(work: Path, tiny: Path, run: Run) -> None:
+    state = read_weights(work / "teacher" / "weights.safetensors")
+    state["fc.weight"] = torch.zeros_like(state["fc.weight"])
+    save_weights(Path("broken.safetensors"), state)
+    given = "teacher={model='resnet8', args={width=8}, weights='broken.safetensors'}"
+    found, _ = looked(run, tiny, given)
+    assert found["teacher"]["state"] == "given"
+    assert "chance is 25.0 %" in found["warnings"][0]
+    assert list(found["stages"]) == ["paraphraser", "student"]
+
+
+@pytest.mark.parametrize(("beta", "kind"), [(0.001, "negligible"), (1e6, "drowning")])
+def test_a_beta_that_is_off_gets_a_better_one(tiny: Path, run: Run, beta: float, kind: str) -> None:
+    found, _ = looked(run, tiny, f"transfer.factor.beta={beta}")
+    assert kind in found["warnings"][0]
+    suggested = found["terms"]["factor"]["suggested_beta"]
+    assert f"transfer.factor.beta={suggested:g}" in found["warnings"][0]
+    better, _ = looked(run, tiny, f"transfer.factor.beta={suggested}")
+    assert better["warnings"] == []
+    assert better["terms"]["factor"]["share_of_gradient"] == pytest.approx(0.5, abs=0.2)
+
+
+def test_terms_of_all_kinds_are_looked_at(tiny: Path, run: Run) -> None:
+    for method in ("kd", "at+kd", "fitnets", "crd", "simkd", "ofd", "reviewkd", "student"):
+        found, _ = looked(run, tiny, f"transfer.method={method}", "transfer.crd.negatives=20")
+        assert set(found["terms"]) == ({"ce", *method.split("+")} if method != "student" else set())
+        assert found["paraphraser"] is None
+
+
+def test_what_cannot_work_is_refused(tiny: Path, run: Run) -> None:
+    refused(run("check", tiny, "student.tap=layr3"), "unknown tap 'layr3'; did you mean 'layer3'")
+    refused(run("check", tiny, "transfer.method=simkd+kd"), "simkd puts another network in the student's place")

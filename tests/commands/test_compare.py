@@ -1,0 +1,162 @@
+"""Methods against each other: the statistics by hand, and the command on small real work."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Run, refused
+from factor_transfer.commands.compare import parse_methods, summarize
+from factor_transfer.errors import InputError
+from factor_transfer.methods import KD
+from factor_transfer.report.confidence import Estimate, estimate
+
+
+def runs(**top1: list[float | None]) -> list[dict[str, Any]]:
+    return [
+        {"method": method.replace("_", "+"), "seed": seed, "top1": value, "seconds": 2.0 if method == "kd" else 1.0}
+        for method, values in top1.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_the_interval_is_students() -> None:
+    # t(0.975, 2 degrees of freedom) = 4.3027, from a table.
+    mean, interval = estimate([1.0, 2.0, 6.0])
+    deviation = math.sqrt(((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 2)
+    assert mean == 3
+    assert interval == pytest.approx(4.3027 * deviation / math.sqrt(3), rel=1e-4)
+    assert estimate([4.0]) == (4.0, None)
+
+
+def test_significant_is_what_leaves_zero_out() -> None:
+    assert Estimate(2.0, 1.9).significant
+    assert Estimate(-2.0, 1.9).significant
+    assert not Estimate(2.0, 2.1).significant
+    assert not Estimate(2.0, None).significant
+    assert f"{Estimate(2.0, 1.5):+.2f}" == "+2.00 ± 1.50"
+    assert f"{Estimate(-0.25, None):+.2f}" == "-0.25"
+
+
+def test_differences_are_paired_by_seed() -> None:
+    found = summarize(runs(student=[80, 90, 70], kd=[82, 91, 73]), ["student", "kd"], teacher=90)
+    assert found["student"]["difference"] is None
+    assert found["kd"]["mean"] == pytest.approx(82)
+    assert found["kd"]["difference"] == pytest.approx(2)
+    # 2, 1 and 3: the spread of the seeds themselves, 10 points, is not in it.
+    assert found["kd"]["difference_interval"] == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert not found["kd"]["significant"]
+    assert found["kd"]["gap_closed"] == pytest.approx(0.2)
+    assert found["kd"]["cost"] == pytest.approx(2)
+
+
+def test_a_failed_run_is_counted_and_its_seed_left_out_of_the_pairs() -> None:
+    found = summarize(runs(student=[80, 90, 70], kd=[82, None, 73]), ["student", "kd"], teacher=90)
+    assert found["kd"]["failed"] == 1
+    assert found["kd"]["difference"] == pytest.approx(2.5)
+    assert found["kd"]["gap_closed"] == pytest.approx(2.5 / 15)
+    nothing = summarize(runs(student=[80, 90], kd=[None, None]), ["student", "kd"], teacher=70)["kd"]
+    assert nothing == {**dict.fromkeys(nothing), "failed": 2}
+
+
+def test_a_teacher_below_the_student_leaves_no_gap_to_close() -> None:
+    assert summarize(runs(student=[80], kd=[82]), ["student", "kd"], teacher=79)["kd"]["gap_closed"] is None
+
+
+def test_methods_are_named_in_one_way_and_the_student_alone_is_always_there() -> None:
+    assert parse_methods("kd+factor, at") == ["student", "factor+kd", "at"]
+    assert parse_methods("kd,student") == ["student", "kd"]
+    for methods, message in (
+        ("kd,factor,kd", "names 'kd' twice"),
+        ("factor+kd,kd+factor", r"names 'factor\+kd' twice"),
+        ("kd+kd", "names 'kd' twice"),
+        ("fitnet", "did you mean 'fitnets'"),
+        ("student+kd", "in a sum"),
+    ):
+        with pytest.raises(InputError, match=message):
+            parse_methods(methods)
+
+
+METHODS = "student,kd,fitnets,at,factor,factor+kd,at+kd"
+LATER = "dkd,dist,crd,reviewkd,ofd,simkd"
+ALL = f"{METHODS},{LATER}"
+
+
+@pytest.fixture
+def quick(tiny: Path) -> Path:
+    """The tiny recipe, with an epoch or two a stage."""
+    text = tiny.read_text().replace("epochs = 3", "epochs = 1").replace("[student]", "[student]\nkeep = 'best'")
+    tiny.write_text(text + "\n[transfer.crd]\nnegatives = 20\n[transfer.kd]\nalpha = 0.5\n")
+    return tiny
+
+
+def test_compare_leaves_figures_and_a_picture_and_does_nothing_twice(quick: Path, run: Run) -> None:
+    result = run("compare", quick, "--methods", ALL, "--seeds", "2")
+    assert result.code == 0, result.err
+    found = json.loads(Path("runs/tiny/comparison.json").read_text())
+    names = ALL.split(",")
+    assert [(entry["seed"], entry["method"]) for entry in found["runs"]] == [
+        (s, name) for s in (0, 1) for name in names
+    ]
+    assert list(found["methods"]) == names
+    for entry in found["runs"]:
+        assert set(entry) == {"method", "seed", "top1", "top5", "top1_best", "loss", "seconds", "settings"}
+        assert list(entry["settings"]) == [name for name in entry["method"].split("+") if name != "student"]
+        assert entry["top1"] == entry["top1_best"]  # one epoch: the last is the best
+    assert found["runs"][5]["settings"]["kd"]["alpha"] == 0.5
+    assert set(found["teacher"]) == {"top1", "top5", "loss"}
+    assert Path("runs/tiny/comparison.png").read_bytes().startswith(b"\x89PNG")
+    for words in ("Factor Transfer + KD", "student alone", "95 % interval", "Not significant"):
+        assert words in result.out
+    again = run("compare", quick, "--methods", "student,kd", "--seeds", "2")
+    assert again.out.count("up to date") == 2 + 2 * 2 - 1  # teacher (no paraphraser is asked for) and four students
+    assert "epoch" not in again.out.replace("last epoch", "")
+
+
+def test_methods_of_a_seed_start_from_the_same_weights_and_see_the_same_batches(
+    quick: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    forward = KD.forward
+
+    def look(self: KD, student: Any, target: Any, batch: Any) -> Any:
+        if self.training:
+            seen.append(
+                (batch.images.float().sum() + batch.labels.float().dot(student.logits.argmax(1).float())).item()
+            )
+        return forward(self, student, target, batch)
+
+    monkeypatch.setattr(KD, "forward", look)
+    assert run("compare", quick, "--methods", "kd", "--seeds", "1").code == 0
+    first = seen.copy()
+    seen.clear()
+    assert run("compare", quick, "--methods", "kd,factor+kd", "--seeds", "1").code == 0
+    assert len(first) == len(seen) == 3  # kd is up to date
+    assert seen[0] == first[0]  # the same images, and the same answers before the first step
+
+
+def test_a_run_that_fails_is_a_row_that_says_so(quick: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick.write_text(quick.read_text() + "[transfer.at]\nweight = 1e38\n")
+    result = run("compare", quick, "--methods", "at,kd", "--seeds", "1")
+    assert result.code == 0, result.err
+    found = json.loads(Path("runs/tiny/comparison.json").read_text())
+    failed, good = (next(entry for entry in found["runs"] if entry["method"] == name) for name in ("at", "kd"))
+    assert failed["top1"] is None
+    assert "not finite" in failed["error"]
+    assert good["top1"] is not None
+    assert found["methods"]["at"]["failed"] == 1
+    assert "Failed: at, seed 0: " in result.out
+
+
+def test_what_cannot_be_compared_is_told_before_anything_is_trained(quick: Path, run: Run) -> None:
+    refused(run("compare", quick, "--methods", "kd,kd"), "names 'kd' twice")
+    refused(run("compare", quick, "--methods", "kd,factr"), "unknown method 'factr'; did you mean 'factor'")
+    refused(run("compare", quick, "--seeds", "0"), "--seeds must be at least 1")
+    refused(run("compare", quick, "transfer.fitnets.teacher_taps=['layr1']", "--methods", "fitnets"), "layr1.*'layer1'")
+    text = quick.read_text()
+    start, end = text.index("[paraphraser]"), text.index("[student]")
+    quick.write_text(text[:start] + text[end:].replace("[transfer.factor]\nbeta = 50", ""))
+    refused(run("compare", quick, "--methods", "kd,factor"), "factor needs a paraphraser.*paraphraser")
+    assert not Path("runs").exists()

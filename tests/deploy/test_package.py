@@ -1,0 +1,186 @@
+"""The folder to share: what is in it, and that it is enough."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import Run, refused
+from factor_transfer import build_model, load_student
+from factor_transfer.config.read import read_recipe
+from factor_transfer.data import open_data
+from factor_transfer.errors import InputError
+from factor_transfer.files import read_weights, sha256
+from factor_transfer.models import Normalize
+from factor_transfer.pipeline.artefact import find
+from factor_transfer.pipeline.experiment import load_network
+
+STUDENT = "student-factor-seed0"
+
+
+@pytest.fixture(scope="session")
+def shared(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from factor_transfer.cli import main
+
+    out = tmp_path_factory.mktemp("shared") / "student"
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["package", str(digits_run), "--out", str(out)])
+    return out
+
+
+def test_the_student_alone_says_the_same(digits_run: Path, shared: Path) -> None:
+    done = find(digits_run / STUDENT)
+    assert done is not None
+    student = load_student(shared)
+    images = open_data("digits").test().images[:20]
+    with torch.no_grad():
+        expected = load_network(done).eval()(Normalize(done.record["mean"], done.record["std"])(images))
+        assert torch.equal(student(images), expected)
+    assert not student.training
+    assert student.classes == tuple("0123456789")
+    assert student.image == (1, 8, 8)
+
+
+def test_neither_teacher_nor_translator_is_needed(shared: Path) -> None:
+    """In a process of its own: nothing that trains is even imported."""
+    code = (
+        "import sys, factor_transfer, torch\n"
+        "student = factor_transfer.load_student(sys.argv[1])\n"
+        "student(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))\n"
+        "print(*(name for name in sys.modules if name.startswith('factor_transfer.')))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, shared], capture_output=True, text=True, check=True)
+    imported = set(result.stdout.split())
+    assert "factor_transfer.deploy.student" in imported
+    assert not {name for name in imported if name.split(".")[1] in ("methods", "engine", "stages", "recipe", "taps")}
+
+
+def test_what_is_in_the_folder(digits_run: Path, shared: Path) -> None:
+    assert {path.name for path in shared.iterdir()} == {"README.md", "config.json", "model.safetensors", "recipe.toml"}
+    assert read_recipe(shared / "recipe.toml").student.model == "resnet8"
+    summary = json.loads((digits_run / "summary.json").read_text())
+    card = (shared / "README.md").read_text()
+    header = card.split("---\n")[1]
+    assert "library_name: factor-transfer\npipeline_tag: image-classification\n" in header
+    assert f"value: {summary['student']['top1'] / 100:.6g}" in header
+    assert f"| student | {summary['student']['top1']:.2f} | {summary['student']['parameters']:,} |" in card
+    assert f"| teacher | {summary['teacher']['top1']:.2f} |" in card
+    (code,) = [part.split("```")[0] for part in card.split("```python\n")[1:]]
+    result = subprocess.run([sys.executable, "-c", code], cwd=shared, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() in set("0123456789")
+
+
+def test_figures_of_exported_files_are_packaged_and_those_of_another_student_refused(
+    digits_run: Path, run: Run, tmp_path: Path
+) -> None:
+    work = Path(shutil.copytree(digits_run, tmp_path / "work"))
+    folder = work / STUDENT / "export" / "onnx-float32"
+    folder.mkdir(parents=True)
+    (folder / "student.onnx").write_bytes(b"a file")
+    done = find(work / STUDENT)
+    assert done is not None
+    record: dict[str, Any] = {
+        "file": {"name": "student.onnx", "bytes": 6, "sha256": sha256(folder / "student.onnx")},
+        "student": {"fingerprint": done.fingerprint},
+        "parity": {"top1_file": 12.34, "equal_predictions": 100.0, "largest_logit_difference": 1e-6},
+        "format": "onnx",
+        "precision": "float32",
+        "costs": {"p50_ms": 0.5},
+        "machine": {"processor": "of this test"},
+    }
+    (folder / "export.json").write_text(json.dumps(record))
+    assert run("package", work, "--out", tmp_path / "a").code == 0
+    assert json.loads((tmp_path / "a" / "export.json").read_text()) == {"onnx-float32": record}
+    assert "| onnx-float32 | 12.34 | 100.00 % |" in (tmp_path / "a" / "README.md").read_text()
+    elsewhere = Path(shutil.move(folder, tmp_path / "elsewhere"))
+    assert run("package", work, "--out", tmp_path / "c", "--export", elsewhere).code == 0
+    assert (tmp_path / "c" / "export.json").read_bytes() == (tmp_path / "a" / "export.json").read_bytes()
+    shutil.move(elsewhere, folder)
+    for damage in ({"student": {"fingerprint": "another"}}, {"file": record["file"] | {"sha256": "another"}}):
+        (folder / "export.json").write_text(json.dumps(record | damage))
+        refused(run("package", work, "--out", tmp_path / "b"), r"student\.onnx was made from another student")
+    assert not (tmp_path / "b").exists()
+
+
+def test_keys_of_timm(run: Run, tmp_path: Path, tiny: Path, torchvision_operators: None) -> None:
+    pytest.importorskip("timm")
+    tiny.write_text(tiny.read_text().replace("resnet8", "resnet18").replace("args = { width = 4 }\n", ""))
+    smaller = ["student.epochs=1", "transfer.method=student"]
+    assert run("train", tiny, *smaller).code == 0
+    work = Path("runs/tiny")
+    for library in ("timm", "torchvision"):
+        assert run("package", work, "--out", tmp_path / library, "--to", library).code == 0
+        state = read_weights(tmp_path / library / f"{library}.safetensors")
+        theirs = build_model(f"{library}:resnet18", 4)
+        theirs.load_state_dict(state)
+        student = load_student(tmp_path / library)
+        images = torch.rand(2, 3, 16, 16)
+        with torch.no_grad():
+            assert torch.allclose(theirs.eval()(images), student.model(images), atol=1e-4)
+
+
+def test_bad_packages(digits_run: Path, shared: Path, run: Run, tmp_path: Path) -> None:
+    refused(run("package", digits_run, "--out", shared), "is there already, and is not empty")
+    refused(run("package", digits_run, "--out", tmp_path / "x", "--to", "keras"), "unknown library 'keras'")
+    refused(
+        run("package", digits_run, "--out", tmp_path / "x", "--to", "timm"), "timm has no network like this resnet8"
+    )
+    assert not (tmp_path / "x").exists()
+    damaged = Path(shutil.copytree(shared, tmp_path / "damaged"))
+    (damaged / "model.safetensors").write_bytes((shared / "model.safetensors").read_bytes()[:-4])
+    refused(run("predict", damaged, damaged), "is damaged, or another student's")
+    (damaged / "config.json").write_text("{}")
+    refused(run("predict", damaged, damaged), r"config\.json is damaged")
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        load_student(tmp_path)
+
+
+@pytest.fixture
+def of_code(shared: Path, tmp_path: Path) -> Path:
+    """A package whose network is made by code from outside, which leaves a trace where it runs."""
+    folder = Path(shutil.copytree(shared, tmp_path / "of code"))
+    config = json.loads((folder / "config.json").read_text())
+    config["model"] = {"name": "tracer:network", "num_classes": 10, "in_channels": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    code = "from pathlib import Path\nPath('ran').touch()\nfrom torch import nn\n\n"
+    Path("tracer.py").write_text(f"{code}def network(num_classes, in_channels):\n    return nn.Linear(1, 1)\n")
+    return folder
+
+
+def test_a_package_runs_no_code_that_was_not_asked_for(of_code: Path, tmp_path: Path, run: Run) -> None:
+    with pytest.raises(InputError, match="code from outside makes, 'tracer:network'"):
+        load_student(of_code)
+    refused(run("predict", of_code, of_code), "code from outside makes")
+    assert not Path("ran").exists()
+    with pytest.raises(InputError, match="do not fit"):
+        load_student(of_code, said=["tracer:network"])
+    assert Path("ran").exists()
+
+
+def test_a_run_of_code_from_outside_says_so_first(tmp_path: Path, tiny: Path, run: Run) -> None:
+    Path("small_net.py").write_text(
+        "from torch import nn\n\n\ndef network(num_classes, in_channels):\n"
+        "    body = nn.Sequential(nn.Conv2d(in_channels, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2))\n"
+        "    return nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
+    )
+    own = ["transfer.method=student", "student.model=small_net:network", "student.args={}", "student.epochs=1"]
+    assert run("run", tiny, *own, "teacher.epochs=1").code == 0
+    data = open_data("synthetic", train=20)
+    Image.fromarray(data.train.images[:1][0].permute(1, 2, 0).numpy()).save("one.png")
+    said = run("predict", "runs/tiny", "one.png", "--json")
+    assert said.code == 0, said.err
+    assert said.err.startswith("runs code from outside: small_net:network (")
+    assert len(json.loads(said.out)[0]["top"]) == 4
+    packaged = run("package", "runs/tiny", "--out", "shared")
+    assert packaged.code == 0, packaged.err
+    assert packaged.out.startswith("runs code from outside: small_net:network (")
+    assert load_student("shared", said=["small_net:network"]).classes == data.classes
+    (Path("runs/tiny/student-alone-seed0") / "recipe.toml").unlink()
+    refused(run("predict", "runs/tiny", "one.png"), "code from outside makes")

@@ -1,0 +1,38 @@
+import torch
+from torch import nn
+
+from factor_transfer import build_model
+from factor_transfer.models.memory_format import lay_out, memory_format
+from factor_transfer.taps import Taps
+
+
+def shortcut(in_channels: int, stride: int, kernel: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(in_channels, 16, kernel, stride), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_channels_last_but_for_strided_1x1_convolutions_of_few_channels() -> None:
+    assert memory_format(build_model("resnet20", 10)) is torch.channels_last
+    assert memory_format(build_model("resnet8", 10, width=4)) is torch.channels_last  # whose shortcuts are safe
+    assert memory_format(shortcut(7, 2)) is torch.contiguous_format
+    for safe in (shortcut(8, 2), shortcut(7, 1), shortcut(7, 2, kernel=3)):
+        assert memory_format(safe) is torch.channels_last
+
+
+def test_weights_keep_their_values() -> None:
+    model = build_model("resnet8", 10)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    lay_out(model)
+    after = model.state_dict()
+    assert after["layer1.0.conv1.weight"].is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_a_network_is_given_images_as_its_weights_lie() -> None:
+    formats = []
+    for model in (build_model("resnet8", 10), shortcut(3, 2)):
+        model.register_forward_pre_hook(
+            lambda module, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        )
+        Taps(model)(torch.randn(2, 3, 8, 8))
+        Taps(model)(torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last))
+    assert formats == [True, True, False, False]
