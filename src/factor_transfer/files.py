@@ -26,7 +26,7 @@ _LARGEST_JSON = 2**26  # bytes
 _DEEPEST_JSON = 50
 
 
-def write_whole(path: Path, content: bytes, previous: Path | None = None) -> None:
+def write_atomic(path: Path, content: bytes, previous: Path | None = None) -> None:
     """Write a file such that a kill, or a power cut, at any moment leaves the old one or the new one, never a part.
 
     Args:
@@ -71,7 +71,7 @@ def _sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON, whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -115,7 +115,7 @@ def sha256(path: Path) -> str:
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write a state dict as safetensors."""
     content = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    write_whole(path, safetensors.torch.save(content))
+    write_atomic(path, safetensors.torch.save(content))
 
 
 def read_weights(path: Path) -> State:

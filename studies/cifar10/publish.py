@@ -19,7 +19,7 @@ from typing import Any
 from factor_transfer.cli.exit import ending
 from factor_transfer.config.read import as_toml, read_recipe
 from factor_transfer.errors import InputError
-from factor_transfer.files import read_json, sha256, write_json, write_whole
+from factor_transfer.files import read_json, sha256, write_atomic, write_json
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import METRICS, RECIPE, RECORD, WEIGHTS, Artefact
 from factor_transfer.pipeline.finished_run import method_of
@@ -54,7 +54,7 @@ def publish(study: str, work: Path) -> None:
     write_json(ZOO / INDEX, dict(sorted(listed.items())))
     files = sorted(path for path in ZOO.rglob("*") if path.is_file() and path.parent != ZOO)
     lines = [f"{sha256(path)}  {path.relative_to(ZOO).as_posix()}\n" for path in files]
-    write_whole(ZOO / SUMS, "".join(lines).encode())
+    write_atomic(ZOO / SUMS, "".join(lines).encode())
     PROJECT_README.write_text(with_table(PROJECT_README.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"{len(listed)} entries, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB in {ZOO}")
 
@@ -157,7 +157,7 @@ def _copy(done: Artefact, target: Path) -> None:
     for name in (WEIGHTS, RECORD, METRICS):
         shutil.copyfile(done.folder / name, target / name)
     if (done.folder / RECIPE).is_file():  # of a student; where the images lay is nobody's business
-        write_whole(target / RECIPE, as_toml(read_recipe(done.folder / RECIPE, ["data.root=data"])).encode())
+        write_atomic(target / RECIPE, as_toml(read_recipe(done.folder / RECIPE, ["data.root=data"])).encode())
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from conftest import Run, refused
-from factor_transfer import data as data_module
 from factor_transfer.data import Augment, Batches, Data, Split, StoredImages, in_order, open_data
+from factor_transfer.data import dataset as data_module
 from factor_transfer.data.prefetch import ReadAhead
 from factor_transfer.data.sets import folder as folder_module
 from factor_transfer.errors import InputError

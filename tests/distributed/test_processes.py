@@ -14,7 +14,7 @@ import torch
 
 from conftest import ROOT, TINY, Run
 from factor_transfer.data import Augment, Batches, Split, in_order
-from factor_transfer.distributed.launch import place
+from factor_transfer.distributed.launch import launch_info
 from factor_transfer.errors import InputError
 from factor_transfer.files import read_weights
 
@@ -171,20 +171,20 @@ def test_the_launcher_says_where_a_process_stands(monkeypatch: pytest.MonkeyPatc
     for name in ("TORCHELASTIC_RUN_ID", "SLURM_STEP_ID", "SLURM_NTASKS_PER_NODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    assert place().world == 1  # a batch script, which is none of its tasks
+    assert launch_info().world == 1  # a batch script, which is none of its tasks
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     monkeypatch.setenv("SLURM_PROCID", "3")
     with pytest.raises(InputError, match="--ntasks-per-node"):
-        place()
+        launch_info()
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
-    assert place() == (3, 4, 2, "srun")
+    assert launch_info() == (3, 4, 2, "srun")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="LOCAL_WORLD_SIZE"):
-        place()
+        launch_info()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert place() == (1, 2, 2, "torchrun")
+    assert launch_info() == (1, 2, 2, "torchrun")
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

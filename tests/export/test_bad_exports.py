@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from conftest import Run, refused
 from factor_transfer.data import Split
 from factor_transfer.errors import InputError
-from factor_transfer.export.build import Wish, content
+from factor_transfer.export.build import ExportOptions, build_file
 from factor_transfer.export.formats import optional as libraries
 from factor_transfer.export.formats.runtimes import open_file
-from factor_transfer.export.graph import Form, Program, capture
+from factor_transfer.export.graph import InputSpec, Program, capture
 from factor_transfer.export.quantize import calibration
 from factor_transfer.models import Normalize
 
@@ -60,9 +60,9 @@ def test_a_network_whose_path_depends_on_its_values() -> None:
     ],
 )
 def test_an_operator_that_a_format_does_not_have(name: str, tmp_path: Path) -> None:
-    wish = Wish(name, "float32", Form(raw=False))  # type: ignore[arg-type]
+    options = ExportOptions(name, "float32", InputSpec(raw=False))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"operator aten\.\w*svd.* of layer odd") as caught:
-        content(around(Rare()), Normalize([0.0] * 3, [1.0] * 3), IMAGES, wish)
+        build_file(around(Rare()), Normalize([0.0] * 3, [1.0] * 3), IMAGES, options)
     assert len(str(caught.value).splitlines()) < 10
 
 

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from conftest import CIFAR10, Run, needs_cifar10, refused
 from factor_transfer import build_model
 from factor_transfer.export import parity
-from factor_transfer.export.build import Wish, content
+from factor_transfer.export.build import ExportOptions, build_file
 from factor_transfer.export.formats.runtimes import open_file, run_over
-from factor_transfer.export.graph import Form, bare
+from factor_transfer.export.graph import InputSpec, bare
 from factor_transfer.export.qat import RoundedInput, RoundedWeight, rounded
 from factor_transfer.files import read_weights, sha256
 from factor_transfer.models import Normalize
@@ -138,9 +138,9 @@ def test_any_number_of_normalised_images(tmp_path: Path, name: str) -> None:
     model = Small().eval()
     with torch.no_grad():
         expected = model(NORMALIZE(IMAGES))
-    wish = Wish(name, "float32", Form(raw=False, dynamic=True))  # type: ignore[arg-type]
+    options = ExportOptions(name, "float32", InputSpec(raw=False, dynamic=True))  # type: ignore[arg-type]
     path = tmp_path / f"small.{ENDINGS[name]}"
-    path.write_bytes(content(bare(model, NORMALIZE, IMAGES), NORMALIZE, IMAGES, wish))
+    path.write_bytes(build_file(bare(model, NORMALIZE, IMAGES), NORMALIZE, IMAGES, options))
     file = open_file(path)
     assert (file.shape, file.dtype, file.dynamic) == ((3, 8, 8), torch.float32, True)
     for count in (1, 2, 64):

@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from factor_transfer import build_model
-from factor_transfer.models.memory_format import lay_out, memory_format
+from factor_transfer.models.memory_format import memory_format, to_memory_format
 from factor_transfer.taps import Taps
 
 
@@ -21,7 +21,7 @@ def test_channels_last_but_for_strided_1x1_convolutions_of_few_channels() -> Non
 def test_weights_keep_their_values() -> None:
     model = build_model("resnet8", 10)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    lay_out(model)
+    to_memory_format(model)
     after = model.state_dict()
     assert after["layer1.0.conv1.weight"].is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(after[key], value) for key, value in before.items())

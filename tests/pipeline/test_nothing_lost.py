@@ -16,7 +16,7 @@ from torch import nn
 from conftest import Run, refused
 from factor_transfer import Supervised
 from factor_transfer.errors import InputError, Interrupted
-from factor_transfer.files import write_whole
+from factor_transfer.files import write_atomic
 from factor_transfer.pipeline.stages import all as stages
 from factor_transfer.training import checkpoint as training_state
 from factor_transfer.training import trainer
@@ -366,10 +366,10 @@ def test_what_a_kill_left_unfinished_is_removed(tiny: Path, run: Run, monkeypatc
         path.with_name(".last.ckpt.abc").write_bytes(b"half")
         raise SystemError("killed")
 
-    monkeypatch.setattr(training_state, "write_whole", killed)
+    monkeypatch.setattr(training_state, "write_atomic", killed)
     with pytest.raises(SystemError):
         run("teacher", tiny)
-    monkeypatch.setattr(training_state, "write_whole", write_whole)
+    monkeypatch.setattr(training_state, "write_atomic", write_atomic)
     assert Path("runs/tiny/teacher/.last.ckpt.abc").exists()
     assert run("teacher", tiny).code == 0
     assert not Path("runs/tiny/teacher/.last.ckpt.abc").exists()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from factor_transfer.distributed.launch import place
+from factor_transfer.distributed.launch import launch_info
 
 Overrides = Annotated[
     list[str] | None,
@@ -17,7 +17,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def console() -> Console:
     """Standard output; where it is no terminal, wide enough for a table. Of several processes the first one speaks."""
-    if place().rank:
+    if launch_info().rank:
         return Console(quiet=True)
     found = Console(highlight=False)
     return found if found.is_terminal else Console(highlight=False, width=160)

@@ -51,9 +51,9 @@ def export(
     """The student as a file for a device, tried on all test images by its own runtime."""
     choose("format", format, ["executorch", "onnx"])
     choose("precision", precision, ["float32", "int8"])
-    from factor_transfer.export.build import Wish
+    from factor_transfer.export.build import ExportOptions
     from factor_transfer.export.export import export_student
-    from factor_transfer.export.graph import Form
+    from factor_transfer.export.graph import InputSpec
     from factor_transfer.pipeline.artefact import RECIPE
     from factor_transfer.pipeline.experiment import Experiment
     from factor_transfer.pipeline.finished_run import find_run
@@ -68,9 +68,9 @@ def export(
     work_dir = found.student.folder.parent
     command = shlex.join([str(found.student.folder / RECIPE), *(overrides or []), "--work-dir", str(work_dir)])
     experiment = Experiment(recipe, work_dir, console(), command)
-    form = Form(raw=not raw_input, dynamic=dynamic_batch)
-    wish = Wish(format, precision, form, calibration, tolerance, qat)  # type: ignore[arg-type]
-    record = export_student(experiment, found, wish, out)
+    form = InputSpec(raw=not raw_input, dynamic=dynamic_batch)
+    options = ExportOptions(format, precision, form, calibration, tolerance, qat)  # type: ignore[arg-type]
+    record = export_student(experiment, found, options, out)
     folder = out or found.student.folder / "export" / f"{format}-{precision}"
     print_export(experiment.console, record, str(folder / record["file"]["name"]))
 

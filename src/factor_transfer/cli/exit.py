@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from factor_transfer.distributed.launch import place
+from factor_transfer.distributed.launch import launch_info
 from factor_transfer.distributed.signals import at_once
 from factor_transfer.errors import InputError, Interrupted, first_line, is_of_memory
 
@@ -31,7 +31,7 @@ def ending(debug: bool) -> Iterator[None]:
         message = _message(error)
         if message is None or debug:
             raise
-        rank = place().rank
+        rank = launch_info().rank
         if rank:
             # The first process has most likely said the same already, and the launcher is about to end this one.
             time.sleep(_COURTESY_S)
@@ -51,6 +51,6 @@ def _message(error: BaseException) -> str | None:
         return None
     if is_of_memory(error):
         return "out of memory; a smaller batch_size, network or image size needs less"
-    if place().world > 1 and isinstance(error, RuntimeError) and _LOST.search(str(error)):
+    if launch_info().world > 1 and isinstance(error, RuntimeError) and _LOST.search(str(error)):
         return f"lost the other processes ({first_line(error)}); what was written down is kept"
     return None

@@ -11,7 +11,7 @@ import typer
 from factor_transfer.cli import deploy as deploy_cli
 from factor_transfer.cli.common import Debug, Overrides, announce, console
 from factor_transfer.cli.exit import ending
-from factor_transfer.distributed.launch import place
+from factor_transfer.distributed.launch import launch_info
 from factor_transfer.errors import InputError, choose
 
 if TYPE_CHECKING:  # what is heavy is imported where it is used: `--help` and a typing error need not wait for it
@@ -223,7 +223,7 @@ def _experiment(recipe: str, overrides: list[str] | None, work_dir: Path | None)
     read = _recipe(recipe, overrides)
     command = shlex.join([recipe, *(overrides or []), *(["--work-dir", str(work_dir)] if work_dir else [])])
     experiment = Experiment(read, work_dir or Path("runs") / read.name, console(), command)
-    if place().world > 1:
+    if launch_info().world > 1:
         _ = experiment.fabric  # the processes meet before any of them reads or writes
     return experiment
 

@@ -16,13 +16,13 @@ from factor_transfer.data import Batch, Batches
 from factor_transfer.methods import TERMS, Distillation, Paraphraser, ParaphraserTraining, Supervised
 from factor_transfer.methods.base import Method
 from factor_transfer.models import Normalize, macs, parameters
-from factor_transfer.models.inference import evaluating
+from factor_transfer.models.inference import eval_mode
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.provenance import paraphraser_inputs, teacher_inputs
-from factor_transfer.pipeline.stages.build import connect, load_paraphrasers, look_at, new_paraphrasers
-from factor_transfer.pipeline.weights.initial import starting_network
+from factor_transfer.pipeline.stages.build import connect, frozen_teacher, load_paraphrasers, new_paraphrasers
+from factor_transfer.pipeline.weights.initial import init_network
 from factor_transfer.settings import chosen
 from factor_transfer.taps.extract import Taps
 from factor_transfer.training.evaluate import top
@@ -72,7 +72,7 @@ def check(experiment: Experiment) -> dict[str, Any]:
     method: Method = Supervised(now.student, now.of_student)
     terms = {}
     if experiment.recipe.terms:
-        teacher = look_at(experiment, now.teacher, now.of_teacher)
+        teacher = frozen_teacher(experiment, now.teacher, now.of_teacher)
         method = connect(experiment, now.student, teacher, now.of_student, now.paraphrasers)
         # As many images as the teacher was found to afford.
         images = min(64, max(8, found["teacher"]["images"] // 8))
@@ -88,9 +88,9 @@ def _now(experiment: Experiment) -> _Now:
     if done:
         teacher, record = experiment.load(done), done.record
     else:
-        teacher, record = starting_network(experiment, "teacher", recipe.teacher)
+        teacher, record = init_network(experiment, "teacher", recipe.teacher)
     of_teacher = experiment.normalize((record["mean"], record["std"]))
-    student, record = starting_network(experiment, "student", recipe.student)
+    student, record = init_network(experiment, "student", recipe.student)
     of_student = experiment.normalize((record["mean"], record["std"]))
     paraphrasers: dict[str, Paraphraser] = {}
     pretrained: Artefact | None = None
@@ -112,7 +112,7 @@ def _budgets(experiment: Experiment, now: _Now, method: Method) -> Iterator[tupl
     if now.paraphrasers and recipe.paraphraser and recipe.paraphraser.epochs is not None:
         paraphrasers = new_paraphrasers(experiment, now.teacher, now.of_teacher)
         distance = chosen(recipe.paraphraser, ParaphraserTraining)
-        teacher = look_at(experiment, now.teacher, now.of_teacher)
+        teacher = frozen_teacher(experiment, now.teacher, now.of_teacher)
         training = ParaphraserTraining(teacher, list(paraphrasers), list(paraphrasers.values()), **distance)
         yield "paraphraser", _budget(experiment, training, recipe.paraphraser)
     yield "student", _budget(experiment, method, recipe.student)
@@ -168,7 +168,7 @@ def _taps(experiment: Experiment, now: _Now) -> dict[str, dict[str, list[int]]]:
     sides = ("teacher", now.teacher, now.of_teacher), ("student", now.student, now.of_student)
     for (name, model, normalize), taps in zip(sides, experiment.taps, strict=True):
         network = Taps(model, taps, normalize)
-        with evaluating(network):
+        with eval_mode(network):
             features = network(experiment.examples[:2]).features
         result[name] = {tap: list(feature.shape[1:]) for tap, feature in features.items()}
     return result
@@ -178,11 +178,11 @@ def _paraphraser(experiment: Experiment, now: _Now) -> dict[str, Any]:
     """How much of the feature is not rebuilt: squared error over the feature's variance; its mean would have 1."""
     network = Taps(now.teacher, now.paraphrasers, now.of_teacher, logits=False)
     unexplained = {}
-    with evaluating(network):
+    with eval_mode(network):
         features = network(experiment.examples[:_FEATURES]).features
     for tap, paraphraser in now.paraphrasers.items():
         feature = features[tap].float()
-        with evaluating(paraphraser):
+        with eval_mode(paraphraser):
             error = (paraphraser(feature) - feature).pow(2).mean()
         unexplained[tap] = (error / feature.var(unbiased=False).clamp_min(1e-12)).item()
     return {"state": "finished" if now.pretrained else "untrained", "unexplained_variance": unexplained}

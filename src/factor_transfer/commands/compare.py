@@ -6,7 +6,7 @@ from typing import Any
 from factor_transfer.commands.slurm import Jobs
 from factor_transfer.config.recipe import ALONE, parse_method
 from factor_transfer.data import Split
-from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_json
 from factor_transfer.methods import TERMS
@@ -14,7 +14,7 @@ from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.all import make_paraphraser, make_students, make_teacher
 from factor_transfer.pipeline.stages.build import preflight
-from factor_transfer.pipeline.stages.stage import at_work
+from factor_transfer.pipeline.stages.stage import in_work_dir
 from factor_transfer.pipeline.weights.initial import check_weights
 from factor_transfer.report.confidence import estimate
 from factor_transfer.report.plot import plot_comparison
@@ -58,7 +58,7 @@ def compare(experiment: Experiment, methods: Sequence[str], seeds: int, jobs: Jo
         raise InputError(f"--seeds must be at least 1, got {seeds}")
     preflight(experiment, methods)
     check_weights(experiment)
-    with at_work(experiment):
+    with in_work_dir(experiment):
         return _compare(experiment, methods, seeds, jobs)
 
 
@@ -79,8 +79,8 @@ def _compare(experiment: Experiment, methods: Sequence[str], seeds: int, jobs: J
         "teacher": {"top1": taught["top1"], "top5": taught["top5"], "loss": taught["loss"]},
         "methods": summarize(runs, methods, taught["top1"]),
     }
-    processes.first(lambda: write_json(experiment.work_dir / COMPARISON, comparison))
-    processes.first(lambda: plot_comparison(comparison, experiment.work_dir / PICTURE))
+    collectives.on_rank_zero(lambda: write_json(experiment.work_dir / COMPARISON, comparison))
+    collectives.on_rank_zero(lambda: plot_comparison(comparison, experiment.work_dir / PICTURE))
     return comparison
 
 

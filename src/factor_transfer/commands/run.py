@@ -7,13 +7,13 @@ from rich.console import Console
 
 from factor_transfer.config.read import read_recipe
 from factor_transfer.config.recipe import ALONE
-from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed import collectives
 from factor_transfer.files import write_json
 from factor_transfer.methods import TERMS
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.all import make_paraphraser, make_student, make_teacher
 from factor_transfer.pipeline.stages.build import preflight
-from factor_transfer.pipeline.stages.stage import at_work
+from factor_transfer.pipeline.stages.stage import in_work_dir
 from factor_transfer.pipeline.weights.initial import check_weights
 from factor_transfer.report.results import network_figures, print_results, spread
 
@@ -34,7 +34,7 @@ def run(experiment: Experiment, baseline: bool = False, fresh: bool = False) -> 
     """
     preflight(experiment, [experiment.recipe.method])
     check_weights(experiment)
-    with at_work(experiment):
+    with in_work_dir(experiment):
         return _run(experiment, baseline, fresh)
 
 
@@ -48,7 +48,7 @@ def _run(experiment: Experiment, baseline: bool, fresh: bool) -> dict[str, Any]:
         done["baseline"] = make_student(experiment.with_method(ALONE), fresh)
     summary: dict[str, Any] = {"method": experiment.recipe.method, "teacher": None, "student": None, "baseline": None}
     summary |= {name: network_figures(experiment, artefact) for name, artefact in done.items()}
-    processes.first(lambda: write_json(experiment.work_dir / "summary.json", summary))
+    collectives.on_rank_zero(lambda: write_json(experiment.work_dir / "summary.json", summary))
     return summary
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from factor_transfer.commands.metrics import check_metrics, measure
 from factor_transfer.config.recipe import Recipe
 from factor_transfer.data import Data, in_order, open_data
-from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed import collectives
 from factor_transfer.distributed.fabric import open_fabric
 from factor_transfer.errors import InputError
 from factor_transfer.files import load_into
@@ -46,7 +46,7 @@ def score(recipe: Recipe, checkpoint: Path, metrics: Iterable[str]) -> dict[str,
     data = open_data(**recipe.data.model_dump())
     model, normalize, note = _network(recipe, data, path)
     network = fabric.to_device(nn.Sequential(normalize, model))
-    place = processes.rank(), processes.world()
+    place = collectives.rank(), collectives.world()
     logits, labels = predict(network, in_order(data.test(), EVALUATION_BATCH, fabric.device, *place))
     return {**measure(logits, labels, data.classes, metrics), "note": note}
 

@@ -17,7 +17,7 @@ from factor_transfer.errors import InputError
 from factor_transfer.export.record import RECORD
 from factor_transfer.files import read_json, save_weights, sha256, write_json
 from factor_transfer.models import build_model, parameters
-from factor_transfer.models.inference import evaluating
+from factor_transfer.models.inference import eval_mode
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import load_network
@@ -168,7 +168,7 @@ def _renamed(done: Artefact, network: nn.Module, library: str) -> dict[str, torc
     image = torch.rand(1, channels, *(done.record.get("image") or (0, 224, 224))[1:])
     try:
         other.load_state_dict(state)
-        with evaluating(network), evaluating(other):
+        with eval_mode(network), eval_mode(other):
             same = torch.allclose(network(image), other(image), rtol=1e-3, atol=1e-4)
     except RuntimeError as error:
         raise InputError(f"{theirs} has other layers: {str(error).splitlines()[0]}") from error

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from factor_transfer.errors import InputError, suggest
 from factor_transfer.files import load_into, read_json, read_weights, sha256
-from factor_transfer.models import Normalize, build_model, check_said
+from factor_transfer.models import Normalize, build_model, check_trusted
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import RECORD
 from factor_transfer.pipeline.weights import zoo
@@ -55,7 +55,7 @@ def load_student(source: str | Path, said: Collection[str] = ()) -> Student:
         folder = zoo.find(str(source)).folder
     record, weights, expected = _described(folder)
     try:
-        check_said(str(record["model"]["name"]), said, folder)
+        check_trusted(str(record["model"]["name"]), said, folder)
         student = assemble(record)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"what {folder} says of its network is damaged: {error}") from error

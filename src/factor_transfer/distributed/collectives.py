@@ -1,4 +1,4 @@
-"""What several processes do together, see ``place``; with one, nothing here does anything."""
+"""What several processes do together, see ``launch_info``; with one, nothing here does anything."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ def rank() -> int:
     return distributed.get_rank() if together() else 0
 
 
-def first(act: Callable[[], T]) -> T:
+def on_rank_zero(act: Callable[[], T]) -> T:
     """Let the first process act; all get what it returns, or raise what it raises.
 
     The others wait. ``act`` must not ask for what all do together.
@@ -49,7 +49,7 @@ def first(act: Callable[[], T]) -> T:
     return result
 
 
-def gathered(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """What each process has, in their order; plain values, or tensors on the CPU."""
     values: list[Any] = [value]
     if world() > 1:
@@ -58,7 +58,7 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of all processes' tensors, of one shape."""
     if world() > 1:
         tensor = tensor.clone()
@@ -66,7 +66,7 @@ def total(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def joined(tensor: Tensor) -> Tensor:
+def all_gather_rows(tensor: Tensor) -> Tensor:
     """All processes' rows, (B, …) of each, in their order; they may have different numbers of them."""
     if world() == 1:
         return tensor
@@ -80,7 +80,7 @@ def joined(tensor: Tensor) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-def largest(values: Sequence[int], device: torch.device | str = "cpu") -> list[int]:
+def all_reduce_max(values: Sequence[int], device: torch.device | str = "cpu") -> list[int]:
     """The largest of what the processes have, place by place.
 
     Args:
@@ -94,7 +94,7 @@ def largest(values: Sequence[int], device: torch.device | str = "cpu") -> list[i
     return tensor.tolist()
 
 
-def share_first(tensors: Sequence[Tensor]) -> None:
+def broadcast_from_rank_zero(tensors: Sequence[Tensor]) -> None:
     """Give every process the first one's tensors, in place."""
     if world() > 1:
         for tensor in tensors:

@@ -10,7 +10,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from factor_transfer.distributed.launch import place
+from factor_transfer.distributed.launch import launch_info
 from factor_transfer.errors import InputError
 
 # How long a process waits for the others: the first may be filling a cache. One that has died is noticed at once.
@@ -27,7 +27,7 @@ def open_fabric(device: str, precision: Any) -> Fabric:
     Raises:
         InputError: there is no such device here, or not one for each process.
     """
-    here = place()
+    here = launch_info()
     try:
         if here.world == 1:
             # Said aloud, so that no launcher is guessed at that has started this process alone.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from factor_transfer.errors import InputError
 
 
-class Place(NamedTuple):
+class LaunchInfo(NamedTuple):
     """Where a process stands among those that were started with it.
 
     Attributes:
@@ -22,20 +22,20 @@ class Place(NamedTuple):
     launcher: str = ""
 
 
-def place() -> Place:
+def launch_info() -> LaunchInfo:
     """Of this process, as its launcher says; known before any of them has spoken to another.
 
     Raises:
         InputError: the launcher says it only in part.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun
-        return Place(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE"), "torchrun")
+        return LaunchInfo(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE"), "torchrun")
     # A batch script knows how many tasks there will be, and is none of them: only srun makes a step.
     if "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1:
         if "SLURM_NTASKS_PER_NODE" not in os.environ:
             raise InputError("srun must be told --ntasks-per-node beside --ntasks")
-        return Place(_number("SLURM_PROCID"), _number("SLURM_NTASKS"), _number("SLURM_NTASKS_PER_NODE"), "srun")
-    return Place()
+        return LaunchInfo(_number("SLURM_PROCID"), _number("SLURM_NTASKS"), _number("SLURM_NTASKS_PER_NODE"), "srun")
+    return LaunchInfo()
 
 
 def _number(name: str) -> int:

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from factor_transfer.data import in_order
 from factor_transfer.errors import InputError
-from factor_transfer.export.build import Wish, content
+from factor_transfer.export.build import ExportOptions, build_file
 from factor_transfer.export.formats.runtimes import ENDINGS
 from factor_transfer.export.graph import bare
 from factor_transfer.export.parity import costs
-from factor_transfer.export.record import RECORD, facts, versions
-from factor_transfer.files import read_json, sha256, write_json, write_whole
+from factor_transfer.export.record import RECORD, network_record, versions
+from factor_transfer.files import read_json, sha256, write_atomic, write_json
 from factor_transfer.models import Normalize, macs, parameters
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import EVALUATION_BATCH, Experiment, load_network
@@ -21,7 +21,9 @@ from factor_transfer.pipeline.finished_run import Run
 from factor_transfer.training.evaluate import predict, top
 
 
-def against_teacher(experiment: Experiment, run: Run, wish: Wish, file: Path, example: Tensor) -> dict[str, Any]:
+def against_teacher(
+    experiment: Experiment, run: Run, options: ExportOptions, file: Path, example: Tensor
+) -> dict[str, Any]:
     """What the student's file costs, and the teacher's: float32, of the same format, run by the same runtime."""
     if run.teacher is None:
         (own,) = costs([file])
@@ -31,14 +33,14 @@ def against_teacher(experiment: Experiment, run: Run, wish: Wish, file: Path, ex
         Normalize(run.teacher.record["mean"], run.teacher.record["std"]),
     )
     try:
-        teacher = _teacher_file(experiment, run.teacher, network, normalize, wish)
+        teacher = _teacher_file(experiment, run.teacher, network, normalize, options)
     except InputError as error:
         experiment.say(f"teacher  has no file to compare with: {error}")
         (own,) = costs([file])
         return {"costs": own, "teacher": None, "ratios": None}
     own, its = costs([file, teacher])
     figures = top(*predict(nn.Sequential(normalize, network), in_order(experiment.test, EVALUATION_BATCH)))
-    known = facts(run.teacher, network, example)
+    known = network_record(run.teacher, network, example)
     size = teacher.stat().st_size
     student = load_network(run.student, said=run.models)
     ratios = {
@@ -52,19 +54,23 @@ def against_teacher(experiment: Experiment, run: Run, wish: Wish, file: Path, ex
     return {"costs": own, "teacher": teacher_said, "ratios": ratios}
 
 
-def _teacher_file(experiment: Experiment, done: Artefact, network: nn.Module, normalize: Normalize, wish: Wish) -> Path:
+def _teacher_file(
+    experiment: Experiment, done: Artefact, network: nn.Module, normalize: Normalize, options: ExportOptions
+) -> Path:
     """The teacher's float32 file, made once for all exports of one format and form."""
-    form = f"{'raw' if wish.form.raw else 'normalised'}-{'dynamic' if wish.form.dynamic else 'single'}"
-    folder = done.folder / "export" / f"{wish.format}-float32-{form}"
-    path, now = folder / f"teacher{ENDINGS[wish.format]}", versions(wish.format)
+    form = f"{'raw' if options.form.raw else 'normalised'}-{'dynamic' if options.form.dynamic else 'single'}"
+    folder = done.folder / "export" / f"{options.format}-float32-{form}"
+    path, now = folder / f"teacher{ENDINGS[options.format]}", versions(options.format)
     if path.is_file() and (folder / RECORD).is_file():
         said = read_json(folder / RECORD)
         if said == {"fingerprint": done.fingerprint, "sha256": sha256(path), "versions": now}:
             return path
     examples = experiment.examples.cpu()
-    made = content(bare(network, normalize, examples), normalize, examples, Wish(wish.format, "float32", wish.form))
+    made = build_file(
+        bare(network, normalize, examples), normalize, examples, ExportOptions(options.format, "float32", options.form)
+    )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_whole(path, made)
+    write_atomic(path, made)
     write_json(folder / RECORD, {"fingerprint": done.fingerprint, "sha256": sha256(path), "versions": now})
     return path

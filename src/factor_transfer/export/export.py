@@ -7,7 +7,7 @@ from typing import Any
 
 from factor_transfer.commands.test import compare_images
 from factor_transfer.errors import InputError
-from factor_transfer.export.build import Wish, content
+from factor_transfer.export.build import ExportOptions, build_file
 from factor_transfer.export.compare_teacher import against_teacher
 from factor_transfer.export.formats.optional import need
 from factor_transfer.export.formats.runtimes import ENDINGS, open_file
@@ -15,7 +15,7 @@ from factor_transfer.export.graph import bare
 from factor_transfer.export.parity import compare, verdict
 from factor_transfer.export.qat import fine_tune
 from factor_transfer.export.quantize import calibration
-from factor_transfer.export.record import RECORD, facts, machine, made, taken, versions
+from factor_transfer.export.record import RECORD, format_record, input_record, machine, network_record, versions
 from factor_transfer.files import read_json, sha256, write_json
 from factor_transfer.models import Normalize
 from factor_transfer.pipeline.artefact import Artefact
@@ -25,13 +25,13 @@ from factor_transfer.pipeline.finished_run import Run
 REJECTED = ".rejected"
 
 
-def export_student(experiment: Experiment, run: Run, wish: Wish, out: Path | None = None) -> dict[str, Any]:
+def export_student(experiment: Experiment, run: Run, options: ExportOptions, out: Path | None = None) -> dict[str, Any]:
     """Write a run's student as a file, run all test images through it, and write down what came out.
 
     Args:
         experiment: of the run's recipe.
         run: finished.
-        wish: what file.
+        options: what file.
         out: where to; a folder in the student's, if left out.
 
     Returns:
@@ -41,7 +41,7 @@ def export_student(experiment: Experiment, run: Run, wish: Wish, out: Path | Non
         InputError: it cannot be exported; the extra is not installed; the file is not as good as it should be, and is
             kept under another name.
     """
-    need(wish.format)
+    need(options.format)
     student, data = run.student, experiment.data
     check_fits(student, data)
     note = compare_images(student, data)
@@ -51,32 +51,32 @@ def export_student(experiment: Experiment, run: Run, wish: Wish, out: Path | Non
         load_network(student, said=run.models),
         Normalize(student.record["mean"], student.record["std"]),
     )
-    folder = out or student.folder / "export" / f"{wish.format}-{wish.precision}"
+    folder = out or student.folder / "export" / f"{options.format}-{options.precision}"
     _check_own(folder, student)
-    images = calibration(data.train, wish.calibration) if wish.precision == "int8" else experiment.examples.cpu()
+    images = calibration(data.train, options.calibration) if options.precision == "int8" else experiment.examples.cpu()
     alone = bare(network, normalize, images)
-    if wish.qat:
-        alone = fine_tune(experiment, run, alone, wish.qat)
-    name = f"student{ENDINGS[wish.format]}"
+    if options.qat:
+        alone = fine_tune(experiment, run, alone, options.qat)
+    name = f"student{ENDINGS[options.format]}"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as place:
         file = Path(place) / name
-        file.write_bytes(content(alone, normalize, images, wish))
+        file.write_bytes(build_file(alone, normalize, images, options))
         experiment.say(f"{name}  {file.stat().st_size / 1000:,.1f} kB; running {len(experiment.test):,} test images")
         figures = compare(network, normalize, open_file(file), experiment.test)
         example = images[:1].float()
         record = {
             "file": {"name": name, "sha256": sha256(file), "bytes": file.stat().st_size},
-            **made(wish, images),
-            "student": facts(student, network, example) | {"method": run.method},
+            **format_record(options, images),
+            "student": network_record(student, network, example) | {"method": run.method},
             "parity": figures,
-            **against_teacher(experiment, run, wish, file, example),
+            **against_teacher(experiment, run, options, file, example),
             "classes": list(student.record["classes"]),
-            "input": taken(wish.form, data.train, student),
-            "versions": versions(wish.format),
+            "input": input_record(options.form, data.train, student),
+            "versions": versions(options.format),
             "machine": machine(),
         }
-        refused = verdict(figures, wish.precision, wish.tolerance)
+        refused = verdict(figures, options.precision, options.tolerance)
         record["accepted"] = refused is None
         ending = "" if refused is None else REJECTED
         os.replace(file, folder / f"{name}{ending}")  # noqa: PTH105

@@ -14,10 +14,10 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from factor_transfer.errors import InputError
-from factor_transfer.export.formats.optional import quietly
+from factor_transfer.export.formats.optional import captured_output
 from factor_transfer.models import Normalize
 from factor_transfer.models.families.resnet import Projection
-from factor_transfer.models.inference import evaluating
+from factor_transfer.models.inference import eval_mode
 from factor_transfer.taps.extract import Taps
 from factor_transfer.taps.fold import fold_batch_norm
 
@@ -51,7 +51,7 @@ class Program(nn.Module):
 
 
 @dataclass(frozen=True)
-class Form:
+class InputSpec:
     """What a file takes.
 
     Attributes:
@@ -104,7 +104,7 @@ def capture(module: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgram
     example = images[torch.arange(_TRACED) % len(images)] if dynamic else images[:1]
     shapes = ({0: Dim("batch", min=1, max=MOST)},) if dynamic else None
     try:
-        with quietly(), torch.no_grad(), torch.backends.nnpack.flags(enabled=False):
+        with captured_output(), torch.no_grad(), torch.backends.nnpack.flags(enabled=False):
             return export(module, (example,), dynamic_shapes=shapes)
     except Exception as error:  # whatever a network does that cannot be captured
         where = _where(module, example)
@@ -140,7 +140,7 @@ def _where(module: nn.Module, images: Tensor) -> str:
             handles.append(part.register_forward_hook(lambda *_: within.pop() and None))
     last = _Last()
     try:
-        with quietly(), evaluating(module), last:
+        with captured_output(), eval_mode(module), last:
             export(module, (images,))
     except Exception:  # the one that is being explained
         pass
@@ -178,7 +178,7 @@ def blame(exported: ExportedProgram, text: str) -> str:
     lines = [line for line in text.splitlines() if re.search(r"aten[.:]+\w", line)]
     for graph in (lambda: exported, lambda: exported.run_decompositions()):  # an operator may be part of another one
         try:
-            with quietly():
+            with captured_output():
                 found = [(_operator(node), node) for node in graph().graph.nodes if node.op == "call_function"]
         except Exception:  # then the first graph is all there is to look at
             continue

@@ -24,7 +24,7 @@ from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.finished_run import Run
 from factor_transfer.pipeline.provenance import paraphraser_inputs
-from factor_transfer.pipeline.stages.build import connect, load_paraphrasers, look_at
+from factor_transfer.pipeline.stages.build import connect, frozen_teacher, load_paraphrasers
 from factor_transfer.pipeline.stages.stage import require
 from factor_transfer.training.log import RunLog
 from factor_transfer.training.loop import fit
@@ -129,7 +129,7 @@ def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int)
     if terms:
         if run.teacher is None:
             raise InputError(f"--qat needs the teacher, and {run.student.folder.parent} has none")
-        teacher = look_at(experiment, experiment.load(run.teacher), experiment.normalize(run.teacher))
+        teacher = frozen_teacher(experiment, experiment.load(run.teacher), experiment.normalize(run.teacher))
         paraphrasers = load_paraphrasers(experiment, _paraphraser(experiment, run.teacher)) if _needed(terms) else {}
         method = connect(experiment, network, teacher, normalize, paraphrasers)
     batches = Batches(experiment.data.train, section.batch_size, section.seed, experiment.augment, device)

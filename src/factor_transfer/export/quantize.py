@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from factor_transfer.data import Split
 from factor_transfer.errors import InputError
-from factor_transfer.export.formats.optional import quietly
+from factor_transfer.export.formats.optional import captured_output
 from factor_transfer.export.graph import capture, explaining
 
 LEAST = 32  # images: of fewer, the largest values are a matter of chance
@@ -47,13 +47,13 @@ def quantized(program: nn.Module, images: Tensor, dynamic: bool) -> ExportedProg
     Args:
         program: see ``Program``.
         images: to calibrate by, as the program takes them.
-        dynamic: see ``Form``.
+        dynamic: see ``InputSpec``.
 
     Raises:
         InputError: it cannot be quantised.
     """
     exported = capture(program, images, dynamic=True)  # to be calibrated batch by batch, whatever comes out
-    with quietly(), torch.no_grad(), explaining(exported, "8 bits"):
+    with captured_output(), torch.no_grad(), explaining(exported, "8 bits"):
         scheme = import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
         pt2e = import_module("torchao.quantization.pt2e.quantize_pt2e")
         quantizer = scheme.XNNPACKQuantizer()

@@ -8,16 +8,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from factor_transfer.data import Split
-from factor_transfer.export.build import Wish
+from factor_transfer.export.build import ExportOptions
 from factor_transfer.export.formats.optional import EXTRAS
-from factor_transfer.export.graph import MOST, Form
+from factor_transfer.export.graph import MOST, InputSpec
 from factor_transfer.models import macs, parameters
 from factor_transfer.pipeline.artefact import Artefact
 
 RECORD = "export.json"
 
 
-def facts(done: Artefact, network: nn.Module, example: Tensor) -> dict[str, Any]:
+def network_record(done: Artefact, network: nn.Module, example: Tensor) -> dict[str, Any]:
     """Which network it is, and how large."""
     return {
         "folder": str(done.folder),
@@ -30,21 +30,21 @@ def facts(done: Artefact, network: nn.Module, example: Tensor) -> dict[str, Any]
     }
 
 
-def made(wish: Wish, images: Tensor) -> dict[str, Any]:
+def format_record(options: ExportOptions, images: Tensor) -> dict[str, Any]:
     """Format and precision, and how that was come by."""
     quantisation = {
         "calibration_images": len(images),
         "calibrated_on": "training images, evenly spaced over the split",
-        "weights": "8 bits, a scale a channel" if wish.format == "executorch" else "7 bits, a scale a channel",
+        "weights": "8 bits, a scale a channel" if options.format == "executorch" else "7 bits, a scale a channel",
         "activations": "8 bits, a scale a tensor",
-        "qat_epochs": wish.qat,
-        "tolerance": wish.tolerance,
+        "qat_epochs": options.qat,
+        "tolerance": options.tolerance,
     }
-    chosen = quantisation if wish.precision == "int8" else None
-    return {"format": wish.format, "precision": wish.precision, "quantisation": chosen}
+    chosen = quantisation if options.precision == "int8" else None
+    return {"format": options.format, "precision": options.precision, "quantisation": chosen}
 
 
-def taken(form: Form, train: Split, student: Artefact) -> dict[str, Any]:
+def input_record(form: InputSpec, train: Split, student: Artefact) -> dict[str, Any]:
     """What the file takes, for whoever writes the code around it."""
     channels, height, width = train.images.shape[1:]
     values = "raw, 0..255" if form.raw else "(value / 255 - mean) / std, channel by channel"

@@ -9,7 +9,7 @@ from factor_transfer.methods.term import Pair, Target, Term
 from factor_transfer.taps.extract import Seen
 
 
-class AnswersTerm(Term):
+class LogitsTerm(Term):
     """A term between the two networks' logits; ``distance`` is all that is left to say."""
 
     teacher_logits = True

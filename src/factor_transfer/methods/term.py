@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
-from factor_transfer.models.inference import evaluating
+from factor_transfer.models.inference import eval_mode
 from factor_transfer.taps.extract import Seen, Taps
 from factor_transfer.taps.stages import stages
 
@@ -37,7 +37,7 @@ class Side:
     def see(self, taps: Sequence[str]) -> Seen:
         """What it says to the images, in evaluation mode."""
         network = Taps(self.model, taps)
-        with evaluating(network):
+        with eval_mode(network):
             return network(self.images)
 
     def shapes(self, taps: Sequence[str]) -> list[tuple[int, ...]]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from factor_transfer.errors import InputError, choose
 from factor_transfer.models.cost import macs, parameters
-from factor_transfer.models.external import announce, build_external, check_said, is_external, is_own, zoo_statistics
+from factor_transfer.models.external import announce, build_external, check_trusted, is_external, is_own, zoo_statistics
 from factor_transfer.models.families.mobilenet import MOBILENETS
 from factor_transfer.models.families.resnet import RESNETS
 from factor_transfer.models.families.shufflenet import SHUFFLENETS
@@ -22,7 +22,7 @@ __all__ = [
     "Normalize",
     "announce",
     "build_model",
-    "check_said",
+    "check_trusted",
     "is_external",
     "is_own",
     "macs",

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from factor_transfer.models.inference import evaluating
+from factor_transfer.models.inference import eval_mode
 
 
 def parameters(model: nn.Module) -> int:
@@ -20,6 +20,6 @@ def macs(model: nn.Module, images: Tensor) -> int:
         model: the network.
         images: any batch of its input (B, ...).
     """
-    with evaluating(model), FlopCounterMode(display=False) as counter:
+    with eval_mode(model), FlopCounterMode(display=False) as counter:
         model(images[:1])
     return counter.get_total_flops() // 2  # PyTorch counts a multiply and an add as two

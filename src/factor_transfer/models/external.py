@@ -29,7 +29,7 @@ def is_own(name: str) -> bool:
     return is_external(name) and name.partition(":")[0] not in ZOOS
 
 
-def check_said(name: str, said: Collection[str], place: object) -> None:
+def check_trusted(name: str, said: Collection[str], place: object) -> None:
     """Refuse to run somebody's own code for no other reason than that a file names it.
 
     Args:

@@ -24,6 +24,6 @@ def memory_format(model: nn.Module) -> torch.memory_format:
     return torch.channels_last
 
 
-def lay_out(model: nn.Module) -> nn.Module:
+def to_memory_format(model: nn.Module) -> nn.Module:
     """Put a network's weights into its ``memory_format``, in place; what it computes stays the same."""
     return model.to(memory_format=memory_format(model))  # type: ignore[call-overload]

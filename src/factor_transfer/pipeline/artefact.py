@@ -130,7 +130,7 @@ def differences(folder: Path, inputs: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def set_aside(folder: Path) -> Path:
+def archive(folder: Path) -> Path:
     """Move a stage out of the way, into ``replaced/`` beside it: what was trained is never thrown away."""
     number = 1
     while (target := folder.parent / "replaced" / f"{folder.name}-{number}").exists():

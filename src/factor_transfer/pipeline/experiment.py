@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from factor_transfer.config.recipe import Network, Recipe
 from factor_transfer.data import Augment, Batch, Data, Split, in_order, open_data
-from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed import collectives
 from factor_transfer.distributed.fabric import open_fabric
 from factor_transfer.errors import InputError
 from factor_transfer.files import load_into
 from factor_transfer.methods import ReusedClassifier
-from factor_transfer.models import Normalize, build_model, check_said, zoo_statistics
-from factor_transfer.models.memory_format import lay_out
+from factor_transfer.models import Normalize, build_model, check_trusted, zoo_statistics
+from factor_transfer.models.memory_format import to_memory_format
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.taps.stages import LAST_STAGE, resolve
@@ -91,7 +91,7 @@ class Experiment:
     def build(self, section: Network, pretrained: bool = False) -> nn.Module:
         """A network as the recipe names it, on the device; with random weights, or the zoo's."""
         record = self.describe(section)["model"]
-        return lay_out(self.fabric.to_device(build_model(**record, pretrained=pretrained)))
+        return to_memory_format(self.fabric.to_device(build_model(**record, pretrained=pretrained)))
 
     def describe(self, section: Network) -> dict[str, Any]:
         """What a network's record says of it, so that ``load_network`` can build it again."""
@@ -136,7 +136,7 @@ class Experiment:
 
     def load(self, done: Artefact, last: bool = False) -> nn.Module:
         """The network of a finished stage, on the device; or as it was after the last epoch."""
-        return lay_out(self.fabric.to_device(load_network(done, last, self.recipe.models)))
+        return to_memory_format(self.fabric.to_device(load_network(done, last, self.recipe.models)))
 
     @cached_property
     def examples(self) -> Tensor:
@@ -171,7 +171,7 @@ class Experiment:
 
     def in_order(self, split: Split) -> Iterator[Batch]:
         """Each image of a split once, on the device: for evaluation."""
-        return in_order(split, EVALUATION_BATCH, self.fabric.device, processes.rank(), processes.world())
+        return in_order(split, EVALUATION_BATCH, self.fabric.device, collectives.rank(), collectives.world())
 
     def logits(self, model: nn.Module, split: Split, normalize: Normalize) -> tuple[Tensor, Tensor]:
         """Logits (N, K) of a network over a split, and labels (N,), in full precision."""
@@ -193,7 +193,7 @@ def load_network(done: Artefact, last: bool = False, said: Collection[str] = ())
     if "model" not in done.record:
         raise InputError(f"{done.weights} holds a {done.record.get('stage')}, not a network that classifies images")
     name = str(done.record["model"].get("name")) if isinstance(done.record["model"], dict) else ""
-    check_said(name, said, done.weights)
+    check_trusted(name, said, done.weights)
     try:
         model = build_model(**done.record["model"])
         if "reused_classifier" in done.record:

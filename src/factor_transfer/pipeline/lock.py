@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_json
 
@@ -38,7 +38,7 @@ def hold(work_dir: Path) -> Iterator[None]:
         yield
         return
     # Of several processes the first one has the lock; it cannot be handed to others, nor need be.
-    processes.first(lambda: _take(work_dir))
+    collectives.on_rank_zero(lambda: _take(work_dir))
     _held.setdefault(folder, None)
     try:
         yield

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from factor_transfer.errors import InputError, choose
-from factor_transfer.models.inference import evaluating
-from factor_transfer.models.memory_format import lay_out, memory_format
+from factor_transfer.models.inference import eval_mode
+from factor_transfer.models.memory_format import memory_format, to_memory_format
 from factor_transfer.taps.tokens import fold, patch_grid
 
 _VIEWS = ("", "input", "nhwc")
@@ -61,7 +61,7 @@ class Taps(nn.Module):
     ) -> None:
         super().__init__()
         self.memory_format = memory_format(model)
-        self.model = lay_out(model)
+        self.model = to_memory_format(model)
         self.prepare = prepare
         self.logits = logits
         modules = [path for path, _ in model.named_modules() if path]
@@ -172,7 +172,7 @@ def shapes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:
         feature = first_tensor(value)
         found[path] = tuple(feature.shape) if feature is not None and path not in found else None
 
-    with _hooks(model, {path: (path, "") for path, _ in model.named_modules() if path}, keep), evaluating(model):
+    with _hooks(model, {path: (path, "") for path, _ in model.named_modules() if path}, keep), eval_mode(model):
         model(images)
     return {path: shape for path, shape in found.items() if shape is not None}
 

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from factor_transfer.models.inference import evaluating
+from factor_transfer.models.inference import eval_mode
 from factor_transfer.taps.extract import Taps
 
 TOLERANCE = 1e-3  # of a folded network's features and logits, relative to the largest of each
@@ -46,7 +46,7 @@ def _fold(network: Taps, images: Tensor) -> Taps:
         assert isinstance(behind, nn.BatchNorm2d)
         folded.model.set_submodule(convolution, fuse_conv_bn_eval(before, behind))
         folded.model.set_submodule(norm, nn.Identity())
-    with evaluating(network):
+    with eval_mode(network):
         same = _close(network(images), folded(images))
     return folded if same else network
 
@@ -110,7 +110,7 @@ def _pairs(network: Taps, images: Tensor) -> list[tuple[str, str]]:
         elif type(module) is nn.BatchNorm2d and module.running_mean is not None:
             handles += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave)]
     try:
-        with evaluating(network), readers:
+        with eval_mode(network), readers:
             network(images)
     finally:
         for handle in handles:

@@ -6,7 +6,7 @@ All of it is observed: the network is run once on a few images, so that it works
 from torch import Tensor, nn
 
 from factor_transfer.errors import InputError
-from factor_transfer.models.inference import evaluating
+from factor_transfer.models.inference import eval_mode
 from factor_transfer.taps.extract import Taps, patch_maps, shapes
 from factor_transfer.taps.tokens import patch_grid
 
@@ -130,7 +130,7 @@ def pre_activation(model: nn.Module, images: Tensor, stage: str) -> str:
     if not paths:
         return stage
     taps = Taps(model, [stage, paths[-1]])
-    with evaluating(taps):
+    with eval_mode(taps):
         _, features = taps(images)
     ends_with_it = features[stage].shape == features[paths[-1]].shape and features[stage].equal(features[paths[-1]])
     return f"{paths[-1]}:input" if ends_with_it else stage
@@ -148,7 +148,7 @@ def feature_shape(model: nn.Module, tap: str, images: Tensor) -> tuple[int, int,
         InputError: a tap that does not exist, cannot be one, or returns no map (B, C, H, W).
     """
     taps = Taps(model, [tap])
-    with evaluating(taps):
+    with eval_mode(taps):
         _, features = taps(images)
     shape = tuple(features[tap].shape)
     if len(shape) != 4:

@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge, Gt
 
 from factor_transfer.errors import InputError, first_line
-from factor_transfer.files import write_whole
+from factor_transfer.files import write_atomic
 
 _MARK, _DIGEST = b"factor-transfer training\n", 32  # what a file begins with: this, and its SHA-256
 
@@ -40,7 +40,7 @@ def save_training(path: Path, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     content = buffer.getvalue()
-    write_whole(path, _MARK + hashlib.sha256(content).digest() + content, _previous(path))
+    write_atomic(path, _MARK + hashlib.sha256(content).digest() + content, _previous(path))
 
 
 def read_training(path: Path) -> dict[str, Any]:

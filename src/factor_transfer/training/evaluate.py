@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.data import Batch
-from factor_transfer.distributed import collectives as processes
-from factor_transfer.models.inference import evaluating
+from factor_transfer.distributed import collectives
+from factor_transfer.models.inference import eval_mode
 
 
 def predict(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
@@ -21,13 +21,13 @@ def predict(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]
     Returns:
         Logits (N, K), float32, and labels (N,), on the CPU; of all processes' images, in their order.
     """
-    with evaluating(model):
+    with eval_mode(model):
         own = [(model(batch.images).float(), batch.labels, batch.indices) for batch in batches]
-    if processes.world() == 1:
+    if collectives.world() == 1:
         logits, labels, _ = zip(*own, strict=True)
         return torch.cat(logits).cpu(), torch.cat(labels).cpu()
     sent = [tuple(value.cpu() for value in part if value is not None) for part in own]
-    logits, labels, indices = zip(*(part for each in processes.gathered(sent) for part in each), strict=True)
+    logits, labels, indices = zip(*(part for each in collectives.all_gather_object(sent) for part in each), strict=True)
     order = torch.cat(indices).argsort()
     return torch.cat(logits)[order], torch.cat(labels)[order]
 
@@ -40,12 +40,12 @@ def mean_losses(method: nn.Module, batches: Iterable[Batch]) -> dict[str, float]
         batches: images and labels, see ``predict``.
     """
     own: list[tuple[int, int, dict[str, float]]] = []  # first image, images, losses
-    with evaluating(method):
+    with eval_mode(method):
         for batch in batches:
             losses = {name: value.item() for name, value in method(*batch).items()}
             own.append((0 if batch.indices is None else int(batch.indices[0]), len(batch.labels), losses))
-    parts = [part for each in processes.gathered(own) for part in each]
-    if processes.world() > 1:
+    parts = [part for each in collectives.all_gather_object(own) for part in each]
+    if collectives.world() > 1:
         parts.sort(key=lambda part: part[0])  # sums are rounded as in one process
     count = sum(images for _, images, _ in parts)
     return {name: sum(losses[name] * images for _, images, losses in parts) / count for name in parts[0][2]}

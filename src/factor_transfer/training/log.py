@@ -10,9 +10,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
-from factor_transfer.files import write_whole
+from factor_transfer.files import write_atomic
 
 # What the figures of an epoch are called on the screen, in this order; percent where they are accuracies.
 _SHOWN = {
@@ -60,9 +60,9 @@ class RunLog:
         """Begin, or go on behind ``at`` steps; lines of later epochs, if a kill left any, are dropped."""
         self.epochs, self.steps, self.first = epochs, steps, at / steps
         self.began = time.perf_counter()
-        if not processes.rank():
+        if not collectives.rank():
             lines = self.path.read_bytes().splitlines(keepends=True)[: at // steps] if self.path.exists() else []
-            write_whole(self.path, b"".join(lines))
+            write_atomic(self.path, b"".join(lines))
         if self.console.is_terminal and self.lead:
             self.progress = _TwoLines(
                 TextColumn("[bold]{task.description}"),
@@ -86,7 +86,7 @@ class RunLog:
     def epoch(self, epoch: int, figures: Mapping[str, Any]) -> None:
         """Record an epoch 0.. that is complete."""
         self.validation = {key: value for key, value in figures.items() if key.startswith("validation_")}
-        if not processes.rank():
+        if not collectives.rank():
             self._write({"stage": self.stage, "epoch": epoch + 1, **figures})
         left = (time.perf_counter() - self.began) / (epoch + 1 - self.first) * (self.epochs - epoch - 1)
         if figures.get("waiting", 0) < _LITTLE:

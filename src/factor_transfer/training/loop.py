@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from factor_transfer.data import Batch, Batches, epoch_seed
-from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed import collectives
 from factor_transfer.distributed.signals import StopRequest, defer_signals
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.training.checkpoint import CheckpointInterval
@@ -111,7 +111,7 @@ class _Loop:
         if waits and trainers and trainers[0].at % _AGREE_INTERVAL_STEPS:
             return
         due = time.monotonic() - self.saved > 60 * self.interval.minutes
-        signal, due_anywhere = processes.largest([self.stop.signal, due], self.device)
+        signal, due_anywhere = collectives.all_reduce_max([self.stop.signal, due], self.device)
         if signal or due_anywhere:
             self.save(trainers)
         if signal:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed import collectives
 from factor_transfer.errors import Diverged
 
 
@@ -87,8 +87,8 @@ class Meters:
         if not self._own:
             return
         own = torch.tensor(list(self._own.values()), dtype=torch.float64)
-        if processes.world() > 1:
-            own = processes.total(own.to(device)).cpu() / processes.world()
+        if collectives.world() > 1:
+            own = collectives.all_reduce_sum(own.to(device)).cpu() / collectives.world()
         for name, values in zip(self._own, own.tolist(), strict=True):
             self.values.setdefault(name, []).extend(values)
         self._own = {}

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from factor_transfer.data import Batch
-from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed import collectives
 from factor_transfer.errors import Diverged, InputError, first_line, is_of_memory
 from factor_transfer.files import State
 from factor_transfer.methods import Losses, Method, Teacher, load_trained_state, trained_state
@@ -119,7 +119,7 @@ class Trainer:
         self.fabric, self.method, self.product = fabric, method, product
         self.epochs, self.steps = epochs, steps
         self.validate, self.selection, self.checkpoint, self.log = validate, selection, checkpoint, log
-        if sync_batch_norm and processes.world() > 1:
+        if sync_batch_norm and collectives.world() > 1:
             synchronise(method)
         self._parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
         optimizer, self.scheduler = optimization.build(self._parameters, steps, epochs)
@@ -172,7 +172,7 @@ class Trainer:
         torch.manual_seed(seed)
         # Compiled networks are made for one size of batch: a last one of another size runs as it is.
         other_size = self.compiled and len(batch.labels) != self._compiled_size
-        gathering = nullcontext() if last or processes.world() == 1 else self.fabric.no_backward_sync(self.model)
+        gathering = nullcontext() if last or collectives.world() == 1 else self.fabric.no_backward_sync(self.model)
         with self._explains_memory(len(batch.labels)), gathering:
             with eagerly(other_size):
                 losses: Losses = self.model(*batch)
@@ -230,7 +230,7 @@ class Trainer:
         with self._explains_divergence():
             self.meters.reduce(epoch, self.fabric.device)
         self.seconds += self.meters.seconds
-        processes.share_first([value for _, value in trained_buffers(self.method)])
+        collectives.broadcast_from_rank_zero([value for _, value in trained_buffers(self.method)])
         with eagerly(self.compiled):
             validation = self.validate()
         self._check_finite(epoch, validation)
@@ -254,7 +254,7 @@ class Trainer:
             with self._explains_divergence():
                 self.meters.reduce(epoch, self.fabric.device)
             self._check_finite(epoch)
-        if not processes.rank():
+        if not collectives.rank():
             state = {
                 "epoch": epoch,
                 "step": step,
@@ -310,7 +310,7 @@ class Trainer:
         """Compile before the first step. ``batch`` has the size of all batches but, perhaps, the last."""
         self._uncompiled_yet, self._compiled_size = False, len(batch.labels)
         reason = compile_networks(self.fabric, self.method, batch)
-        failed = processes.largest([reason is not None], self.fabric.device)[0]
+        failed = collectives.all_reduce_max([reason is not None], self.fabric.device)[0]
         if failed and reason is None:
             set_eager(self.method)
             reason = "another process could not"

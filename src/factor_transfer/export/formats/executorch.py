@@ -4,7 +4,7 @@ from importlib import import_module
 
 from torch.export import ExportedProgram
 
-from factor_transfer.export.formats.optional import need, quietly
+from factor_transfer.export.formats.optional import captured_output, need
 from factor_transfer.export.graph import explaining
 
 
@@ -18,7 +18,7 @@ def lower(exported: ExportedProgram) -> bytes:
         InputError: an operator that ExecuTorch does not have; the extra is not installed.
     """
     need("executorch")
-    with quietly(), explaining(exported, "an ExecuTorch program"):
+    with captured_output(), explaining(exported, "an ExecuTorch program"):
         exir = import_module("executorch.exir")
         xnnpack = import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
         edge = exir.to_edge_transform_and_lower(exported, partitioner=[xnnpack.XnnpackPartitioner()])

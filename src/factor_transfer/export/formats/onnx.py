@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from factor_transfer.export.formats.optional import need, quietly
+from factor_transfer.export.formats.optional import captured_output, need
 from factor_transfer.export.graph import explaining
 
 INPUT, OUTPUT = "images", "logits"
@@ -25,7 +25,7 @@ def to_onnx(exported: ExportedProgram) -> bytes:
         InputError: an operator that ONNX does not have; the extra is not installed.
     """
     need("onnx")
-    with quietly(), explaining(exported, "an ONNX model"):
+    with captured_output(), explaining(exported, "an ONNX model"):
         program = torch.onnx.export(exported, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
         assert program is not None
         return _checked(program.model_proto)
@@ -41,7 +41,7 @@ def to_int8(content: bytes, images: Tensor) -> bytes:
         images: to calibrate by, as the file takes them; (N, C, H, W).
     """
     need("onnx")
-    with quietly(), tempfile.TemporaryDirectory() as folder:
+    with captured_output(), tempfile.TemporaryDirectory() as folder:
         tool: Any = import_module("onnxruntime.quantization")
         given, written = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
         given.write_bytes(content)

@@ -27,19 +27,19 @@ def need(extra: str) -> None:
             raise InputError(f"{library} is not installed; pip install 'factor-transfer[{extra}]'")
 
 
-class Heard:
+class Captured:
     """What was said on standard error by code that is not Python's."""
 
     text = ""
 
 
 @contextmanager
-def quietly() -> Iterator[Heard]:
+def captured_output() -> Iterator[Captured]:
     """While libraries work, keep what they print from the screen: notes on their own insides, for their developers.
 
-    What they raise comes through, and what the runtimes' C++ says of an error is in ``Heard.text`` afterwards.
+    What they raise comes through, and what the runtimes' C++ says of an error is in ``Captured.text`` afterwards.
     """
-    heard, level, said = Heard(), logging.root.manager.disable, io.StringIO()
+    heard, level, said = Captured(), logging.root.manager.disable, io.StringIO()
     sys.stderr.flush()
     # Some of it goes to the process's standard error, some through Python's.
     with tempfile.TemporaryFile() as kept, warnings.catch_warnings(), redirect_stderr(said):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from factor_transfer.errors import InputError
-from factor_transfer.export.formats.optional import Heard, need, quietly
+from factor_transfer.export.formats.optional import Captured, captured_output, need
 from factor_transfer.export.graph import MOST
 
 ENDINGS = {"executorch": ".pte", "onnx": ".onnx"}
@@ -113,9 +113,9 @@ def run_over(file: Runtime, batches: Iterable[Tensor]) -> Tensor:
 @contextmanager
 def _loading(path: Path) -> Iterator[None]:
     """While a file is loaded, turn what its runtime says into words."""
-    heard = Heard()
+    heard = Captured()
     try:
-        with quietly() as heard:
+        with captured_output() as heard:
             yield
     except InputError:
         raise

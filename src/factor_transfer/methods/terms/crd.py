@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.data import Batch
-from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.methods.term import Pair, Target, Term
 from factor_transfer.taps.extract import Seen
@@ -142,9 +142,9 @@ class CRD(Term):
                 self._loss("teacher", embeddings["teacher"], self.get_buffer("memory_student"), batch.indices, drawn),
             ]
         if self.training:
-            indices = processes.joined(batch.indices)
+            indices = collectives.all_gather_rows(batch.indices)
             for side, embedding in embeddings.items():
-                self._remember(side, processes.joined(embedding.detach()), indices)
+                self._remember(side, collectives.all_gather_rows(embedding.detach()), indices)
         return losses[0] + losses[1]
 
     def draw(self, indices: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class CRD(Term):
             known = self.get_buffer(f"z_{side}")
             z = torch.where(known > 0, known, mean * len(memory))
             if self.training:
-                processes.share_first([z])
+                collectives.broadcast_from_rank_zero([z])
                 setattr(self, f"z_{side}", z)
         return nce_loss(positive - z.log(), negative - z.log(), weight, self.negatives / len(memory))
 

@@ -6,7 +6,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
-from factor_transfer.methods.logits_term import AnswersTerm
+from factor_transfer.methods.logits_term import LogitsTerm
 
 
 def pearson_distance(one: Tensor, other: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def pearson_distance(one: Tensor, other: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(one, other, dim=1).mean()
 
 
-class DIST(AnswersTerm):
+class DIST(LogitsTerm):
     """The student's probabilities correlate with the teacher's, image by image and class by class (equation 10).
 
     ``T² * (beta * inter + gamma * intra)``, where ``inter`` is the Pearson distance between the two networks'

@@ -6,7 +6,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from factor_transfer.methods.logits_term import AnswersTerm
+from factor_transfer.methods.logits_term import LogitsTerm
 from factor_transfer.methods.terms.kd import kd_loss
 
 
@@ -40,7 +40,7 @@ def dkd_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, bet
     return temperature**2 * loss
 
 
-class DKD(AnswersTerm):
+class DKD(LogitsTerm):
     """The student follows the teacher's soft answers, in two parts whose weights are apart.
 
     The defaults are the authors' (mdistiller) for CIFAR-100; there ``beta`` is tuned from pair to pair, 0.5 to 8. Their

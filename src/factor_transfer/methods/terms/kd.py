@@ -6,7 +6,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from factor_transfer.methods.logits_term import AnswersTerm
+from factor_transfer.methods.logits_term import LogitsTerm
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -25,7 +25,7 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
-class KD(AnswersTerm):
+class KD(LogitsTerm):
     """The student's soft answers follow the teacher's: ``(1 - alpha) * CE + alpha * kd_loss``.
 
     Args:

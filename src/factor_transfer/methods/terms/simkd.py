@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.methods.term import Pair, Side, Target, Term, match
-from factor_transfer.models.inference import evaluating
+from factor_transfer.models.inference import eval_mode
 from factor_transfer.taps.extract import Seen, Taps, shapes
 
 
@@ -139,7 +139,7 @@ class SimKD(Term):
         classifier = copy.deepcopy(_classifier(pair.teacher))
         projector = Projector(in_channels, out_channels, reduction)
         network = ReusedClassifier(pair.student.model, tap, projector, classifier, _idle(pair.student, tap))
-        with evaluating(network):
+        with eval_mode(network):
             try:
                 network(pair.student.images[:2])
             except (RuntimeError, TypeError, AttributeError) as error:
@@ -199,7 +199,7 @@ def _idle(student: Side, tap: str) -> list[str]:
     """Modules with weights that the feature at ``tap`` does not depend on."""
     network = Taps(student.model, [tap], logits=False)
     parameters = [parameter for parameter in student.model.parameters() if parameter.requires_grad]
-    with evaluating(network), torch.enable_grad():
+    with eval_mode(network), torch.enable_grad():
         feature = network(student.images[:2]).features[tap]
         gradients = torch.autograd.grad(feature.sum(), parameters, allow_unused=True)
     unused = {id(one) for one, gradient in zip(parameters, gradients, strict=True) if gradient is None}

@@ -9,9 +9,9 @@ from factor_transfer.config.read import as_toml
 from factor_transfer.config.recipe import Recipe
 from factor_transfer.config.sections import Training
 from factor_transfer.data import Views
-from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
-from factor_transfer.files import write_whole
+from factor_transfer.files import write_atomic
 from factor_transfer.methods import (
     TERMS,
     Distillation,
@@ -24,16 +24,22 @@ from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.provenance import paraphraser_inputs, student_inputs, teacher_inputs
-from factor_transfer.pipeline.stages.build import as_product, connect, load_paraphrasers, look_at, new_paraphrasers
+from factor_transfer.pipeline.stages.build import (
+    as_product,
+    connect,
+    frozen_teacher,
+    load_paraphrasers,
+    new_paraphrasers,
+)
 from factor_transfer.pipeline.stages.cache import Cache
-from factor_transfer.pipeline.stages.stage import Course, at_work, begin, finish, require, train
-from factor_transfer.pipeline.weights.initial import starting_network, take_weights
+from factor_transfer.pipeline.stages.stage import StageTraining, begin, finish, in_work_dir, require, train
+from factor_transfer.pipeline.weights.initial import init_network, load_foreign
 from factor_transfer.settings import chosen
 
 
 def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
     """Stage 1: train the teacher on labels, or take the weights that the recipe names."""
-    with at_work(experiment):
+    with in_work_dir(experiment):
         return _make_teacher(experiment, fresh)
 
 
@@ -43,12 +49,12 @@ def _make_teacher(experiment: Experiment, fresh: bool) -> Artefact:
     done = begin(experiment, folder, teacher_inputs(experiment), fresh)
     if done:
         return done
-    model, record = starting_network(experiment, "teacher", section)
+    model, record = init_network(experiment, "teacher", section)
     if section.epochs is None:
         record |= {"stage": "teacher", "epoch": None, "seconds": 0.0}
         return finish(folder, model.state_dict(), record)
     normalize = experiment.normalize((record["mean"], record["std"]))
-    return _only(train([Course(experiment, folder, section, Supervised(model, normalize), model, record)]))
+    return _only(train([StageTraining(experiment, folder, section, Supervised(model, normalize), model, record)]))
 
 
 def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
@@ -58,7 +64,7 @@ def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
         raise InputError("the recipe says nothing of a paraphraser; add [paraphraser] to it")
     if not experiment.taps[0]:
         raise InputError("no feature map was found in the teacher; name one as teacher.tap")
-    with at_work(experiment):
+    with in_work_dir(experiment):
         return _make_paraphraser(experiment, section, fresh)
 
 
@@ -75,15 +81,15 @@ def _make_paraphraser(experiment: Experiment, section: Training, fresh: bool) ->
     product = as_product(paraphrasers)
     record = {"in_channels": {tap: paraphraser.in_channels for tap, paraphraser in paraphrasers.items()}}
     if section.weights is not None:
-        take_weights(experiment, "paraphraser", section.weights, product)
+        load_foreign(experiment, "paraphraser", section.weights, product)
     if section.epochs is None:
         return finish(folder, product.state_dict(), {"stage": "paraphraser", **record, "epoch": None, "seconds": 0.0})
     several, distance = list(paraphrasers.values()), chosen(section, ParaphraserTraining)
-    method = ParaphraserTraining(look_at(experiment, model, normalize), taps, several, **distance)
+    method = ParaphraserTraining(frozen_teacher(experiment, model, normalize), taps, several, **distance)
     views = _views(experiment)
     if views is not None:
         method.kept = Cache(experiment, taught, views).features()
-    return _only(train([Course(experiment, folder, section, method, product, record)], views))
+    return _only(train([StageTraining(experiment, folder, section, method, product, record)], views))
 
 
 def make_student(experiment: Experiment, fresh: bool = False) -> Artefact:
@@ -101,12 +107,12 @@ def make_students(experiments: Sequence[Experiment], fresh: bool = False) -> lis
     Returns:
         Of each, what it delivers; where there are several, the error of one that failed.
     """
-    with at_work(experiments[0]):
+    with in_work_dir(experiments[0]):
         return _make_students(experiments, fresh)
 
 
 def _make_students(experiments: Sequence[Experiment], fresh: bool) -> list[Artefact | Exception]:
-    made: list[Artefact | Exception | Course] = []
+    made: list[Artefact | Exception | StageTraining] = []
     teachers: dict[str, Teacher] = {}
     for experiment in experiments:
         try:
@@ -115,14 +121,14 @@ def _make_students(experiments: Sequence[Experiment], fresh: bool) -> list[Artef
             if len(experiments) == 1:
                 raise
             made.append(error)
-    courses = [one for one in made if isinstance(one, Course)]
+    courses = [one for one in made if isinstance(one, StageTraining)]
     for teacher in teachers.values():
         teacher.shared = len(courses) > 1
     if not courses:
-        return [one for one in made if not isinstance(one, Course)]
+        return [one for one in made if not isinstance(one, StageTraining)]
     _fill(experiments[0], [course.method for course in courses if isinstance(course.method, Distillation)])
     trained = iter(train(courses, _views(experiments[0])))
-    return [next(trained) if isinstance(one, Course) else one for one in made]
+    return [next(trained) if isinstance(one, StageTraining) else one for one in made]
 
 
 def fill_cache(experiments: Sequence[Experiment]) -> None:
@@ -131,7 +137,7 @@ def fill_cache(experiments: Sequence[Experiment]) -> None:
     Args:
         experiments: of one recipe, with different methods. Without ``[cache] views`` nothing is to be done.
     """
-    with at_work(experiments[0]):
+    with in_work_dir(experiments[0]):
         teachers: dict[str, Teacher] = {}
         courses = [_course(experiment, teachers, *_upstream(experiment)) for experiment in experiments]
         _fill(experiments[0], [course.method for course in courses if isinstance(course.method, Distillation)])
@@ -147,12 +153,12 @@ def _fill(experiment: Experiment, methods: Sequence[Distillation]) -> None:
             method.kept = {name: kept[name] for name, _ in method.named_terms()}
 
 
-def _student(experiment: Experiment, teachers: dict[str, Teacher], fresh: bool) -> Artefact | Course:
+def _student(experiment: Experiment, teachers: dict[str, Teacher], fresh: bool) -> Artefact | StageTraining:
     """A student that is up to date, or how to train it; a teacher that it looks at is put into ``teachers``."""
     taught, pretrained = _upstream(experiment)
     folder = student_folder(experiment.work_dir, experiment.recipe)
     done = begin(experiment, folder, student_inputs(experiment, taught, pretrained), fresh)
-    processes.first(lambda: write_whole(folder / artefact.RECIPE, as_toml(experiment.recipe).encode()))
+    collectives.on_rank_zero(lambda: write_atomic(folder / artefact.RECIPE, as_toml(experiment.recipe).encode()))
     return done or _course(experiment, teachers, taught, pretrained)
 
 
@@ -167,21 +173,21 @@ def _upstream(experiment: Experiment) -> tuple[Artefact | None, Artefact | None]
 
 def _course(
     experiment: Experiment, teachers: dict[str, Teacher], taught: Artefact | None, pretrained: Artefact | None
-) -> Course:
+) -> StageTraining:
     section, folder = experiment.recipe.student, student_folder(experiment.work_dir, experiment.recipe)
     if taught is not None and taught.fingerprint not in teachers:
-        teachers[taught.fingerprint] = look_at(experiment, experiment.load(taught), experiment.normalize(taught))
+        teachers[taught.fingerprint] = frozen_teacher(experiment, experiment.load(taught), experiment.normalize(taught))
     paraphrasers = load_paraphrasers(experiment, pretrained) if pretrained else {}
     # Of what is random the student comes first: students of all methods start from the same weights.
-    student, record = starting_network(experiment, "student", section)
+    student, record = init_network(experiment, "student", section)
     normalize = experiment.normalize((record["mean"], record["std"]))
     if taught is None:
-        return Course(experiment, folder, section, Supervised(student, normalize), student, record)
+        return StageTraining(experiment, folder, section, Supervised(student, normalize), student, record)
     method = connect(experiment, student, teachers[taught.fingerprint], normalize, paraphrasers)
     student = method.student.model
     if isinstance(student, ReusedClassifier):
         record["reused_classifier"] = student.record
-    return Course(experiment, folder, section, method, student, record)
+    return StageTraining(experiment, folder, section, method, student, record)
 
 
 def student_folder(work_dir: Path, recipe: Recipe) -> Path:

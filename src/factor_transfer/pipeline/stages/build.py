@@ -49,7 +49,7 @@ def load_paraphrasers(experiment: Experiment, done: Artefact) -> dict[str, Parap
     return paraphrasers
 
 
-def look_at(experiment: Experiment, model: nn.Module, normalize: Normalize) -> Teacher:
+def frozen_teacher(experiment: Experiment, model: nn.Module, normalize: Normalize) -> Teacher:
     """A trained network as teacher: frozen, and as cheap as its figures allow."""
     precision = experiment.recipe.teacher_precision
     return Teacher(model, normalize, experiment.examples, reduced=precision == "bf16-mixed")
@@ -67,7 +67,7 @@ def connect(
     Args:
         experiment: whose recipe says the terms.
         student: to be trained.
-        teacher: see ``look_at``; other methods may have it, too.
+        teacher: see ``frozen_teacher``; other methods may have it, too.
         normalize: of the student.
         paraphrasers: trained, by tap.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from factor_transfer.data import Views
-from factor_transfer.distributed import collectives as processes
+from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.methods import Term
 from factor_transfer.methods.base import Kept
@@ -23,7 +23,7 @@ from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import EVALUATION_BATCH, Experiment
 from factor_transfer.pipeline.provenance import kept_inputs
-from factor_transfer.pipeline.stages.build import look_at
+from factor_transfer.pipeline.stages.build import frozen_teacher
 from factor_transfer.pipeline.stages.cache_files import Store, room
 from factor_transfer.taps.extract import Seen
 from factor_transfer.training.log import duration
@@ -108,7 +108,7 @@ class Cache:
 
     def _asked(self, wanted: Iterable[_Wanted]) -> _See:
         experiment = self.experiment
-        teacher = look_at(experiment, experiment.load(self.taught), experiment.normalize(self.taught))
+        teacher = frozen_teacher(experiment, experiment.load(self.taught), experiment.normalize(self.taught))
         for one in wanted:
             teacher.want(one.taps, one.logits)
         images, draws, device = experiment.data.train.images, self.views.draws, experiment.fabric.device
@@ -143,8 +143,8 @@ class Cache:
             if missing:
                 self._fill(missing, stores, see)
 
-        processes.first(make)
-        if processes.rank():
+        collectives.on_rank_zero(make)
+        if collectives.rank():
             for store in stores.values():
                 store.open()
         return kept

@@ -10,8 +10,7 @@ from torch import nn
 
 from factor_transfer.config.recipe import Training
 from factor_transfer.data import Batches, Views
-from factor_transfer.distributed import collectives as processes
-from factor_transfer.distributed import signals
+from factor_transfer.distributed import collectives, signals
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.files import State, remove_unfinished
 from factor_transfer.methods import Method, ParaphraserTraining
@@ -29,33 +28,33 @@ from factor_transfer.training.trainer import Selection, Trainer
 
 
 @contextmanager
-def at_work(experiment: Experiment) -> Iterator[None]:
+def in_work_dir(experiment: Experiment) -> Iterator[None]:
     """The work dir is this recipe's and this process's alone. May be nested.
 
     Raises:
         InputError: it is another's.
     """
-    processes.first(lambda: artefact.claim(experiment.work_dir, experiment.recipe.name))
+    collectives.on_rank_zero(lambda: artefact.claim(experiment.work_dir, experiment.recipe.name))
     with hold(experiment.work_dir):
         yield
 
 
 def begin(experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fresh: bool) -> Artefact | None:
     """The stage if it is up to date. Otherwise its folder is made ready, to start or to go on."""
-    return processes.first(lambda: _begin(experiment, folder, inputs, fresh))
+    return collectives.on_rank_zero(lambda: _begin(experiment, folder, inputs, fresh))
 
 
 def _begin(experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fresh: bool) -> Artefact | None:
     name = folder.name
     if not (folder / artefact.RECORD).exists():
         if folder.exists() and any(folder.iterdir()):  # of unknown origin: not to be gone on with
-            experiment.say(f"{name}  {folder} has no {artefact.RECORD}; it is kept in {artefact.set_aside(folder)}")
+            experiment.say(f"{name}  {folder} has no {artefact.RECORD}; it is kept in {artefact.archive(folder)}")
         artefact.begin(folder, inputs)
         return None
     remove_unfinished(folder)
     changed = [] if fresh else artefact.differences(folder, inputs)
     if fresh or changed:
-        kept = artefact.set_aside(folder)
+        kept = artefact.archive(folder)
         why = "made anew" if fresh else "made anew, its inputs differ (" + "; ".join(changed) + ")"
         experiment.say(f"{name}  {why}; the former one is kept in {kept}")
         artefact.begin(folder, inputs)
@@ -70,12 +69,12 @@ def _begin(experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fres
 
 def finish(folder: Path, state: State, record: Mapping[str, Any], last: State | None = None) -> Artefact:
     """``artefact.finish``, by one process for all."""
-    return processes.first(lambda: artefact.finish(folder, state, record, last))
+    return collectives.on_rank_zero(lambda: artefact.finish(folder, state, record, last))
 
 
 def require(experiment: Experiment, name: str, command: str, inputs: Callable[[], Mapping[str, Any]]) -> Artefact:
     """An earlier stage, which must be finished and made from the same inputs."""
-    return processes.first(lambda: _require(experiment, name, command, inputs))
+    return collectives.on_rank_zero(lambda: _require(experiment, name, command, inputs))
 
 
 def _require(experiment: Experiment, name: str, command: str, inputs: Callable[[], Mapping[str, Any]]) -> Artefact:
@@ -93,7 +92,7 @@ def _require(experiment: Experiment, name: str, command: str, inputs: Callable[[
 
 
 @dataclass(frozen=True)
-class Course:
+class StageTraining:
     """A training, and what its artefact will be.
 
     Attributes:
@@ -150,7 +149,7 @@ class Course:
 
     def _compiled(self) -> bool:
         wish, experiment = self.experiment.recipe.compile, self.experiment
-        if experiment.recipe.sync_batch_norm and processes.world() > 1:
+        if experiment.recipe.sync_batch_norm and collectives.world() > 1:
             return False  # what processes say to each other is not for a compiler
         if wish != "auto":
             return wish == "on"
@@ -174,7 +173,7 @@ class Course:
         return done
 
 
-def train(courses: list[Course], views: Views | None = None) -> list[Artefact | Exception]:
+def train(courses: list[StageTraining], views: Views | None = None) -> list[Artefact | Exception]:
     """Train, several side by side on the same batches; where there are several, one that fails leaves its error.
 
     Args:
@@ -183,7 +182,7 @@ def train(courses: list[Course], views: Views | None = None) -> list[Artefact | 
     """
     first = courses[0]
     experiment, section = first.experiment, first.section
-    device, which = experiment.fabric.device, (processes.rank(), processes.world())
+    device, which = experiment.fabric.device, (collectives.rank(), collectives.world())
     batches = Batches(
         experiment.data.train, section.batch_size, section.seed, experiment.augment, device, views, *which
     )
@@ -200,7 +199,7 @@ def train(courses: list[Course], views: Views | None = None) -> list[Artefact | 
     except Interrupted as error:
         if error.signal != signals.REQUEUE or not experiment.recipe.checkpoint.requeue:
             raise
-        raise Interrupted(f"{error}\n{processes.first(signals.requeue)}", error.signal) from None
+        raise Interrupted(f"{error}\n{collectives.on_rank_zero(signals.requeue)}", error.signal) from None
     experiment.data.check_unchanged()
     if len(courses) == 1:
         return [first.deliver(trainers[0])]

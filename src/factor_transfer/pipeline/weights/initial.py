@@ -15,7 +15,7 @@ from factor_transfer.pipeline.experiment import Experiment, check_fits
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
 
 
-def starting_network(experiment: Experiment, name: str, section: Network) -> tuple[nn.Module, dict[str, Any]]:
+def init_network(experiment: Experiment, name: str, section: Network) -> tuple[nn.Module, dict[str, Any]]:
     """A network with the weights that it starts from, and what its record says of it."""
     torch.manual_seed(section.seed)
     model = experiment.build(section, pretrained=section.weights == "pretrained")
@@ -34,7 +34,7 @@ def starting_network(experiment: Experiment, name: str, section: Network) -> tup
             load_into(model, read_weights(path), path)
             experiment.say(f"{name}  taken from {path}")
         else:
-            take_weights(experiment, name, section.weights, model)
+            load_foreign(experiment, name, section.weights, model)
     else:
         experiment.say(f"{name}  has the weights of {section.model}")
     if tuple(mean) != tuple(experiment.data.mean):
@@ -43,7 +43,7 @@ def starting_network(experiment: Experiment, name: str, section: Network) -> tup
     return model, record | {"mean": mean, "std": std}
 
 
-def take_weights(experiment: Experiment, name: str, weights: str, module: nn.Module) -> None:
+def load_foreign(experiment: Experiment, name: str, weights: str, module: nn.Module) -> None:
     """Load a file of weights, of ours or from elsewhere, and say what was found in it."""
     path = Path(weights).expanduser()
     state, report = adapt(read_foreign(path), module)
@@ -63,6 +63,6 @@ def check_weights(experiment: Experiment) -> None:
     recipe = experiment.recipe
     for name, section in (("teacher", recipe.teacher), ("student", recipe.student)):
         if section.weights is not None:
-            starting_network(quiet, name, section)
+            init_network(quiet, name, section)
     if recipe.paraphraser and recipe.paraphraser.weights is not None:
         read_foreign(Path(recipe.paraphraser.weights).expanduser())
