@@ -86,6 +86,25 @@ def about(*key: str) -> Iterator[None]:
         raise
 
 
+_JOINERS = "\u200c\u200d"  # format characters that are part of words, in Persian, Hindi and others
+
+
+def printable(text: str, newlines: bool = False) -> str:
+    """Text that may come from a file, with nothing in it that a terminal would obey instead of showing it.
+
+    Args:
+        text: any; control characters, escape sequences, marks that turn the direction of writing, and what no encoding
+            can hold are written as Python would write them.
+        newlines: whether line breaks stay as they are.
+    """
+    if text.isprintable():
+        return text
+    kept = _JOINERS + ("\n" if newlines else "")
+    return "".join(
+        one if one.isprintable() or one in kept else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+
+
 def shown(value: Any) -> str:
     """What was given, for a message: on one line, and not long."""
     try:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import Run, refused
-from factor_transfer.errors import InputError
+from factor_transfer.errors import InputError, printable
 from factor_transfer.models import announce, build_model
 from factor_transfer.models import optional as library
 
@@ -74,8 +74,59 @@ def test_the_record_of_a_stage_names_code_in_vain(own: str, work: Path, tiny: Pa
     record = json.loads((work / "teacher" / "stage.json").read_text())
     record["model"] = {"name": own, "num_classes": 4, "in_channels": 3}
     (work / "teacher" / "stage.json").write_text(json.dumps(record))
-    refused(run("test", tiny, work / "teacher"), "code from outside .* name it as student.model")
+    refused(run("test", tiny, work / "teacher"), "code from outside .* what their recipe names")
     assert not Path("ran").exists()
+
+
+def test_a_name_in_the_teachers_place_is_no_permission_for_a_student(
+    own: str, work: Path, tiny: Path, run: Run
+) -> None:
+    """Nor with other arguments."""
+    given = f"teacher={{model='{own}', epochs=1, batch_size=24, tap='0', args={{depth=1}}}}"
+    for stage in ("teacher", "student-factor-seed0"):
+        record = json.loads((work / stage / "stage.json").read_text())
+        record["model"] = {"name": own, "num_classes": 4, "in_channels": 3}
+        if stage != "teacher":
+            record["model"]["depth"] = 1
+        (work / stage / "stage.json").write_text(json.dumps(record))
+        refused(run("test", tiny, work / stage, given), "code from outside makes")
+    assert not Path("ran").exists()
+    record["model"]["depth"] = 1
+    record["stage"] = "teacher"
+    (work / stage / "stage.json").write_text(json.dumps(record))
+    refused(run("test", tiny, work / stage, given), "do not fit")
+    assert Path("ran").exists()
+
+
+HOSTILE = "\x1b[2K\x1b[1A\r[bold]\u202e"
+
+
+def test_names_and_arguments_from_files_are_printed_escaped(work: Path, tiny: Path, run: Run) -> None:
+    record = json.loads((work / "teacher" / "stage.json").read_text())
+    for model in (
+        {"name": f"torch.hub:{HOSTILE}"},
+        {"name": f"{HOSTILE}:load"},
+        {"name": HOSTILE},
+        {"name": "resnet8", HOSTILE: HOSTILE},
+        {"name": "resnet8", "width": HOSTILE},
+        {"name": "timm:resnet18", HOSTILE: HOSTILE},
+    ):
+        whole = {"num_classes": 4, "in_channels": 3, **model}
+        (work / "teacher" / "stage.json").write_text(json.dumps(record | {"model": whole}))
+        result = run("test", tiny, work / "teacher")
+        refused(result)
+        assert not {"\x1b", "\r", "\u202e"} & set(result.err)
+        (line,) = announce([whole]) or [""]
+        assert line.isprintable()
+    classes = [f"{number}{HOSTILE}" for number in range(4)]
+    (work / "teacher" / "stage.json").write_text(json.dumps(record | {"classes": classes}))
+    refused(run("test", tiny, work / "teacher"), r"\\x1b\[2K")
+
+
+def test_words_of_all_languages_stay_readable() -> None:
+    for text in ("plain", "naïve 猫 🐈", "می\u200cخواهم", "a\nb"):
+        assert printable(text, newlines=True) == text
+    assert printable("a\nb\x1b\ud800\u2028") == r"a\nb\x1b\ud800\u2028"
 
 
 @pytest.mark.parametrize("key", ["name", "num_classes", "in_channels", "pretrained"])

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -160,27 +161,42 @@ def test_a_package_runs_no_code_that_was_not_asked_for(of_code: Path, tmp_path: 
     refused(run("predict", of_code, of_code), "code from outside makes")
     assert not Path("ran").exists()
     with pytest.raises(InputError, match="do not fit"):
-        load_student(of_code, said=["tracer:network"])
+        load_student(of_code, trusted_code=["tracer:network"])
     assert Path("ran").exists()
 
 
-def test_a_run_of_code_from_outside_says_so_first(tmp_path: Path, tiny: Path, run: Run) -> None:
+def test_the_former_name_of_trusted_code(of_code: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="trusted_code"), pytest.raises(InputError, match="do not fit"):
+        load_student(of_code, said=["tracer:network"])
+
+
+def test_what_a_run_names_is_run_where_the_command_line_names_it(tmp_path: Path, tiny: Path, run: Run) -> None:
     Path("small_net.py").write_text(
-        "from torch import nn\n\n\ndef network(num_classes, in_channels):\n"
-        "    body = nn.Sequential(nn.Conv2d(in_channels, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2))\n"
+        "from pathlib import Path\nfrom torch import nn\n\nPath('ran').touch()\n\n\n"
+        "def network(num_classes, in_channels, wide=8):\n"
+        "    body = nn.Sequential(nn.Conv2d(in_channels, wide, 3, 2), nn.ReLU(), nn.Conv2d(wide, 8, 3, 2))\n"
         "    return nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
     )
-    own = ["transfer.method=student", "student.model=small_net:network", "student.args={}", "student.epochs=1"]
+    own = ["transfer.method=student", "student.model=small_net:network", "student.args={wide=6}", "student.epochs=1"]
     assert run("run", tiny, *own, "teacher.epochs=1").code == 0
     data = open_data("synthetic", train=20)
     Image.fromarray(data.train.images[:1][0].permute(1, 2, 0).numpy()).save("one.png")
-    said = run("predict", "runs/tiny", "one.png", "--json")
-    assert said.code == 0, said.err
+    commands = [["predict", "runs/tiny", "one.png", "--json"], ["package", "runs/tiny", "--out", "shared"]]
+    if find_spec("onnxruntime"):
+        commands.append(["export", "runs/tiny", "--format", "onnx", "--out", "out"])
+    Path("ran").unlink()
+    sys.modules.pop("small_net")
+    for command in commands:
+        refused(run(*command), "code from outside makes, 'small_net:network'", "--trust-code small_net:network")
+        refused(run(*command, "--trust-code", "other:network"), "code from outside makes")
+    assert not Path("ran").exists()
+    for command in commands:
+        said = run(*command, "--trust-code", "small_net:network")
+        assert said.code == 0, said.err
+        first = (said.err if command[0] == "predict" else said.out).splitlines()[0]
+        assert first == f"runs code from outside: small_net:network ({tmp_path}/small_net.py), with wide = 6"
+    packaged = load_student("shared", trusted_code=["small_net:network"])
+    assert packaged.classes == data.classes
+    refused(run("predict", "shared", "one.png"), "code from outside makes")
+    said = run("predict", "shared", "one.png", "--trust-code", "small_net:network")
     assert said.err.startswith("runs code from outside: small_net:network (")
-    assert len(json.loads(said.out)[0]["top"]) == 4
-    packaged = run("package", "runs/tiny", "--out", "shared")
-    assert packaged.code == 0, packaged.err
-    assert packaged.out.startswith("runs code from outside: small_net:network (")
-    assert load_student("shared", said=["small_net:network"]).classes == data.classes
-    (Path("runs/tiny/student-alone-seed0") / "recipe.toml").unlink()
-    refused(run("predict", "runs/tiny", "one.png"), "code from outside makes")

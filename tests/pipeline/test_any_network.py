@@ -204,4 +204,4 @@ def test_the_record_builds_the_network_of_a_zoo_again(run: Run) -> None:
     assert run("run", recipe, "transfer.method=student").code == 0
     done = find(Path("runs/any/student-alone-seed0"))
     assert done is not None
-    assert load_network(done, said=["mine:build"])(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
+    assert load_network(done, trusted_code=["mine:build"])(torch.zeros(2, 3, 16, 16)).shape == (2, 4)

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from factor_transfer.cli.common import Debug, Overrides, announce, console
-from factor_transfer.errors import InputError, choose
+from factor_transfer.cli.common import Debug, Overrides, TrustCode, announce, console
+from factor_transfer.errors import InputError, choose, printable
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run's folder, or a student's in it; or a student of `show zoo`.")
@@ -46,6 +46,7 @@ def export(
     qat: Annotated[
         int, typer.Option(metavar="EPOCHS", min=0, help="int8: quantisation-aware fine-tuning beforehand.")
     ] = 0,
+    trust_code: TrustCode = None,
     debug: Debug = False,
 ) -> None:
     """The student as a file for a device, tried on all test images by its own runtime."""
@@ -54,6 +55,7 @@ def export(
     from factor_transfer.export.build import ExportOptions
     from factor_transfer.export.export import export_student
     from factor_transfer.export.graph import InputSpec
+    from factor_transfer.models import permit
     from factor_transfer.pipeline.artefact import RECIPE
     from factor_transfer.pipeline.experiment import Experiment
     from factor_transfer.pipeline.finished_run import find_run
@@ -64,10 +66,11 @@ def export(
     if out is None and holds(found.student.folder):
         raise InputError(f"{run} is of the zoo, which nothing is written into; give a folder with --out")
     recipe = found.recipe(overrides or [])
-    announce(recipe.models)
+    trusted = trust_code or []
+    announce(permit(found.models("teacher", "student"), trusted, found.student.folder))
     work_dir = found.student.folder.parent
     command = shlex.join([str(found.student.folder / RECIPE), *(overrides or []), "--work-dir", str(work_dir)])
-    experiment = Experiment(recipe, work_dir, console(), command)
+    experiment = Experiment(recipe, work_dir, console(), command, trusted)
     form = InputSpec(raw=not raw_input, dynamic=dynamic_batch)
     options = ExportOptions(format, precision, form, calibration, tolerance, qat)  # type: ignore[arg-type]
     record = export_student(experiment, found, options, out)
@@ -87,6 +90,7 @@ def predict(
     convert: Annotated[
         bool, typer.Option("--convert", help="Take images of other channels, converted as for training.")
     ] = False,
+    trust_code: TrustCode = None,
     debug: Debug = False,
 ) -> None:
     """Classes and probabilities of pictures."""
@@ -94,7 +98,7 @@ def predict(
     from factor_transfer.deploy.predict import predict as ask
 
     names = [line for name in images for line in (sys.stdin.read().splitlines() if name == "-" else [name]) if line]
-    opened, paths = open_network(network, partial(announce, aside=True)), find_images(names)
+    opened, paths = open_network(network, partial(announce, aside=True), trust_code or []), find_images(names)
     results = ask(opened, paths, top, convert)
     resized = sum(result["resized"] for result in results)
     if resized:
@@ -106,7 +110,7 @@ def predict(
         return
     for result in results:
         said = "  ".join(f"{each['class']} {each['probability']:.2%}" for each in result["top"])
-        typer.echo(f"{result['image']}  {said}")
+        typer.echo(printable(f"{result['image']}  {said}"))
 
 
 def package(
@@ -119,15 +123,18 @@ def package(
         list[Path] | None,
         typer.Option("--export", metavar="DIR", help="A folder that export wrote with --out; may be given again."),
     ] = None,
+    trust_code: TrustCode = None,
     debug: Debug = False,
 ) -> None:
     """The student to share: weights, recipe, figures and a model card, in one folder."""
     if to is not None:
         choose("library", to, ["timm", "torchvision"])
     from factor_transfer.deploy.package import package as write_folder
+    from factor_transfer.models import permit
     from factor_transfer.pipeline.finished_run import find_run
 
     found = find_run(run)
-    announce(found.models)
-    names = write_folder(found, out, to, exported or [])
-    typer.echo(f"{out}  {'  '.join(names)}")
+    trusted = trust_code or []
+    announce(permit(found.models("teacher", "student"), trusted, found.student.folder))
+    names = write_folder(found, out, to, exported or [], trusted)
+    typer.echo(printable(f"{out}  {'  '.join(names)}"))

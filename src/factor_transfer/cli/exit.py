@@ -10,7 +10,7 @@ from rich.console import Console
 
 from factor_transfer.distributed.launch import launch_info
 from factor_transfer.distributed.signals import at_once
-from factor_transfer.errors import InputError, Interrupted, first_line, is_of_memory
+from factor_transfer.errors import InputError, Interrupted, first_line, is_of_memory, printable
 
 _COURTESY_S = 3.0
 # What PyTorch says where a process that it talks to has gone.
@@ -39,7 +39,7 @@ def ending(debug: bool) -> Iterator[None]:
         stopped = isinstance(error, Interrupted)
         errors = Console(stderr=True, highlight=False)
         errors.print("Stopped:" if stopped else "Error:", style="bold yellow" if stopped else "bold red", end=" ")
-        errors.print(message, markup=False, soft_wrap=True)
+        errors.print(printable(message, newlines=True), markup=False, soft_wrap=True)
         sys.exit(128 + error.signal if isinstance(error, Interrupted) else 2)
 
 

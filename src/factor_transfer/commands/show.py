@@ -13,7 +13,7 @@ from rich.text import Text
 
 from factor_transfer.config.presets import PRESETS
 from factor_transfer.config.read import shipped
-from factor_transfer.errors import InputError, choose
+from factor_transfer.errors import InputError, choose, printable
 from factor_transfer.methods import TERMS
 from factor_transfer.models import MODELS, build_model, macs, parameters
 from factor_transfer.models.external import is_external, zoo_size, zoos
@@ -81,7 +81,8 @@ def zoo() -> Group:
     table = _table("name", "network", "data", "top-1 %", "top-5 %", "")
     for name, entry in entries().items():
         figures = ["" if figure is None else f"{figure:.2f}" for figure in (entry.top1, entry.top5)]
-        table.add_row(name, entry.network, entry.data, *figures, "" if entry.is_here else f"made by: {entry.command}")
+        made = "" if entry.is_here else f"made by: {entry.command}"
+        table.add_row(*(escape(printable(cell)) for cell in (name, entry.network, entry.data, *figures, made)))
     return Group(table, Text("In Python: factor_transfer.load_student(NAME)."))
 
 
@@ -127,7 +128,9 @@ def taps(model: str, size: int | None = None) -> Table:
         mark = "end of a stage" if path in ends else ""
         if ends and path == ends[-1]:
             mark = "end of the last stage: taken where a recipe names no tap"
-        table.add_row(path, " x ".join(str(length) for length in shape[1:]), channels.get(path, ""), mark)
+        table.add_row(
+            escape(printable(path)), " x ".join(str(length) for length in shape[1:]), channels.get(path, ""), mark
+        )
     return table
 
 

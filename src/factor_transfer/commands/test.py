@@ -16,7 +16,7 @@ from factor_transfer.files import load_into
 from factor_transfer.models import Normalize, build_model, zoo_statistics
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
-from factor_transfer.pipeline.experiment import EVALUATION_BATCH, check_fits, load_network
+from factor_transfer.pipeline.experiment import EVALUATION_BATCH, check_fits, load_network, named_code
 from factor_transfer.pipeline.stages.all import student_folder
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
 from factor_transfer.training.evaluate import predict
@@ -65,7 +65,7 @@ def _network(recipe: Recipe, data: Data, path: Path) -> tuple[nn.Module, Normali
     """The network whose weights are in ``path``, its normalisation, and what should be known of it."""
     done = artefact.find(path.parent) if path.name in artefact.STATES else None
     if done:
-        model = load_network(done, path.name == artefact.LAST, recipe.models)
+        model = load_network(done, path.name == artefact.LAST, named_code(recipe, done))
         check_fits(done, data)
         return model, Normalize(done.record["mean"], done.record["std"]), compare_images(done, data)
     # Weights from elsewhere do not say what they are: they are the teacher's if they have just its layers.

@@ -30,7 +30,9 @@ CARD = "README.md"
 _SHARED = {"resnet18", "resnet34", "resnet50"}
 
 
-def package(run: Run, out: Path, to: str | None = None, exported: Sequence[Path] = ()) -> list[str]:
+def package(
+    run: Run, out: Path, to: str | None = None, exported: Sequence[Path] = (), trusted_code: Collection[str] = ()
+) -> list[str]:
     """Write the folder.
 
     Args:
@@ -38,6 +40,7 @@ def package(run: Run, out: Path, to: str | None = None, exported: Sequence[Path]
         out: the folder; must not exist, or be empty.
         to: ``"timm"`` or ``"torchvision"``: also write the weights with that library's keys.
         exported: folders that ``export`` wrote elsewhere than into the student's own.
+        trusted_code: names, ``package.module:callable``, of code from outside that may be run.
 
     Returns:
         The names of the files in it.
@@ -48,9 +51,9 @@ def package(run: Run, out: Path, to: str | None = None, exported: Sequence[Path]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already, and is not empty; give another folder with --out")
     done = run.student
-    network = load_network(done, said=run.models)
+    network = load_network(done, trusted_code=trusted_code)
     exports = _exports(done, exported)
-    summary = _summary(run, exports)
+    summary = _summary(run, exports, trusted_code)
     recipe = run.recipe()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=out.parent) as place:
@@ -112,13 +115,13 @@ def _exports(done: Artefact, elsewhere: Sequence[Path]) -> dict[str, Any]:
     return found
 
 
-def _summary(run: Run, exports: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(run: Run, exports: Mapping[str, Any], trusted_code: Collection[str]) -> dict[str, Any]:
     """Figures of student and teacher, as ``run`` or ``export`` measured them on the test images."""
     figures: dict[str, Any] = {"top1": None, "provenance": "Not measured on test images."}
-    sizes = _sizes(run.student, run.models)
-    teacher = (
-        {**_sizes(run.teacher, run.models), "top1": None, "model": run.teacher.record["model"]} if run.teacher else None
-    )
+    sizes = _sizes(run.student, trusted_code)
+    teacher: dict[str, Any] | None = None
+    if run.teacher is not None:
+        teacher = {**_sizes(run.teacher, trusted_code), "top1": None, "model": run.teacher.record["model"]}
     path = run.student.folder.parent / "summary.json"
     said = read_json(path) if path.is_file() else {}
     try:
@@ -142,8 +145,9 @@ def _summary(run: Run, exports: Mapping[str, Any]) -> dict[str, Any]:
     return {**sizes, **figures, "teacher": teacher}
 
 
-def _sizes(done: Artefact, said: Collection[str]) -> dict[str, Any]:
-    return {"parameters": parameters(load_network(done, said=said)), "bytes": done.weights.stat().st_size}
+def _sizes(done: Artefact, trusted_code: Collection[str]) -> dict[str, Any]:
+    network = load_network(done, trusted_code=trusted_code)
+    return {"parameters": parameters(network), "bytes": done.weights.stat().st_size}
 
 
 def _renamed(done: Artefact, network: nn.Module, library: str) -> dict[str, torch.Tensor]:

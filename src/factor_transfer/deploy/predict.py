@@ -13,13 +13,13 @@ from torch import Tensor
 
 from factor_transfer.data.decode import decode
 from factor_transfer.data.sets.folder import ENDINGS as PICTURES
-from factor_transfer.deploy.student import CONFIG, Student, load_student
+from factor_transfer.deploy.student import CONFIG, Announce, Student, open_student
 from factor_transfer.errors import InputError
 from factor_transfer.export.formats.runtimes import ENDINGS, open_file, run_over
 from factor_transfer.export.graph import bare
 from factor_transfer.export.record import RECORD
 from factor_transfer.files import read_json, sha256
-from factor_transfer.models import Normalize
+from factor_transfer.models import Normalize, permit
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import load_network
@@ -44,13 +44,14 @@ class Network:
     logits: Callable[[Tensor], Tensor]
 
 
-def open_network(path: Path, announce: Callable[[Iterable[str]], None] = lambda _: None) -> Network:
+def open_network(path: Path, announce: Announce = lambda _: None, trusted_code: Collection[str] = ()) -> Network:
     """A network to ask.
 
     Args:
         path: of a run or a student in it, its weights, a folder that ``package`` wrote, or a ``.pte`` or ``.onnx`` file
             with its ``export.json`` beside it.
-        announce: told the names of a run's networks before they are built, since some may be code from outside.
+        announce: told of networks before they are built, since code from outside may make them.
+        trusted_code: names, ``package.module:callable``, of code from outside that may be run.
 
     Raises:
         InputError: it is none of these, not finished, damaged, or another student's.
@@ -58,19 +59,22 @@ def open_network(path: Path, announce: Callable[[Iterable[str]], None] = lambda 
     if path.suffix in ENDINGS.values():
         return _exported(path)
     if (path / CONFIG).is_file():
-        return _network(load_student(path), path)
+        return _network(open_student(path, trusted_code, announce), path)
     if path.is_file():
         path = path.parent if path.name == artefact.WEIGHTS else path
     run = find_run(path)
-    announce(run.models)
-    return _network(_student(run.student, run.models), run.student.folder)
+    announce(permit(run.models("student"), trusted_code, run.student.folder))
+    return _network(_student(run.student, trusted_code), run.student.folder)
 
 
-def _student(done: Artefact, said: Collection[str]) -> Student:
+def _student(done: Artefact, trusted_code: Collection[str]) -> Student:
     record = done.record
     image = tuple(record["image"]) if "image" in record else None
     return Student(
-        load_network(done, said=said), Normalize(record["mean"], record["std"]), tuple(record["classes"]), image
+        load_network(done, trusted_code=trusted_code),
+        Normalize(record["mean"], record["std"]),
+        tuple(record["classes"]),
+        image,
     )
 
 

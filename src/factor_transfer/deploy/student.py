@@ -1,6 +1,7 @@
 """A student alone, by its name in the zoo or by its folder: neither teacher nor translator is needed."""
 
-from collections.abc import Collection
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ from torch import Tensor, nn
 
 from factor_transfer.errors import InputError, suggest
 from factor_transfer.files import load_into, read_json, read_weights, sha256
-from factor_transfer.models import Normalize, build_model, check_trusted
+from factor_transfer.models import Normalize, build_model, permit
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import RECORD
 from factor_transfer.pipeline.weights import zoo
+
+Announce = Callable[[Iterable[str | Mapping[str, Any]]], None]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -38,24 +41,41 @@ class Student(nn.Module):
         return logits
 
 
-def load_student(source: str | Path, said: Collection[str] = ()) -> Student:
+def load_student(
+    source: str | Path, trusted_code: Collection[str] = (), *, said: Collection[str] | None = None
+) -> Student:
     """A trained network, in evaluation mode.
 
     Args:
         source: a name of ``factor-transfer show zoo``; or a folder, which ``factor-transfer package`` wrote or which a
             finished stage left.
-        said: names of networks, ``package.module:callable``, whose code may be run for it; without, the package's own
-            and the zoos' are.
+        trusted_code: names of networks, ``package.module:callable``, whose code may be run for it; without, the
+            package's own and the zoos' are.
+        said: what ``trusted_code`` was called up to 0.1; it goes with the next release.
 
     Raises:
         InputError: there is no such network, or it is damaged; or it is made by code that was not named.
     """
-    folder = Path(source)
+    if said is not None:
+        warnings.warn("load_student(said=…) is now called trusted_code=…", DeprecationWarning, stacklevel=2)
+        trusted_code = [*trusted_code, *said]
+    return open_student(Path(source), trusted_code)
+
+
+def open_student(source: Path, trusted_code: Collection[str], announce: Announce = lambda _: None) -> Student:
+    """See ``load_student``.
+
+    Args:
+        source: likewise.
+        trusted_code: likewise.
+        announce: told what the network's record says of it before it is built, since code from outside may make it.
+    """
+    folder = source
     if not folder.is_dir() and str(source) in zoo.entries():
         folder = zoo.find(str(source)).folder
     record, weights, expected = _described(folder)
     try:
-        check_trusted(str(record["model"]["name"]), said, folder)
+        announce(permit([record["model"]], trusted_code, folder))
         student = assemble(record)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"what {folder} says of its network is damaged: {error}") from error

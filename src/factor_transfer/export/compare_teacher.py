@@ -28,8 +28,9 @@ def against_teacher(
     if run.teacher is None:
         (own,) = costs([file])
         return {"costs": own, "teacher": None, "ratios": None}
+    trusted = experiment.trusted_code or ()
     network, normalize = (
-        load_network(run.teacher, said=run.models),
+        load_network(run.teacher, trusted_code=trusted),
         Normalize(run.teacher.record["mean"], run.teacher.record["std"]),
     )
     try:
@@ -42,7 +43,7 @@ def against_teacher(
     figures = top(*predict(nn.Sequential(normalize, network), in_order(experiment.test, EVALUATION_BATCH)))
     known = network_record(run.teacher, network, example)
     size = teacher.stat().st_size
-    student = load_network(run.student, said=run.models)
+    student = load_network(run.student, trusted_code=trusted)
     ratios = {
         "bytes": size / file.stat().st_size,
         "parameters": known["parameters"] / parameters(student),

@@ -29,7 +29,7 @@ def export_student(experiment: Experiment, run: Run, options: ExportOptions, out
     """Write a run's student as a file, run all test images through it, and write down what came out.
 
     Args:
-        experiment: of the run's recipe.
+        experiment: of the run's recipe; it knows whose code may be run.
         run: finished.
         options: what file.
         out: where to; a folder in the student's, if left out.
@@ -48,7 +48,7 @@ def export_student(experiment: Experiment, run: Run, options: ExportOptions, out
     if note:
         experiment.say(f"Note: {note}")
     network, normalize = (
-        load_network(student, said=run.models),
+        load_network(student, trusted_code=experiment.trusted_code or ()),
         Normalize(student.record["mean"], student.record["std"]),
     )
     folder = out or student.folder / "export" / f"{options.format}-{options.precision}"

@@ -8,7 +8,15 @@ from torch import nn
 
 from factor_transfer.errors import InputError, choose
 from factor_transfer.models.cost import macs, parameters
-from factor_transfer.models.external import announce, build_external, check_trusted, is_external, is_own, zoo_statistics
+from factor_transfer.models.external import (
+    announce,
+    build_external,
+    check_trusted,
+    is_external,
+    is_own,
+    permit,
+    zoo_statistics,
+)
 from factor_transfer.models.families.mobilenet import MOBILENETS
 from factor_transfer.models.families.resnet import RESNETS
 from factor_transfer.models.families.shufflenet import SHUFFLENETS
@@ -27,6 +35,7 @@ __all__ = [
     "is_own",
     "macs",
     "parameters",
+    "permit",
     "zoo_statistics",
 ]
 

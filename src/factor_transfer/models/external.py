@@ -5,7 +5,7 @@ somebody's own. Nothing of theirs is imported before such a name is used.
 """
 
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -14,9 +14,11 @@ from typing import Any
 
 from torch import nn
 
-from factor_transfer.errors import InputError, shown, suggest
+from factor_transfer.errors import InputError, printable, shown, suggest
 from factor_transfer.models.optional import installed
 from factor_transfer.models.zoos import ZOOS, Statistics
+
+_BUILT_WITH = ("name", "num_classes", "in_channels")  # beside a network's own arguments
 
 
 def is_external(name: str) -> bool:
@@ -29,27 +31,64 @@ def is_own(name: str) -> bool:
     return is_external(name) and name.partition(":")[0] not in ZOOS
 
 
-def check_trusted(name: str, said: Collection[str], place: object) -> None:
+def check_trusted(name: str, trusted_code: Collection[str], place: object) -> None:
     """Refuse to run somebody's own code for no other reason than that a file names it.
 
     Args:
         name: of the network, as the file has it.
-        said: the models that a recipe, or the caller, names.
+        trusted_code: names, ``package.module:callable``, that the person's recipe, command line or program gives.
         place: of the file, for the message.
 
     Raises:
-        InputError: it is somebody's own, and not among them.
+        InputError: the network is somebody's own, and not among them.
     """
-    if is_own(name) and name not in said:
+    if is_own(name) and name not in trusted_code:
         raise InputError(
-            f"{place} is of a network that code from outside makes, {shown(name)}, and the recipe does not name it; if "
-            "that code is to be run, name it as student.model"
+            f"{place} is of a network that code from outside makes, {shown(name)}, and a file alone says so, which is "
+            f"no reason to run it. If you trust that code: predict, export and package take --trust-code "
+            f"{printable(name)}, load_student takes trusted_code; other commands run what their recipe names in the "
+            "same place (student.model, teacher.model) with the same args"
         )
 
 
-def announce(names: Iterable[str]) -> list[str]:
-    """What to say before somebody's own code runs: a line for each of ``names`` that is such. Nothing is run for it."""
-    return [f"runs code from outside: {name} ({_place(name)})" for name in dict.fromkeys(names) if is_own(name)]
+def permit(
+    models: Sequence[Mapping[str, Any]], trusted_code: Collection[str], place: object
+) -> Sequence[Mapping[str, Any]]:
+    """The networks that records name, if all of them may be built.
+
+    Args:
+        models: what records say of networks: ``name`` and arguments.
+        trusted_code: see ``check_trusted``.
+        place: likewise.
+
+    Returns:
+        The same, to be announced.
+
+    Raises:
+        InputError: one is made by code from outside that may not be run.
+    """
+    for model in models:
+        check_trusted(str(model["name"]), trusted_code, place)
+    return models
+
+
+def announce(models: Iterable[str | Mapping[str, Any]]) -> list[str]:
+    """What to say before somebody's own code runs: a line for each network that it makes. Nothing is run for it.
+
+    Args:
+        models: names; or what a record says of networks, ``name`` and arguments, which are shown, too. They may come
+            from a file, and are escaped.
+    """
+    lines = []
+    for model in models:
+        name = model if isinstance(model, str) else str(model["name"])
+        args = {} if isinstance(model, str) else {key: value for key, value in model.items() if key not in _BUILT_WITH}
+        if is_own(name):
+            given = f", with {', '.join(f'{printable(key)} = {shown(value)}' for key, value in args.items())}"
+            lines.append(
+                f"runs code from outside: {printable(name)} ({printable(_place(name))}){given if args else ''}"
+            )
+    return list(dict.fromkeys(lines))
 
 
 def build_external(name: str, num_classes: int, in_channels: int, pretrained: bool = False, **args: Any) -> nn.Module:

@@ -15,7 +15,7 @@ from factor_transfer.config.recipe import Network, Recipe
 from factor_transfer.data import Augment, Batch, Data, Split, in_order, open_data
 from factor_transfer.distributed import collectives
 from factor_transfer.distributed.fabric import open_fabric
-from factor_transfer.errors import InputError
+from factor_transfer.errors import InputError, printable
 from factor_transfer.files import load_into
 from factor_transfer.methods import ReusedClassifier
 from factor_transfer.models import Normalize, build_model, check_trusted, zoo_statistics
@@ -39,10 +39,20 @@ class Experiment:
         work_dir: where the stages lie.
         console: what a person sees.
         command: the recipe and its overrides as on the command line, for messages.
+        trusted_code: whose code may be run, ``package.module:callable``, for a recipe that was found in a folder. The
+            recipe that a person gives, ``None``, is itself the permission for what it names.
     """
 
-    def __init__(self, recipe: Recipe, work_dir: Path, console: Console, command: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        work_dir: Path,
+        console: Console,
+        command: str,
+        trusted_code: Collection[str] | None = None,
+    ) -> None:
         self.recipe, self.work_dir, self.console, self.command = recipe, work_dir, console, command
+        self.trusted_code = trusted_code
         self.verified: set[Path] = set()  # folders whose sums were compared in this command
 
     def with_method(self, method: str, seed: int | None = None) -> Self:
@@ -54,7 +64,7 @@ class Experiment:
 
     def say(self, text: str) -> None:
         """A line for the person."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text, newlines=True), highlight=False, markup=False, soft_wrap=True)
 
     @cached_property
     def data(self) -> Data:
@@ -90,6 +100,8 @@ class Experiment:
 
     def build(self, section: Network, pretrained: bool = False) -> nn.Module:
         """A network as the recipe names it, on the device; with random weights, or the zoo's."""
+        if self.trusted_code is not None:
+            check_trusted(section.model, self.trusted_code, f"the recipe of {self.work_dir}")
         record = self.describe(section)["model"]
         return to_memory_format(self.fabric.to_device(build_model(**record, pretrained=pretrained)))
 
@@ -136,7 +148,8 @@ class Experiment:
 
     def load(self, done: Artefact, last: bool = False) -> nn.Module:
         """The network of a finished stage, on the device; or as it was after the last epoch."""
-        return to_memory_format(self.fabric.to_device(load_network(done, last, self.recipe.models)))
+        trusted = named_code(self.recipe, done) if self.trusted_code is None else self.trusted_code
+        return to_memory_format(self.fabric.to_device(load_network(done, last, trusted)))
 
     @cached_property
     def examples(self) -> Tensor:
@@ -178,14 +191,29 @@ class Experiment:
         return predict(nn.Sequential(normalize, model), self.in_order(split))
 
 
-def load_network(done: Artefact, last: bool = False, said: Collection[str] = ()) -> nn.Module:
+def named_code(recipe: Recipe, done: Artefact) -> list[str]:
+    """The code from outside that a person's own recipe allows to be run for a finished stage.
+
+    It is what the recipe names in the stage's own place, with the same arguments: a teacher's name is no permission for
+    a student, and ``torch.hub:load`` of one folder is none for that of another.
+    """
+    stage, model = str(done.record.get("stage", "")), dict(done.record.get("model") or {})
+    section = recipe.student if stage.startswith("student") else recipe.teacher if stage == "teacher" else None
+    for key in ("num_classes", "in_channels"):
+        model.pop(key, None)
+    if section is None or model != {"name": section.model, **section.args.model_dump(mode="json")}:
+        return []
+    return [section.model]
+
+
+def load_network(done: Artefact, last: bool = False, trusted_code: Collection[str] = ()) -> nn.Module:
     """The network of a finished stage, with its weights; or with those of the last epoch.
 
     Args:
         done: the stage.
         last: which weights.
-        said: the models that the recipe names. The record of a stage may come from anywhere: that it names somebody's
-            own code is no reason to run it.
+        trusted_code: names, ``package.module:callable``, of code from outside that may be run. The record of a stage
+            may come from anywhere: that it names somebody's own code is no reason to run it.
 
     Raises:
         InputError: the stage holds no network, or the weights do not fit; or it is one of code that was not asked for.
@@ -193,7 +221,7 @@ def load_network(done: Artefact, last: bool = False, said: Collection[str] = ())
     if "model" not in done.record:
         raise InputError(f"{done.weights} holds a {done.record.get('stage')}, not a network that classifies images")
     name = str(done.record["model"].get("name")) if isinstance(done.record["model"], dict) else ""
-    check_trusted(name, said, done.weights)
+    check_trusted(name, trusted_code, done.weights)
     try:
         model = build_model(**done.record["model"])
         if "reused_classifier" in done.record:

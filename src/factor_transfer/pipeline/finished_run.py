@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from factor_transfer.config.read import read_recipe
 from factor_transfer.config.recipe import Recipe
@@ -31,11 +32,10 @@ class Run:
         """How the student was trained, as its folder's name says."""
         return method_of(self.student.folder.name)
 
-    @property
-    def models(self) -> list[str]:
-        """The models that its recipe names, as far as that was written down: what code from outside may be run."""
-        written = (self.student.folder / artefact.RECIPE).is_file()
-        return list(self.recipe().models) if written else []
+    def models(self, *stages: str) -> list[dict[str, Any]]:
+        """What the records of ``"teacher"`` and ``"student"`` say of their networks: ``name`` and arguments."""
+        found = {"teacher": self.teacher, "student": self.student}
+        return [done.record["model"] for stage in stages if (done := found[stage]) and "model" in done.record]
 
     def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
         """The recipe that the student was trained by.

@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from factor_transfer.errors import printable
 from factor_transfer.report.names import name_of
 from factor_transfer.training.log import duration
 
@@ -19,7 +20,7 @@ def print_check(console: Console, found: Mapping[str, Any]) -> None:
         networks.add_row(name, f"{figures['parameters']:,}", f"{figures['macs']:,}", size)
     console.print(networks)
     for line in _lines(found):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
     if found["terms"]:
         terms = _table("part of the loss", "value", "weight", "weighted", "of the loss", "of the gradient")
         for name, part in found["terms"].items():
@@ -38,7 +39,7 @@ def print_check(console: Console, found: Mapping[str, Any]) -> None:
         stages.add_row(name, duration(budget["seconds"]), f"{budget['images_per_s']:,.0f}", memory)
     console.print(stages)
     for warning in found["warnings"]:
-        console.print(f"Warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(f"Warning: {warning}"), style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:

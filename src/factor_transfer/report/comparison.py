@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from factor_transfer.errors import printable
 from factor_transfer.report.confidence import as_estimate
 from factor_transfer.report.names import name_of
 
@@ -40,7 +41,7 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
         if "error" in run:
             lines.append(f"Failed: {run['method']}, seed {run['seed']}: {run['error'].splitlines()[0]}")
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _verdicts(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:

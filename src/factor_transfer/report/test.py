@@ -7,6 +7,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from factor_transfer.errors import printable
+
 
 def test_table(result: Mapping[str, Any]) -> Table:
     """What ``factor-transfer test`` found: all images, then class by class."""
@@ -20,5 +22,5 @@ def test_table(result: Mapping[str, Any]) -> Table:
     table.add_row("all", str(result["count"]), *[f"{result[name]:.2f}" for name in names], end_section=True)
     for label, figures in by_class.items():
         cells = ["–" if figures[name] is None else f"{figures[name]:.2f}" for name in names]
-        table.add_row(escape(label), str(figures["count"]), *cells)
+        table.add_row(escape(printable(label)), str(figures["count"]), *cells)
     return table
