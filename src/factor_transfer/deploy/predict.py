@@ -112,6 +112,11 @@ def _exported(path: Path) -> Network:
             "since. Export the student anew"
         )
     file = open_file(path)
+    if file.classes != len(classes):
+        raise InputError(
+            f"{path} says {file.classes} logits an image, {beside} names {len(classes)} classes: they do not belong "
+            "together. Export the student anew"
+        )
 
     def logits(images: Tensor) -> Tensor:
         return run_over(file, [images if file.dtype == torch.uint8 else normalize(images)])

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from factor_transfer.data import in_order
 from factor_transfer.errors import InputError
 from factor_transfer.export.build import ExportOptions, build_file
-from factor_transfer.export.formats.runtimes import ENDINGS
+from factor_transfer.export.formats.runtimes import ENDINGS, costs, open_file
 from factor_transfer.export.graph import bare
-from factor_transfer.export.parity import costs
 from factor_transfer.export.record import RECORD, network_record, versions
 from factor_transfer.files import read_json, sha256, write_atomic, write_json
 from factor_transfer.models import Normalize, macs, parameters
@@ -65,6 +64,7 @@ def _teacher_file(
     if path.is_file() and (folder / RECORD).is_file():
         said = read_json(folder / RECORD)
         if said == {"fingerprint": done.fingerprint, "sha256": sha256(path), "versions": now}:
+            open_file(path).close()  # it was found in the run's folder: it is verified before it is measured
             return path
     examples = experiment.examples.cpu()
     made = build_file(

@@ -63,7 +63,9 @@ def export_student(experiment: Experiment, run: Run, options: ExportOptions, out
         file = Path(place) / name
         file.write_bytes(build_file(alone, normalize, images, options))
         experiment.say(f"{name}  {file.stat().st_size / 1000:,.1f} kB; running {len(experiment.test):,} test images")
-        figures = compare(network, normalize, open_file(file), experiment.test)
+        opened = open_file(file)
+        figures = compare(network, normalize, opened, experiment.test)
+        opened.close()
         example = images[:1].float()
         record = {
             "file": {"name": name, "sha256": sha256(file), "bytes": file.stat().st_size},

@@ -1,19 +1,12 @@
 """Whether an exported file says what the trained network says, and what it costs to ask it."""
 
-import json
-import subprocess
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from factor_transfer.data import Split, in_order
-from factor_transfer.errors import InputError
-from factor_transfer.export import benchmark as probe
-from factor_transfer.export.formats.runtimes import Runtime, run_over
+from factor_transfer.export.formats.runtimes import ExportedFile, run_over
 from factor_transfer.models import Normalize
 from factor_transfer.training.evaluate import predict as run_network
 from factor_transfer.training.evaluate import top
@@ -22,7 +15,7 @@ CLOSE = 1e-3  # the most that a float32 file's logits may differ by
 _BATCH = 250
 
 
-def compare(network: nn.Module, normalize: Normalize, file: Runtime, test: Split) -> dict[str, Any]:
+def compare(network: nn.Module, normalize: Normalize, file: ExportedFile, test: Split) -> dict[str, Any]:
     """Run all test images through the trained network and through the file.
 
     Args:
@@ -71,19 +64,3 @@ def verdict(figures: dict[str, Any], precision: str, tolerance: float) -> str | 
             "(--qat EPOCHS) may help"
         )
     return None
-
-
-def costs(files: Sequence[Path]) -> list[dict[str, float]]:
-    """Latency and memory of exported files, one after another; see ``probe``.
-
-    -P: beside the script lie modules that are named as the libraries are.
-
-    Raises:
-        InputError: one cannot be run.
-    """
-    command = [sys.executable, "-P", str(Path(probe.__file__)), *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(f"{files[0]} cannot be measured: {(done.stderr.splitlines() or ['it ended early'])[-1]}")
-    found: list[dict[str, float]] = json.loads(done.stdout)
-    return found

@@ -1,93 +1,190 @@
-"""Exported files, run by the runtimes that they are for."""
+"""Exported files, run by the runtimes that they are for, in a process of their own: see ``worker``."""
 
+import contextlib
+import json
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from importlib import import_module
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from factor_transfer.errors import InputError
-from factor_transfer.export.formats.optional import Captured, captured_output, need
-from factor_transfer.export.graph import MOST
+from factor_transfer.errors import InputError, printable
+from factor_transfer.export.formats import worker
+from factor_transfer.export.formats.optional import need
 
 ENDINGS = {"executorch": ".pte", "onnx": ".onnx"}
 
+START_S = 120.0  # that a process may take to import a runtime
+LOAD_S = 60.0  # that a file may take to be loaded, and tried on an image
+IMAGE_S = 2.0  # that a file may take for each further one
+_LONGEST_LINE = 2**16  # bytes of an answer before its logits
+_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
-class Runtime(Protocol):
-    """A file that was loaded.
+
+class ExportedFile:
+    """An exported file that was loaded, in a process of its own which ends with this object.
+
+    What comes back from there is looked at before it is believed: the file may be damaged, or mean harm.
+
+    Args:
+        path: of a ``.pte`` or ``.onnx`` file.
 
     Attributes:
         shape: of one image (C, H, W).
-        dtype: of its input.
+        dtype: of its input, uint8 or float32.
         dynamic: whether it takes several images at once.
-        reentrant: whether several threads may run it.
+        classes: how many logits it returns for an image.
+
+    Raises:
+        InputError: the file is damaged, of another kind, ends its process or takes too long.
     """
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    dynamic: bool
-    reentrant: bool
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._place = tempfile.TemporaryDirectory(prefix="factor-transfer-")
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process lives)
+        # In a session of its own: Ctrl-C is for this process, which ends that one.
+        self._process = subprocess.Popen(
+            [*command(), "serve", str(path.resolve()), str(LOAD_S)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            cwd=self._place.name,
+            env=environment(),
+            start_new_session=True,
+        )
+        self.close = weakref.finalize(self, _end, self._process, self._said, self._place)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        for pipe in (self._process.stdin, self._process.stdout):
+            os.set_blocking(pipe.fileno(), False)
+        self._left = b""  # of what was read
+        self._answer(START_S)
+        answer = self._answer(LOAD_S)
+        shape, dtype, classes = (answer.get(key) for key in ("shape", "dtype", "classes"))
+        if not (_are_sizes(shape, 3) and dtype in _DTYPES and _are_sizes([classes], 1)):
+            raise self._refused("it does not say what images it takes")
+        assert isinstance(shape, list)
+        assert isinstance(classes, int)
+        self.shape, self.dtype, self.classes = tuple(shape), _DTYPES[str(dtype)], classes
+        self.dynamic = answer.get("dynamic") is True
 
     def run(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W), one or 1 to ``MOST``, -> logits (B, K)."""
+        """Images (B, C, H, W), any number, -> logits (B, K).
 
-
-class ExecuTorch:
-    """A ``.pte`` file."""
-
-    reentrant = False
-
-    def __init__(self, path: Path) -> None:
-        need("executorch")
-        # What executorch.runtime stands on: that would import the exporter, which takes seconds, too.
-        library: Any = import_module("executorch.extension.pybindings._portable_lib")
-        with _loading(path):
-            self._module = library._load_for_executorch(str(path))
-            taken = self._module.method_meta("forward").input_tensor_meta(0)
-            self._module.run_method("forward", [torch.zeros(1, *taken.sizes()[1:], dtype=_DTYPES[taken.dtype()])])
-        batch, *self.shape = taken.sizes()
-        self.shape, self.dtype, self.dynamic = tuple(self.shape), _DTYPES[taken.dtype()], batch > 1
-
-    def run(self, images: Tensor) -> Tensor:
-        """See ``Runtime``."""
-        logits: Tensor = self._module.run_method("forward", [images])[0]
-        return logits
-
-
-class Onnx:
-    """An ``.onnx`` file, run by onnxruntime on the CPU."""
-
-    reentrant = True
-
-    def __init__(self, path: Path) -> None:
-        need("onnx")
-        runtime: Any = import_module("onnxruntime")
-        with _loading(path):
-            options = runtime.SessionOptions()
-            options.intra_op_num_threads = (
-                1  # for images one by one, sharing each among threads costs more than it saves
+        Raises:
+            InputError: the file says something else, ends its process or takes too long.
+        """
+        if tuple(images.shape[1:]) != self.shape or images.dtype != self.dtype:
+            raise InputError(
+                f"{self.path} takes {self.dtype} images of {list(self.shape)}, not {images.dtype} of "
+                f"{list(images.shape[1:])}"
             )
-            self._session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-            (taken,) = self._session.get_inputs()
-            batch, *self.shape = taken.shape
-            self.dtype = {"tensor(uint8)": torch.uint8, "tensor(float)": torch.float32}[taken.type]
-        self._name = taken.name
-        self.shape, self.dynamic = tuple(self.shape), not isinstance(batch, int)
+        limit = LOAD_S + IMAGE_S * len(images)
+        self._send(struct.pack("<Q", len(images)), time.monotonic() + limit)
+        self._send(images.contiguous().numpy().data.cast("B"), time.monotonic() + limit)
+        answer = self._answer(limit)
+        if answer.get("shape") != [len(images), self.classes]:
+            raise self._refused(f"to {len(images)} images it returns logits of shape {answer.get('shape')}")
+        content = bytearray(self._read(len(images) * self.classes * 4, limit))
+        return torch.frombuffer(content, dtype=torch.float32).view(len(images), self.classes)
 
-    def run(self, images: Tensor) -> Tensor:
-        """See ``Runtime``."""
-        return torch.from_numpy(self._session.run(None, {self._name: images.numpy()})[0])
+    def _send(self, content: Any, deadline: float) -> None:
+        assert self._process.stdin is not None
+        pipe = self._process.stdin
+        view = memoryview(content)
+        while len(view):
+            self._wait(pipe, selectors.EVENT_WRITE, deadline)
+            try:
+                view = view[os.write(pipe.fileno(), view[: 2**20]) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:  # it has ended, and may have said why
+                return
+
+    def _answer(self, seconds: float) -> dict[str, Any]:
+        """The next line of what it says."""
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._left:
+            if len(self._left) > _LONGEST_LINE:
+                raise self._refused("what comes back from it is no answer")
+            self._receive(deadline)
+        line, _, self._left = self._left.partition(b"\n")
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise self._refused("what comes back from it is no answer")
+        if "error" in answer:
+            raise self._refused(str(answer["error"]))
+        return answer
+
+    def _read(self, count: int, seconds: float) -> bytes:
+        deadline = time.monotonic() + seconds
+        while len(self._left) < count:
+            self._receive(deadline)
+        content, self._left = self._left[:count], self._left[count:]
+        return content
+
+    def _receive(self, deadline: float) -> None:
+        assert self._process.stdout is not None
+        pipe = self._process.stdout
+        self._wait(pipe, selectors.EVENT_READ, deadline)
+        try:
+            content = os.read(pipe.fileno(), 2**20)
+        except BlockingIOError:
+            return
+        if not content:
+            raise self._refused(_death(self._process))
+        self._left += content
+
+    def _wait(self, pipe: IO[bytes], event: int, deadline: float) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, event)
+            if not selector.select(max(deadline - time.monotonic(), 0)):
+                raise self._refused("it takes too long; its process was ended")
+
+    def _refused(self, why: str) -> InputError:
+        """The process is ended, and what its runtime said of the fault goes before what it raised."""
+        if self.close.alive:
+            self._process.kill()
+            self._process.wait()
+            self._said.seek(0)
+            lines = self._said.read(2**20).decode(errors="replace").splitlines()
+            # "[program.cpp:153] …", as ExecuTorch says it.
+            heard = [line.partition("] ")[2] for line in lines if line.startswith("[") and "cpuinfo" not in line]
+            self.close()
+            why = "; ".join([line for line in heard if line][:2]) or why
+        task = "run" if hasattr(self, "classes") else "loaded"
+        return InputError(f"{self.path} cannot be {task}; it is damaged, or of another kind: {printable(why)[:300]}")
 
 
-_DTYPES = {0: torch.uint8, 6: torch.float32}  # as ExecuTorch's files number them
+def command() -> list[str]:
+    """What starts the worker.
+
+    -P: nothing is imported that lies beside the script, where modules are named as the libraries are, or in the working
+    directory.
+    """
+    return [sys.executable, "-P", "-B", str(Path(worker.__file__).resolve())]
 
 
-def open_file(path: Path) -> Runtime:
+def environment() -> dict[str, str]:
+    """The worker's, whose own children import nothing from the working directory, either."""
+    return {**os.environ, "PYTHONSAFEPATH": "1"}
+
+
+def open_file(path: Path) -> ExportedFile:
     """Load an exported file.
 
     Raises:
@@ -95,31 +192,81 @@ def open_file(path: Path) -> Runtime:
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
-    if path.suffix == ENDINGS["executorch"]:
-        return ExecuTorch(path)
-    if path.suffix == ENDINGS["onnx"]:
-        return Onnx(path)
-    raise InputError(f"{path} is no exported network: its name must end in {' or '.join(ENDINGS.values())}")
+    format = next((name for name, ending in ENDINGS.items() if path.suffix == ending), None)
+    if format is None:
+        raise InputError(f"{path} is no exported network: its name must end in {' or '.join(ENDINGS.values())}")
+    need(format)
+    return ExportedFile(path)
 
 
-def run_over(file: Runtime, batches: Iterable[Tensor]) -> Tensor:
-    """The logits (N, K) of all images in batches (B, C, H, W), as many at once as the file takes."""
-    most = MOST if file.dynamic else 1
-    with ThreadPoolExecutor(os.cpu_count() if file.reentrant else 1) as pool:
-        said = [list(pool.map(file.run, batch.contiguous().split(most))) for batch in batches]
-    return torch.cat([logits for some in said for logits in some])
+def run_over(file: ExportedFile, batches: Iterable[Tensor]) -> Tensor:
+    """The logits (N, K) of all images in batches (B, C, H, W)."""
+    return torch.cat([file.run(batch) for batch in batches])
 
 
-@contextmanager
-def _loading(path: Path) -> Iterator[None]:
-    """While a file is loaded, turn what its runtime says into words."""
-    heard = Captured()
+def costs(files: Sequence[Path]) -> list[dict[str, float]]:
+    """Latency and memory of exported files, one after another; see ``worker.probe``.
+
+    Raises:
+        InputError: one cannot be run.
+    """
+    arguments = [*command(), "measure", *(str(path.resolve()) for path in files)]
+    with tempfile.TemporaryDirectory(prefix="factor-transfer-") as place:
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=place,
+            env=environment(),
+            start_new_session=True,
+        )
+        try:
+            said, errors = process.communicate(timeout=START_S + 2 * LOAD_S * len(files))
+        except subprocess.TimeoutExpired:
+            raise InputError(f"{files[0]} cannot be measured: it takes too long") from None
+        finally:
+            _kill_group(process)
+    lines = errors.decode(errors="replace").splitlines()
     try:
-        with captured_output() as heard:
-            yield
-    except InputError:
-        raise
-    except Exception as error:  # each runtime has its own, for files that are damaged in many ways
-        lines = [line.partition("] ")[2] for line in heard.text.splitlines() if "cpuinfo" not in line]
-        said = "; ".join(lines[:2] or str(error).splitlines()[:1])
-        raise InputError(f"{path} cannot be loaded; it is damaged, or of another kind: {said[:300]}") from error
+        found: list[dict[str, float]] = json.loads(said)
+    except ValueError:
+        why = lines[-1] if lines else _death(process)
+        raise InputError(f"{files[0]} cannot be measured: {printable(why)[:300]}") from None
+    return found
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # they have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def _are_sizes(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(type(value) is int and 0 < value < 2**31 for value in values)
+    )
+
+
+def _death(process: subprocess.Popen[bytes]) -> str:
+    """How a process ended."""
+    try:
+        code = process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        return "it says nothing more"
+    if code < 0:
+        return f"it ends the process that runs it, by {signal.Signals(-code).name}"
+    return f"it ends the process that runs it, with exit code {code}"
+
+
+def _end(process: subprocess.Popen[bytes], said: IO[bytes], place: tempfile.TemporaryDirectory[str]) -> None:
+    """End a worker, and what is left of it."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, said):
+        if pipe is not None:
+            pipe.close()
+    place.cleanup()
