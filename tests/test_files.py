@@ -1,5 +1,8 @@
+import errno
+import json
 import os
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from conftest import Run, refused
 from factor_transfer import build_model
 from factor_transfer import files as checkpoint
 from factor_transfer.errors import InputError
@@ -95,3 +99,134 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         checkpoint.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tiny: Path, finished: Path, run: Run) -> None:
+    Path("real.json").write_text("{}")
+    Path("there").mkdir()
+    for name, target in (("link", "real.json"), ("chain", "link"), ("dangling", "there/new.json")):
+        Path(name).symlink_to(target)
+        result = run("test", tiny, finished / "teacher", "--json", name)
+        assert result.code == 0, result.err
+        assert Path(name).is_symlink()
+        assert "top1" in json.loads(Path(name).resolve().read_text())
+        Path("real.json").write_text("{}")
+    Path("loop").symlink_to("loop")
+    refused(run("test", tiny, finished / "teacher", "--json", "loop"), "loop|levels of symbolic links")
+    refused(run("test", tiny, finished / "teacher", "--json", "there"), "there")
+
+
+def test_what_is_no_regular_file_is_written_into(tiny: Path, finished: Path, run: Run) -> None:
+    """A pipe, a terminal, an open file: as ``--json /dev/stdout`` and ``--json >(jq .top1)`` are."""
+    os.mkfifo("pipe")
+    Path("link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        heard: list[str] = []
+        reader = threading.Thread(target=lambda heard=heard: heard.append(Path("pipe").read_text()))
+        reader.start()
+        assert run("test", tiny, finished / "teacher", "--json", name).code == 0
+        reader.join()
+        assert "top1" in json.loads(heard[0])
+        assert Path("pipe").is_fifo()
+    leader, follower = os.openpty()
+    checkpoint.write_atomic(Path(os.ttyname(follower)), b"heard")
+    assert os.read(leader, 9) == b"heard"
+    with Path("open").open("w+b") as file:
+        file.write(b"before ")
+        file.flush()
+        checkpoint.write_atomic(Path(f"/dev/fd/{file.fileno()}"), b"after")
+        assert Path("open").read_bytes() == b"before after"
+    os.close(leader)
+    os.close(follower)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_modes_respect_the_umask(tmp_path: Path, digits_run: Path, run: Run, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        checkpoint.write_json(tmp_path / "new" / "a.json", {})
+        assert run("package", digits_run, "--out", tmp_path / "shared").code == 0
+    finally:
+        os.umask(before)
+    for folder in ("new", "shared"):
+        assert (tmp_path / folder).stat().st_mode & 0o777 == mode | (mode & 0o444) >> 2
+        assert {path.stat().st_mode & 0o777 for path in (tmp_path / folder).iterdir()} == {mode}
+
+
+def test_a_full_disk_names_file_and_remedy(
+    tiny: Path, finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused(run("test", tiny, finished / "teacher", "--json", "a.json"), r"cannot write a\.json: No space", "make room")
+    refused(run("teacher", tiny), "No space left", "make room", "--work-dir")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_regular_file_is_not_waited_for(
+    kind: str, digits_run: Path, tiny: Path, work: Path, run: Run
+) -> None:
+    def put(path: Path) -> None:
+        path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            path.mkdir()
+
+    assert run("package", digits_run, "--out", "shared").code == 0
+    put(Path("shared/model.safetensors"))
+    refused(run("predict", "shared", "shared"), r"model\.safetensors", "regular file|folder")
+    put(work / "teacher" / "stage.json")
+    refused(run("run", tiny, "--work-dir", work), r"stage\.json", "regular file|folder")
+    for name in ("w.pth", "w.safetensors"):
+        Path(name).touch()
+        put(Path(name))
+        with pytest.raises(InputError, match=rf"cannot read weights {name}: it is"):
+            checkpoint.read_weights(Path(name))
+
+
+def holding(**changes: torch.Tensor) -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    state = model.state_dict()
+    checkpoint.load_into(
+        model, {**state, **{key.replace("_", ".", 1): value for key, value in changes.items()}}, Path("w")
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.full((2, 1, 1, 1), float("nan")), r"not finite: 0\.weight"),
+        (torch.full((2, 1, 1, 1), 1e300, dtype=torch.float64), r"not finite: 0\.weight"),
+        (torch.full((2, 1, 1, 1), complex(0, float("nan"))), r"0\.weight: torch\.complex64 in the file"),
+        (torch.ones(2, 1, 1, 1, dtype=torch.bool), r"0\.weight: torch\.bool in the file, torch\.float32 in the model"),
+        (torch.ones(2, 1, 1, 1, dtype=torch.uint8), r"0\.weight: torch\.uint8 in the file"),
+        (torch.ones(2, 1, 1, 1).to_sparse(), r"0\.weight: no plain tensor"),
+        (torch.ones(2, 1, 1, 1, device="meta"), r"0\.weight: no plain tensor"),
+    ],
+)
+def test_weights_that_a_model_cannot_hold(weight: torch.Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        holding(**{"0_weight": weight})
+
+
+def test_variances_below_zero_and_counters_that_are_none() -> None:
+    with pytest.raises(InputError, match=r"variances below zero: 1\.running_var"):
+        holding(**{"1_running_var": torch.tensor([1.0, -1e-3])})
+    with pytest.raises(InputError, match=r"num_batches_tracked: torch\.float32"):
+        holding(**{"1_num_batches_tracked": torch.tensor(float("nan"))})
+    assert holding(**{"1_num_batches_tracked": torch.tensor(7.0)}).state_dict()["1.num_batches_tracked"] == 7
+    held = holding(**{"0_weight": torch.full((2, 1, 1, 1), 0.5, dtype=torch.float64)}).state_dict()["0.weight"]
+    assert held.dtype == torch.float32
+
+
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "1e999", '"\\ud800"', '{"\\ud800": 1}', "\ufeff{}"])
+def test_json_that_is_not_finite_or_no_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(f"[{text}]")
+    with pytest.raises(InputError, match=r"cannot read .*a\.json: "):
+        checkpoint.read_json(tmp_path / "a.json")

@@ -3,15 +3,20 @@
 Weights are safetensors, or PyTorch files that are read with ``weights_only=True``. Neither can run code.
 """
 
+import errno
 import hashlib
 import json
+import math
 import os
 import re
-import tempfile
+import secrets
+import stat
+import sys
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeGuard
+from typing import Any, BinaryIO, Self, TypeGuard
 
 import safetensors.torch
 import torch
@@ -29,26 +34,93 @@ _DEEPEST_JSON = 50
 def write_atomic(path: Path, content: bytes, previous: Path | None = None) -> None:
     """Write a file such that a kill, or a power cut, at any moment leaves the old one or the new one, never a part.
 
+    A link stays one: what it leads to is replaced. What exists and is no regular file, such as ``/dev/null`` or a pipe,
+    is written into.
+
     Args:
         path: the file.
         content: of it.
         previous: what the old one is called from then on; it is replaced otherwise.
+
+    Raises:
+        OSError: it cannot be written; its ``filename`` is the path.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with _naming(path):
+        if _is_written_through(path):
+            _write_through(path, content)
+            return
+        path = path.resolve() if path.is_symlink() else path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            # The system takes from the mode what the umask says.
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                path.replace(previous)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """While a file is written, a system's error names it: that of a full disk names none."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp's files are the owner's alone
-        if previous is not None and path.exists():
-            path.replace(previous)
-        Path(temporary).replace(path)
-        _sync_folder(path.parent)
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except RuntimeError as error:  # a link that leads to itself
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
+
+
+def _is_written_through(path: Path) -> bool:
+    """Whether a path names a device, a pipe or an open file (``/dev/stdout``), and not a place in a folder."""
+    if os.path.abspath(path).startswith(("/dev/", "/proc/")) and path.exists():  # noqa: PTH100 (links are not resolved)
+        return True
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # it is not there yet, which the system says again where it matters
+        return False
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    sys.stdout.flush()  # which it may be
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(handle, view) :]
+    finally:
+        os.close(handle)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to be read, without waiting for it.
+
+    Raises:
+        OSError: it cannot be read; it is none, but a pipe, a device or a folder.
+    """
+    _check_regular(path, path.stat().st_mode)  # to open a device may already do something
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(handle, "rb")
+    try:
+        _check_regular(path, os.fstat(handle).st_mode)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        file.close()
         raise
+    return file
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        what = "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file, but a pipe or a device"
+        raise OSError(errno.EINVAL, what, str(path))
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -78,25 +150,42 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: it is missing or damaged; it is larger, or nested more deeply, than what is written here.
+        InputError: it is missing or damaged; it is larger, or nested more deeply, than what is written here; it has
+            numbers that are not finite, or text that no file can hold.
     """
     try:
-        if path.stat().st_size > _LARGEST_JSON:
+        with open_regular(path) as file:
+            text = file.read(_LARGEST_JSON + 1)
+        if len(text) > _LARGEST_JSON:
             raise ValueError(f"it has more than {_LARGEST_JSON:,} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
         level = [content]
         for _ in range(_DEEPEST_JSON):
             tables = [
-                part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)
+                [*part, *part.values()] if isinstance(part, dict) else part
+                for part in level
+                if isinstance(part, dict | list)
             ]
             level = [part for table in tables for part in table]
-        if level:
+            for part in level:
+                if isinstance(part, str):
+                    part.encode()
+        if any(isinstance(part, dict | list) for part in level):
             raise RecursionError
         return content
     except RecursionError:  # whoever follows it down would fail, too
         raise InputError(f"cannot read {path}: it is nested too deeply") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
         raise InputError(f"cannot read {path}: {error}") from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"it has a number that is not finite, {text}")
+    return value
 
 
 def sha256(path: Path) -> str:
@@ -106,10 +195,10 @@ def sha256(path: Path) -> str:
         InputError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -162,15 +251,17 @@ def read_file(path: Path, inert: Iterable[str] = ()) -> Any:
         InputError: missing, truncated or corrupted file, or one that names other code.
     """
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load(path.read_bytes())
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                # PyTorch never compresses what it writes, but unpacks whatever it is given.
-                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                    raise ValueError("it unpacks to more than its size")
-        with torch.serialization.safe_globals([(_Inert, name) for name in inert]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            if path.suffix == ".safetensors":
+                return safetensors.torch.load(file.read())
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    # PyTorch never compresses what it writes, but unpacks whatever it is given.
+                    if sum(entry.file_size for entry in archive.infolist()) > os.fstat(file.fileno()).st_size:
+                        raise ValueError("it unpacks to more than its size")
+            file.seek(0)
+            with torch.serialization.safe_globals([(_Inert, name) for name in inert]):
+                return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"cannot read weights {path}: {error.strerror or error}") from error
     except SafetensorError as error:
@@ -183,24 +274,41 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
     """Load a state dict, strictly.
 
     Raises:
-        InputError: layers that are missing, unknown or of another shape, told apart by name; or not finite.
+        InputError: layers that are missing, unknown, of another shape or kind of number, told apart by name; or weights
+            that are not finite as the model holds them, or variances below zero.
     """
     own = model.state_dict()
     faults = [f"missing: {key}" for key in own if key not in state]
     faults += [f"not in the model: {key}" for key in state if key not in own]
-    faults += [
-        f"{key}: shape {tuple(state[key].shape)} in the file, {tuple(value.shape)} in the model"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape
-    ]
+    faults += [fault for key, value in own.items() if key in state and (fault := _misfit(key, state[key], value))]
     if faults:
         shown = "\n  ".join(faults[:8])
         more = f"\n  … and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise InputError(f"weights {path} do not fit {type(model).__name__}:\n  {shown}{more}")
-    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise InputError(f"weights {path} are not finite: {', '.join(broken[:3])}{', …' if broken[3:] else ''}")
-    model.load_state_dict(dict(state))
+    # As the model holds them: beyond what float32 can say, float64 weights become infinite.
+    held = {key: state[key].to(value.dtype) for key, value in own.items()}
+    _refuse(path, "are not finite", [key for key, value in held.items() if not value.isfinite().all()])
+    variances = [key for key in held if key.rpartition(".")[2] == "running_var"]
+    _refuse(path, "have variances below zero", [key for key in variances if (held[key] < 0).any()])
+    model.load_state_dict(held)
+
+
+def _misfit(key: str, given: Tensor, own: Tensor) -> str:
+    """Why a tensor of a file cannot stand for one of a model; empty, if it can."""
+    if given.layout != torch.strided or given.is_quantized or given.device.type == "meta":
+        return f"{key}: no plain tensor in the file"
+    if given.shape != own.shape:
+        return f"{key}: shape {tuple(given.shape)} in the file, {tuple(own.shape)} in the model"
+    kinds = [value.is_complex() + 2 * value.is_floating_point() for value in (given, own)]
+    whole = own.dtype != torch.bool and not kinds[1]  # old files count batches in other kinds of numbers
+    if kinds[0] == kinds[1] or (whole and torch.equal(given.to(own.dtype).to(given.dtype), given)):
+        return ""
+    return f"{key}: {given.dtype} in the file, {own.dtype} in the model"
+
+
+def _refuse(path: Path, what: str, keys: list[str]) -> None:
+    if keys:
+        raise InputError(f"weights {path} {what}: {', '.join(keys[:3])}{', …' if keys[3:] else ''}")
 
 
 def _refused(error: Exception) -> str:

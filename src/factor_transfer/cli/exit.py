@@ -1,5 +1,6 @@
 """How a command ends: bad input and a wish to stop in one message and an exit code, not in a traceback."""
 
+import errno
 import re
 import sys
 import time
@@ -12,6 +13,11 @@ from factor_transfer.distributed.launch import launch_info
 from factor_transfer.distributed.signals import at_once
 from factor_transfer.errors import InputError, Interrupted, first_line, is_of_memory, printable
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ROOM = (
+    "the disk, or your share of it, is full: make room, or give a folder elsewhere (--work-dir, --out). What is whole "
+    "is kept, and the same command goes on from there"
+)
 _COURTESY_S = 3.0
 # What PyTorch says where a process that it talks to has gone.
 _LOST = re.compile(r"(?i)gloo|nccl|connection (closed|reset)|by peer|tcpstore|broken pipe")
@@ -46,6 +52,12 @@ def ending(debug: bool) -> Iterator[None]:
 def _message(error: BaseException) -> str | None:
     """What a person can do something about, in words; ``None`` for what is a fault of the program."""
     if isinstance(error, InputError | Interrupted | OSError):  # OSError: a full disk, a folder that may not be written
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            named = (
+                f"cannot write {cause.filename}: {cause.strerror}" if error is cause and cause.filename else str(error)
+            )
+            return f"{named}; {_ROOM}"
         return str(error)
     if not isinstance(error, Exception):
         return None

@@ -86,7 +86,6 @@ def package(
             save_weights(folder / f"{to}.safetensors", _renamed(done, network, to))
         if out.exists():
             out.rmdir()
-        folder.chmod(0o755)
         os.replace(folder, out)  # noqa: PTH105
     return sorted(path.name for path in out.iterdir())
 

@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge, Gt
 
 from factor_transfer.errors import InputError, first_line
-from factor_transfer.files import write_atomic
+from factor_transfer.files import open_regular, write_atomic
 
 _MARK, _DIGEST = b"factor-transfer training\n", 32  # what a file begins with: this, and its SHA-256
 
@@ -50,7 +50,8 @@ def read_training(path: Path) -> dict[str, Any]:
         InputError: missing, truncated or corrupted file.
     """
     try:
-        whole = path.read_bytes()
+        with open_regular(path) as file:
+            whole = file.read()
         digest, content = whole[len(_MARK) : len(_MARK) + _DIGEST], whole[len(_MARK) + _DIGEST :]
         if not whole.startswith(_MARK) or hashlib.sha256(content).digest() != digest:
             raise ValueError("its SHA-256 is not the one that it was written with")
