@@ -15,8 +15,9 @@ import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TypeGuard
+from typing import Any, Self, TypeGuard
 
 import safetensors.torch
 import torch
@@ -100,7 +101,7 @@ def _write_through(path: Path, content: bytes) -> None:
         os.close(handle)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file to be read, without waiting for it.
 
     Raises:
@@ -277,6 +278,22 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
         InputError: layers that are missing, unknown, of another shape or kind of number, told apart by name; or weights
             that are not finite as the model holds them, or variances below zero.
     """
+    check_layers(model, state, path)
+    own = model.state_dict()
+    # As the model holds them: beyond what float32 can say, float64 weights become infinite.
+    held = {key: state[key].to(value.dtype) for key, value in own.items()}
+    _refuse(path, "are not finite", [key for key, value in held.items() if not value.isfinite().all()])
+    variances = [key for key in held if key.rpartition(".")[2] == "running_var"]
+    _refuse(path, "have variances below zero", [key for key in variances if (held[key] < 0).any()])
+    model.load_state_dict(held)
+
+
+def check_layers(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """See that a state dict has a model's layers, whose values are not looked at.
+
+    Raises:
+        InputError: layers that are missing, unknown, of another shape or kind of number, told apart by name.
+    """
     own = model.state_dict()
     faults = [f"missing: {key}" for key in own if key not in state]
     faults += [f"not in the model: {key}" for key in state if key not in own]
@@ -285,12 +302,6 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
         shown = "\n  ".join(faults[:8])
         more = f"\n  … and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise InputError(f"weights {path} do not fit {type(model).__name__}:\n  {shown}{more}")
-    # As the model holds them: beyond what float32 can say, float64 weights become infinite.
-    held = {key: state[key].to(value.dtype) for key, value in own.items()}
-    _refuse(path, "are not finite", [key for key, value in held.items() if not value.isfinite().all()])
-    variances = [key for key in held if key.rpartition(".")[2] == "running_var"]
-    _refuse(path, "have variances below zero", [key for key in variances if (held[key] < 0).any()])
-    model.load_state_dict(held)
 
 
 def _misfit(key: str, given: Tensor, own: Tensor) -> str:

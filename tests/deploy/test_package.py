@@ -90,7 +90,15 @@ def test_figures_of_exported_files_are_packaged_and_those_of_another_student_ref
     record: dict[str, Any] = {
         "file": {"name": "student.onnx", "bytes": 6, "sha256": sha256(folder / "student.onnx")},
         "student": {"fingerprint": done.fingerprint},
-        "parity": {"top1_file": 12.34, "equal_predictions": 100.0, "largest_logit_difference": 1e-6},
+        "parity": {
+            "images": 899,
+            "top1_trained": 12.34,
+            "top1_file": 12.34,
+            "equal_predictions": 100.0,
+            "largest_logit_difference": 1e-6,
+        },
+        "classes": [str(number) for number in range(10)],
+        "input": {"dtype": "uint8", "channels": 1, "height": 8, "width": 8, "mean": [0.3], "std": [0.4]},
         "format": "onnx",
         "precision": "float32",
         "costs": {"p50_ms": 0.5},

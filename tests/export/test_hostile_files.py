@@ -33,12 +33,12 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def beside(path: Path, classes: int = 4) -> Path:
+def beside(path: Path, classes: int = 4, dtype: str = "float32") -> Path:
     """Whoever makes a file that means harm writes the record beside it, too."""
     record: dict[str, Any] = {
         "file": {"name": path.name, "sha256": sha256(path), "bytes": path.stat().st_size},
         "classes": [str(number) for number in range(classes)],
-        "input": {"mean": [0.5], "std": [0.25], "dtype": "uint8", "channels": 1, "height": 8, "width": 8},
+        "input": {"mean": [0.5], "std": [0.25], "dtype": dtype, "channels": 1, "height": 8, "width": 8},
     }
     (path.parent / "export.json").write_text(json.dumps(record))
     return path
@@ -126,7 +126,9 @@ def summed(helper: Any) -> list[Any]:
         pytest.param(flat, (1, 64), "FLOAT", r"its input is of shape \[64\]", id="input of two dimensions"),
         pytest.param(flat, (1, 1, "h", "w"), "FLOAT", "its input is of shape", id="input of any size"),
         pytest.param(summed, (1, 1, 8, 8), "FLOAT", r"it says float32 of shape \[\]|tuple index", id="a number"),
-        pytest.param(flat, (1, 1, 8, 8), "FLOAT", "64 logits an image.* 4 classes", id="logits of other classes"),
+        pytest.param(
+            flat, (1, 1, 8, 8), "FLOAT", "says 64 logits of each.* names 4 classes", id="logits of other classes"
+        ),
     ],
 )
 def test_an_onnx_file_that_means_harm(
@@ -221,7 +223,7 @@ def test_whatever_the_process_that_runs_a_file_does(
     monkeypatch.setattr(runtimes, "command", lambda: [sys.executable, "-P", str(script)])
     monkeypatch.setattr(runtimes, "LOAD_S", 30.0 if "too long" not in BEHAVIOUR[behaviour] else 2.0)
     Path("a.onnx").write_bytes(b"whatever")
-    result = run("predict", beside(Path("a.onnx")), picture)
+    result = run("predict", beside(Path("a.onnx"), dtype="uint8"), picture)
     refused(result, r"a\.onnx cannot be ", BEHAVIOUR[behaviour])
     assert "\x1b" not in result.err
 

@@ -17,6 +17,7 @@ from factor_transfer.models import Normalize, build_model, zoo_statistics
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import EVALUATION_BATCH, check_fits, load_network, named_code
+from factor_transfer.pipeline.records import check_logits
 from factor_transfer.pipeline.stages.all import student_folder
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
 from factor_transfer.training.evaluate import predict
@@ -48,6 +49,7 @@ def score(recipe: Recipe, checkpoint: Path, metrics: Iterable[str]) -> dict[str,
     network = fabric.to_device(nn.Sequential(normalize, model))
     place = collectives.rank(), collectives.world()
     logits, labels = predict(network, in_order(data.test(), EVALUATION_BATCH, fabric.device, *place))
+    check_logits(logits, data.classes, path)
     return {**measure(logits, labels, data.classes, metrics), "note": note}
 
 

@@ -14,14 +14,15 @@ from factor_transfer.config.read import as_toml
 from factor_transfer.deploy.model_card import model_card
 from factor_transfer.deploy.student import CONFIG, WEIGHTS
 from factor_transfer.errors import InputError
-from factor_transfer.export.record import RECORD
-from factor_transfer.files import read_json, save_weights, sha256, write_json
+from factor_transfer.export.record import RECORD, ExportRecord
+from factor_transfer.files import save_weights, sha256, write_json
 from factor_transfer.models import build_model, parameters
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import load_network
 from factor_transfer.pipeline.finished_run import Run
+from factor_transfer.pipeline.records import Summary, read_record
 
 CARD = "README.md"
 
@@ -98,19 +99,15 @@ def _exports(done: Artefact, elsewhere: Sequence[Path]) -> dict[str, Any]:
     """
     found = {}
     for path in [*sorted((done.folder / "export").glob(f"*/{RECORD}")), *(folder / RECORD for folder in elsewhere)]:
-        record = read_json(path)
-        try:
-            owner, file = record["student"]["fingerprint"], path.parent / record["file"]["name"]
-            name = f"{record['format']}-{record['precision']}"
-            same = file.is_file() and sha256(file) == record["file"]["sha256"]
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged: {error}") from error
+        said = read_record(path, ExportRecord)
+        owner, file, name = said.student.fingerprint, path.parent / said.file.name, f"{said.format}-{said.precision}"
+        same = file.is_file() and sha256(file) == said.file.sha256
         if owner != done.fingerprint or not same:
             raise InputError(
                 f"{file} was made from another student, or changed since; export the student anew, or remove "
                 f"{path.parent}"
             )
-        found[name] = record
+        found[name] = said.model_dump(exclude_unset=True)
     return found
 
 
@@ -122,16 +119,12 @@ def _summary(run: Run, exports: Mapping[str, Any], trusted_code: Collection[str]
     if run.teacher is not None:
         teacher = {**_sizes(run.teacher, trusted_code), "top1": None, "model": run.teacher.record["model"]}
     path = run.student.folder.parent / "summary.json"
-    said = read_json(path) if path.is_file() else {}
-    try:
-        mine = said and Path(said["student"]["weights"]).parent.name == run.student.folder.name
-        if mine:
-            figures["top1"] = said["student"]["top1"]
-            figures["provenance"] = "Top-1 on the test split, one run, measured by `factor-transfer run` in PyTorch."
-            if teacher is not None and said["teacher"]:
-                teacher["top1"] = said["teacher"]["top1"]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+    said = read_record(path, Summary) if path.is_file() else None
+    if said is not None and Path(said.student.weights).parent.name == run.student.folder.name:
+        figures["top1"] = said.student.top1
+        figures["provenance"] = "Top-1 on the test split, one run, measured by `factor-transfer run` in PyTorch."
+        if teacher is not None and said.teacher is not None:
+            teacher["top1"] = said.teacher.top1
     if figures["top1"] is None:
         for record in exports.values():
             figures["top1"] = record["parity"]["top1_trained"]
@@ -139,7 +132,7 @@ def _summary(run: Run, exports: Mapping[str, Any], trusted_code: Collection[str]
                 f"Top-1 on {record['parity']['images']:,} test images, one run, measured by `factor-transfer export` "
                 "in PyTorch."
             )
-            if teacher is not None and record["teacher"]:
+            if teacher is not None and record.get("teacher"):
                 teacher["top1"] = record["teacher"]["top1"]
     return {**sizes, **figures, "teacher": teacher}
 

@@ -13,17 +13,18 @@ from torch import Tensor
 
 from factor_transfer.data.decode import decode
 from factor_transfer.data.sets.folder import ENDINGS as PICTURES
-from factor_transfer.deploy.student import CONFIG, Announce, Student, open_student
-from factor_transfer.errors import InputError
+from factor_transfer.deploy.student import CONFIG, Announce, Student, assemble, open_student
+from factor_transfer.errors import InputError, first_line
 from factor_transfer.export.formats.runtimes import ENDINGS, open_file, run_over
 from factor_transfer.export.graph import bare
-from factor_transfer.export.record import RECORD
-from factor_transfer.files import read_json, sha256
+from factor_transfer.export.record import RECORD, FileRecord
+from factor_transfer.files import sha256
 from factor_transfer.models import Normalize, permit
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import load_network
 from factor_transfer.pipeline.finished_run import find_run
+from factor_transfer.pipeline.records import check_logits, read_record
 from factor_transfer.taps.extract import Taps
 
 _BATCH = 128
@@ -68,20 +69,24 @@ def open_network(path: Path, announce: Announce = lambda _: None, trusted_code: 
 
 
 def _student(done: Artefact, trusted_code: Collection[str]) -> Student:
-    record = done.record
-    image = tuple(record["image"]) if "image" in record else None
-    return Student(
-        load_network(done, trusted_code=trusted_code),
-        Normalize(record["mean"], record["std"]),
-        tuple(record["classes"]),
-        image,
-    )
+    return assemble(done.record, load_network(done, trusted_code=trusted_code))
 
 
 def _network(student: Student, place: Path) -> Network:
     if student.image is None:
         raise InputError(f"{place} does not say how large its images are; it was trained before that was written down")
-    model = Taps(bare(student.model, student.prepare, torch.zeros(2, *student.image, dtype=torch.uint8)))
+    example = torch.zeros(2, *student.image, dtype=torch.uint8)
+    try:
+        model = Taps(bare(student.model, student.prepare, example))
+        with torch.inference_mode():
+            tried = model(student.prepare(example)).logits
+    except RuntimeError as error:  # too small for its layers, or too large for the memory
+        size = " x ".join(map(str, student.image))
+        raise InputError(
+            f"{place}: its network does not take images of {size}, as it says: {first_line(error)}"
+        ) from error
+    assert tried is not None
+    check_logits(tried, student.classes, place)
 
     def logits(images: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -100,28 +105,25 @@ def _exported(path: Path) -> Network:
         raise InputError(
             f"{path} has no {RECORD} beside it, which names its classes; `factor-transfer export` writes both"
         )
-    record = read_json(beside)
-    try:
-        expected, said, classes = record["file"]["sha256"], record["input"], tuple(record["classes"])
-        normalize = Normalize(said["mean"], said["std"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{beside} is damaged: {error}") from error
-    if sha256(path) != expected:
+    record = read_record(beside, FileRecord)
+    if sha256(path) != record.file.sha256:
         raise InputError(
             f"{path} is not the file that {RECORD} beside it describes: it was made from another student, or changed "
             "since. Export the student anew"
         )
-    file = open_file(path)
-    if file.classes != len(classes):
+    normalize, file = Normalize(record.input.mean, record.input.std), open_file(path)
+    taken = f"{record.input.dtype} images of {record.input.channels} x {record.input.height} x {record.input.width}"
+    own = f"{str(file.dtype).removeprefix('torch.')} images of {' x '.join(map(str, file.shape))}"
+    if own != taken or file.classes != len(record.classes):
         raise InputError(
-            f"{path} says {file.classes} logits an image, {beside} names {len(classes)} classes: they do not belong "
-            "together. Export the student anew"
+            f"{path} takes {own} and says {file.classes} logits of each; {beside} says that it takes {taken}, and "
+            f"names {len(record.classes)} classes: they do not belong together. Export the student anew"
         )
 
     def logits(images: Tensor) -> Tensor:
         return run_over(file, [images if file.dtype == torch.uint8 else normalize(images)])
 
-    return Network(classes, tuple(file.shape), logits)
+    return Network(tuple(record.classes), file.shape, logits)
 
 
 def find_images(names: Iterable[str]) -> list[Path]:
@@ -168,7 +170,9 @@ def predict(network: Network, paths: Sequence[Path], top: int, convert: bool = F
     """
     results: list[dict[str, Any]] = []
     for some, images, resized in _batches(network.image, paths, convert):
-        probabilities, classes = network.logits(images).softmax(1).topk(min(top, len(network.classes)))
+        said = network.logits(images)
+        check_logits(said, network.classes, "the network")
+        probabilities, classes = said.softmax(1).topk(min(top, len(network.classes)))
         for path, scaled, values, indices in zip(some, resized, probabilities.tolist(), classes.tolist(), strict=True):
             likeliest = [
                 {"class": network.classes[index], "probability": round(value, 6)}

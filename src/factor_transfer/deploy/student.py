@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from factor_transfer.errors import InputError, suggest
-from factor_transfer.files import load_into, read_json, read_weights, sha256
-from factor_transfer.models import Normalize, build_model, permit
+from factor_transfer.files import read_weights, sha256
+from factor_transfer.models import Normalize, permit
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import RECORD
+from factor_transfer.pipeline.records import PackageRecord, StageRecord, read_record, rebuild
 from factor_transfer.pipeline.weights import zoo
 
 Announce = Callable[[Iterable[str | Mapping[str, Any]]], None]
@@ -73,28 +74,25 @@ def open_student(source: Path, trusted_code: Collection[str], announce: Announce
     folder = source
     if not folder.is_dir() and str(source) in zoo.entries():
         folder = zoo.find(str(source)).folder
-    record, weights, expected = _described(folder)
-    try:
-        announce(permit([record["model"]], trusted_code, folder))
-        student = assemble(record)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"what {folder} says of its network is damaged: {error}") from error
-    if sha256(weights) != expected:
+    record, place, weights = _described(folder)
+    announce(permit([record["model"]], trusted_code, folder))
+    if sha256(weights) != record["weights_sha256"]:
         raise InputError(f"{weights} is damaged, or another student's: the record beside it has another SHA-256")
-    load_into(student.model, read_weights(weights), weights)
-    return student.eval()
+    return assemble(record, rebuild(record, read_weights(weights), place, weights)).eval()
 
 
-def _described(folder: Path) -> tuple[dict[str, Any], Path, str]:
-    """What a folder says of its network, the file of its weights, and their SHA-256."""
-    for file, weights in ((CONFIG, WEIGHTS), (RECORD, artefact.WEIGHTS)):
-        if (folder / file).is_file():
-            record = read_json(folder / file)
-            if not isinstance(record, dict) or not isinstance(record.get("weights_sha256"), str):
-                raise InputError(f"{folder / file} is damaged, or its stage is not finished")
-            if "model" not in record:
-                raise InputError(f"{folder} holds a {record.get('stage')}, not a network that classifies images")
-            return record, folder / weights, record["weights_sha256"]
+def _described(folder: Path) -> tuple[dict[str, Any], Path, Path]:
+    """What a folder says of its network, the file that says it, and that of the weights."""
+    if (folder / CONFIG).is_file():
+        record = read_record(folder / CONFIG, PackageRecord).model_dump(exclude_unset=True)
+        return record, folder / CONFIG, folder / WEIGHTS
+    if (folder / RECORD).is_file():
+        stage = read_record(folder / RECORD, StageRecord).model_dump(exclude_unset=True)
+        if not stage["finished"]:
+            raise InputError(f"{folder} is not finished; the command that began it goes on with it")
+        if "model" not in stage:
+            raise InputError(f"{folder} holds a {stage.get('stage')}, not a network that classifies images")
+        return stage, folder / RECORD, folder / artefact.WEIGHTS
     known = zoo.entries()
     hint = suggest(str(folder), known) if known else ""
     raise InputError(
@@ -103,20 +101,13 @@ def _described(folder: Path) -> tuple[dict[str, Any], Path, str]:
     )
 
 
-def assemble(record: dict[str, Any]) -> Student:
-    """The network that a record describes, with new weights.
+def assemble(record: Mapping[str, Any], model: nn.Module) -> Student:
+    """A network with what its record says of images and classes.
 
     Args:
-        record: ``model``, ``classes``, ``mean``, ``std``; ``reused_classifier`` of a student of SimKD; ``image``.
-
-    Raises:
-        KeyError, TypeError, ValueError: it is damaged.
+        record: checked; ``classes``, ``mean``, ``std``, ``image``.
+        model: that it describes.
     """
-    model = build_model(**record["model"])
-    if record.get("reused_classifier") is not None:
-        from factor_transfer.methods import ReusedClassifier  # this student alone has a part of its teacher
-
-        model = ReusedClassifier.rebuild(model, **record["reused_classifier"])
     image = record.get("image")
     prepare = Normalize(record["mean"], record["std"])
     return Student(model, prepare, tuple(record["classes"]), tuple(image) if image else None)

@@ -15,12 +15,21 @@ from factor_transfer.export.graph import bare
 from factor_transfer.export.parity import compare, verdict
 from factor_transfer.export.qat import fine_tune
 from factor_transfer.export.quantize import calibration
-from factor_transfer.export.record import RECORD, format_record, input_record, machine, network_record, versions
-from factor_transfer.files import read_json, sha256, write_json
+from factor_transfer.export.record import (
+    RECORD,
+    OwnerRecord,
+    format_record,
+    input_record,
+    machine,
+    network_record,
+    versions,
+)
+from factor_transfer.files import sha256, write_json
 from factor_transfer.models import Normalize
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment, check_fits, load_network
 from factor_transfer.pipeline.finished_run import Run
+from factor_transfer.pipeline.records import read_record
 
 REJECTED = ".rejected"
 
@@ -93,8 +102,8 @@ def export_student(experiment: Experiment, run: Run, options: ExportOptions, out
 def _check_own(folder: Path, student: Artefact) -> None:
     """Refuse a folder that holds what was made from another student."""
     if (folder / RECORD).exists():
-        there = read_json(folder / RECORD)
-        if not isinstance(there, dict) or there.get("student", {}).get("fingerprint") != student.fingerprint:
+        there = read_record(folder / RECORD, OwnerRecord, "remove it, or give another folder with --out")
+        if there.student.fingerprint != student.fingerprint:
             raise InputError(f"{folder} holds a file of another student; give another folder with --out, or remove it")
     elif folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is no folder; give one with --out")

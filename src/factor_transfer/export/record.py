@@ -3,8 +3,9 @@
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from factor_transfer.data import Split
@@ -12,9 +13,104 @@ from factor_transfer.export.build import ExportOptions
 from factor_transfer.export.formats.optional import EXTRAS
 from factor_transfer.export.graph import MOST, InputSpec
 from factor_transfer.models import macs, parameters
+from factor_transfer.models.normalize import check_statistics
 from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.records import Count, Percent, Record, Size
 
 RECORD = "export.json"
+
+
+class File(Record):
+    """Which file a record is of."""
+
+    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]  # one that lies beside the record
+    sha256: str
+    bytes: Count
+
+
+class Input(Record):
+    """What the file takes, see ``input_record``."""
+
+    dtype: Literal["uint8", "float32"]
+    channels: Size
+    height: Size
+    width: Size
+    mean: list[float]
+    std: list[float]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"mean and std have {len(self.mean)} and {len(self.std)} values, the images {self.channels} channels"
+            )
+        check_statistics(self.mean, self.std)
+        return self
+
+
+class FileRecord(Record):
+    """What of ``export.json`` is needed to run the file."""
+
+    file: File
+    classes: list[str]
+    input: Input
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.classes or len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes must be names, each once")
+        return self
+
+
+class Owner(Record):
+    """Which student a file was made from."""
+
+    fingerprint: str
+
+
+class OwnerRecord(Record):
+    """What of ``export.json`` says whose it is."""
+
+    student: Owner
+
+
+class Parity(Record):
+    """See ``parity.compare``."""
+
+    images: Size
+    top1_trained: Percent
+    top1_file: Percent
+    equal_predictions: Percent
+    largest_logit_difference: Annotated[float, Field(ge=0)]
+
+
+class Costs(Record):
+    """See ``worker.probe``."""
+
+    p50_ms: Annotated[float, Field(ge=0)]
+
+
+class Teacher(Record):
+    """What the teacher reaches."""
+
+    top1: Percent
+
+
+class Machine(Record):
+    """Where figures were measured."""
+
+    processor: str
+
+
+class ExportRecord(FileRecord, OwnerRecord):
+    """``export.json``, as far as a package shows it."""
+
+    format: Literal["executorch", "onnx"]
+    precision: Literal["float32", "int8"]
+    parity: Parity
+    costs: Costs
+    machine: Machine
+    teacher: Teacher | None = None
 
 
 def network_record(done: Artefact, network: nn.Module, example: Tensor) -> dict[str, Any]:

@@ -5,6 +5,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from factor_transfer.errors import InputError, shown
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
+    """See that images can be normalised.
+
+    Args:
+        mean: of each channel, 0..1.
+        std: of each channel, 0..1.
+
+    Raises:
+        InputError: a value is not finite, or so small or large that float32 cannot divide by it; there are not as many
+            of one as of the other.
+    """
+    means, stds = (torch.tensor(value, dtype=torch.float64) for value in (mean, std))
+    if means.shape != stds.shape or means.ndim != 1 or not len(means):
+        raise InputError(f"mean and std need a value a channel each, got {shown(list(mean))} and {shown(list(std))}")
+    scale, shift = (1 / (255 * stds)).float(), (means / stds).float()
+    if not (stds > 0).all() or not (scale.isfinite() & (scale > 0) & shift.isfinite()).all():
+        raise InputError(
+            f"images cannot be normalised by mean {shown(list(mean))} and std {shown(list(std))}: finite numbers are "
+            "needed, those of std above 0"
+        )
+
 
 class Normalize(nn.Module):
     """Subtract the mean and divide by the standard deviation, channel by channel.
@@ -15,6 +39,9 @@ class Normalize(nn.Module):
     Args:
         mean: of each channel, 0..1.
         std: of each channel, 0..1.
+
+    Raises:
+        InputError: see ``check_statistics``.
     """
 
     scale: Tensor
@@ -22,6 +49,7 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        check_statistics(mean, std)
         means, stds = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
         self.register_buffer("scale", (1 / (255 * stds)).float(), persistent=False)
         self.register_buffer("shift", (-means / stds).float(), persistent=False)

@@ -15,6 +15,7 @@ from typing import Any
 
 from factor_transfer.errors import InputError
 from factor_transfer.files import State, read_json, read_weights, save_weights, sha256, write_json
+from factor_transfer.pipeline.records import StageRecord, read_record
 from factor_transfer.training.checkpoint import remove_training
 
 RECORD, WEIGHTS, METRICS, RUNNING = "stage.json", "weights.safetensors", "metrics.jsonl", "last.ckpt"
@@ -59,6 +60,8 @@ class Artefact:
         """
         expected = self.record.get("last_sha256")
         if expected is None:
+            if (self.folder / LAST).exists():
+                raise InputError(f"{self.folder / RECORD} is damaged: last_sha256 is missing, of {LAST} beside it")
             return self.state()
         _check(self.folder / LAST, expected)
         return read_weights(self.folder / LAST)
@@ -181,10 +184,8 @@ def _check(path: Path, expected: str | None) -> None:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    record = read_json(folder / RECORD)
-    if not (isinstance(record, dict) and isinstance(record.get("inputs"), dict) and "finished" in record):
-        raise InputError(f"{folder / RECORD} is damaged; add --fresh to the stage's command to make it anew")
-    return record
+    mend = "add --fresh to the stage's command to make it anew"
+    return read_record(folder / RECORD, StageRecord, mend).model_dump(exclude_unset=True)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

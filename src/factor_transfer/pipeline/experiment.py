@@ -16,12 +16,11 @@ from factor_transfer.data import Augment, Batch, Data, Split, in_order, open_dat
 from factor_transfer.distributed import collectives
 from factor_transfer.distributed.fabric import open_fabric
 from factor_transfer.errors import InputError, printable
-from factor_transfer.files import load_into
-from factor_transfer.methods import ReusedClassifier
 from factor_transfer.models import Normalize, build_model, check_trusted, zoo_statistics
 from factor_transfer.models.memory_format import to_memory_format
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.records import rebuild
 from factor_transfer.taps.stages import LAST_STAGE, resolve
 from factor_transfer.training.evaluate import predict
 
@@ -220,16 +219,10 @@ def load_network(done: Artefact, last: bool = False, trusted_code: Collection[st
     """
     if "model" not in done.record:
         raise InputError(f"{done.weights} holds a {done.record.get('stage')}, not a network that classifies images")
-    name = str(done.record["model"].get("name")) if isinstance(done.record["model"], dict) else ""
-    check_trusted(name, trusted_code, done.weights)
-    try:
-        model = build_model(**done.record["model"])
-        if "reused_classifier" in done.record:
-            model = ReusedClassifier.rebuild(model, **done.record["reused_classifier"])
-    except (TypeError, InputError) as error:
-        raise InputError(f"{done.folder / artefact.RECORD} is damaged: {error}") from error
-    load_into(model, done.last_state() if last else done.state(), done.weights)
-    return model
+    check_trusted(done.record["model"]["name"], trusted_code, done.weights)
+    weights = done.folder / artefact.LAST if last and "last_sha256" in done.record else done.weights
+    state = done.last_state() if last else done.state()
+    return rebuild(done.record, state, done.folder / artefact.RECORD, weights)
 
 
 def check_fits(done: Artefact, data: Data) -> None:
@@ -238,12 +231,10 @@ def check_fits(done: Artefact, data: Data) -> None:
     Raises:
         InputError: so it is, or its record is damaged.
     """
-    try:
-        classes, channels = tuple(done.record["classes"]), done.record["model"]["in_channels"]
-        statistics = [len(done.record["mean"]), len(done.record["std"])]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{done.folder / artefact.RECORD} is damaged: {error}") from error
-    if channels != data.channels or statistics != [channels, channels]:
+    if "model" not in done.record:
+        raise InputError(f"{done.weights} holds a {done.record.get('stage')}, not a network that classifies images")
+    classes, channels = tuple(done.record["classes"]), done.record["model"]["in_channels"]
+    if channels != data.channels:
         raise InputError(f"{done.weights} takes images of {channels} channels, this recipe's have {data.channels}")
     if classes != data.classes:
         here, there = (f"{len(names)} classes ({', '.join(names[:3])}, …)" for names in (classes, data.classes))

@@ -1,6 +1,5 @@
 """A finished run, by its folder: the student, the teacher that it learned from, and the recipe."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 from factor_transfer.config.read import read_recipe
 from factor_transfer.config.recipe import Recipe
 from factor_transfer.errors import InputError
-from factor_transfer.files import read_json
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.records import Summary, read_record
 from factor_transfer.pipeline.weights import zoo
 
 
@@ -95,11 +94,7 @@ def _student(work_dir: Path) -> Path:
     if not students:
         raise InputError(f"{work_dir} holds no student; give the folder that `factor-transfer run` wrote")
     if (work_dir / "summary.json").is_file():  # of several, the one that `run` made last
-        said = read_json(work_dir / "summary.json")
-        try:
-            named = Path(said["student"]["weights"]).parent.name
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{work_dir / 'summary.json'} is damaged: {json.dumps(said)[:80]}") from error
+        named = Path(read_record(work_dir / "summary.json", Summary).student.weights).parent.name
         students = [path for path in students if path.name == named] or students
     if len(students) > 1:
         raise InputError(f"{work_dir} holds several students; give one: {', '.join(map(str, students[:8]))}")

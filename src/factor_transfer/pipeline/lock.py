@@ -1,6 +1,5 @@
 """A work dir is one process's at a time, or that of several which one launcher has started together."""
 
-import json
 import os
 import platform
 import sys
@@ -14,8 +13,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from factor_transfer.distributed import collectives
-from factor_transfer.errors import InputError
+from factor_transfer.errors import InputError, printable
 from factor_transfer.files import write_json
+from factor_transfer.pipeline.records import Holder, read_record
 
 _LOCK, _HOLDER = ".lock", ".holder.json"
 # What lets a job in that the holder has started and waits for: see ``compare --slurm``.
@@ -53,7 +53,7 @@ def _take(work_dir: Path) -> None:
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
         holder = _holder(work_dir)
-        if holder.get("token") is not None and holder["token"] == os.environ.get(_ON_BEHALF):
+        if holder is not None and holder.token is not None and holder.token == os.environ.get(_ON_BEHALF):
             return
         lock = FileLock(work_dir / _LOCK, timeout=0)
         lock.acquire()
@@ -78,17 +78,16 @@ def _description() -> dict[str, Any]:
     }
 
 
-def _holder(work_dir: Path) -> dict[str, Any]:
+def _holder(work_dir: Path) -> Holder | None:
     """What the last holder wrote of itself; nothing, if it is damaged, for it is only for a message."""
     try:
-        content = json.loads((work_dir / _HOLDER).read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return read_record(work_dir / _HOLDER, Holder)
+    except InputError:
+        return None
 
 
-def _named(holder: dict[str, Any]) -> str:
-    if "process" not in holder:
+def _named(holder: Holder | None) -> str:
+    if holder is None:
         return "another process"
-    since, command = holder.get("since"), holder.get("command")
-    return f"process {holder['process']} on {holder.get('host')}, since {since} ({command})"
+    said = f"process {holder.process} on {holder.host}, since {holder.since} ({holder.command})"
+    return printable(said)
