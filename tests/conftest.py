@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,16 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the checkout's ``runs`` or ``data``, and none leaves anything in it."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """A test that runs a whole program in this process leaves no handler behind."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+    former = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, former, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -123,8 +123,8 @@ def tried(run: Run, file: Path, data: st.DataObject, *commands: list[str | Path]
 @given(data=st.data())
 def test_a_stages_record(run: Run, place: Path, data: st.DataObject) -> None:
     stage = data.draw(st.sampled_from([STUDENT, "teacher"]))
-    score = ["test", place / "work" / STUDENT / "recipe.toml", place / "work" / stage]
-    ask = ["predict", place / "work" / STUDENT, place / "one.png", "--top", "10"]
+    score: list[str | Path] = ["test", place / "work" / STUDENT / "recipe.toml", place / "work" / stage]
+    ask: list[str | Path] = ["predict", place / "work" / STUDENT, place / "one.png", "--top", "10"]
     tried(run, place / "work" / stage / "stage.json", data, score, ask)
 
 
@@ -183,7 +183,7 @@ def test_what_a_package_is_made_of(run: Run, place: Path, data: st.DataObject) -
 @settings(often, max_examples=15)
 @given(data=st.data())
 def test_an_exported_files_record(run: Run, place: Path, data: st.DataObject) -> None:
-    ask = ["predict", place / "device" / "student.onnx", place / "one.png", "--top", "10"]
+    ask: list[str | Path] = ["predict", place / "device" / "student.onnx", place / "one.png", "--top", "10"]
     tried(run, place / "device" / "export.json", data, ask)
 
 

@@ -1,16 +1,18 @@
 """How a command ends: bad input and a wish to stop in one message and an exit code, not in a traceback."""
 
+import atexit
 import errno
+import os
 import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 
-from factor_transfer.distributed.launch import launch_info
-from factor_transfer.distributed.signals import at_once
+from factor_transfer.distributed import signals
+from factor_transfer.distributed.launch import launch_info, rank
 from factor_transfer.errors import InputError, Interrupted, first_line, is_of_memory, printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -24,29 +26,61 @@ _LOST = re.compile(r"(?i)gloo|nccl|connection (closed|reset)|by peer|tcpstore|br
 
 
 @contextmanager
-def ending(debug: bool) -> Iterator[None]:
+def ending(debug: bool, last: bool = False) -> Iterator[None]:
     """Run a command: 2 is the exit code of bad input, 128 and its number that of a signal.
 
     Args:
-        debug: show the traceback nevertheless.
+        debug: show the traceback of an error nevertheless.
+        last: whether the process ends with the command. Then a signal that comes later ends it with an exit code, too,
+            and a process that was asked to stop does not wait for its threads.
     """
-    try:
-        with at_once():
-            yield
-    except (Exception, Interrupted) as error:
-        message = _message(error)
-        if message is None or debug:
-            raise
-        rank = launch_info().rank
-        if rank:
-            # The first process has most likely said the same already, and the launcher is about to end this one.
-            time.sleep(_COURTESY_S)
-            message = f"process {rank}: {message}"
-        stopped = isinstance(error, Interrupted)
-        errors = Console(stderr=True, highlight=False)
-        errors.print("Stopped:" if stopped else "Error:", style="bold yellow" if stopped else "bold red", end=" ")
-        errors.print(printable(message, newlines=True), markup=False, soft_wrap=True)
-        sys.exit(128 + error.signal if isinstance(error, Interrupted) else 2)
+    code = 0
+    with signals.at_once(restore=not last):
+        try:
+            try:
+                yield
+            except SystemExit as leave:
+                code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+                raise
+            except (Exception, Interrupted) as error:
+                signals.ignore()
+                code = _report(error, debug)
+        except Interrupted as error:  # in the moment before signals are ignored
+            signals.ignore()
+            code = _report(error, debug)
+        finally:
+            if last:
+                signals.end_with(code)
+    if code and last and code > 128:
+        _end_now(code)
+    if code:
+        sys.exit(code)
+
+
+def _end_now(code: int) -> None:
+    """End this process in order, but for threads that wait for what may never come."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    atexit._run_exitfuncs()
+    os._exit(code)
+
+
+def _report(error: Exception | Interrupted, debug: bool) -> int:
+    """Print what a person should know of an error; the exit code. A fault of the program is raised again."""
+    message = _message(error)
+    stopped = isinstance(error, Interrupted)
+    if message is None or (debug and not stopped):
+        raise error
+    own = rank()
+    if own:
+        # The first process has most likely said the same already, and the launcher is about to end this one.
+        time.sleep(_COURTESY_S)
+        message = f"process {own}: {message}"
+    errors = Console(stderr=True, highlight=False)
+    errors.print("Stopped:" if stopped else "Error:", style="bold yellow" if stopped else "bold red", end=" ")
+    errors.print(printable(message, newlines=True), markup=False, soft_wrap=True)
+    return 128 + error.signal if isinstance(error, Interrupted) else 2
 
 
 def _message(error: BaseException) -> str | None:
@@ -63,6 +97,6 @@ def _message(error: BaseException) -> str | None:
         return None
     if is_of_memory(error):
         return "out of memory; a smaller batch_size, network or image size needs less"
-    if launch_info().world > 1 and isinstance(error, RuntimeError) and _LOST.search(str(error)):
+    if isinstance(error, RuntimeError) and _LOST.search(str(error)) and launch_info().world > 1:
         return f"lost the other processes ({first_line(error)}); what was written down is kept"
     return None

@@ -212,9 +212,9 @@ deploy_cli.add_to(app)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    with ending(debug="--debug" in arguments):
-        app(args=arguments, prog_name="factor-transfer")
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    with ending(debug="--debug" in given, last=arguments is None):
+        app(args=given, prog_name="factor-transfer")
 
 
 def _experiment(recipe: str, overrides: list[str] | None, work_dir: Path | None) -> "Experiment":

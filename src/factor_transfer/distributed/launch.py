@@ -31,11 +31,20 @@ def launch_info() -> LaunchInfo:
     if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun
         return LaunchInfo(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE"), "torchrun")
     # A batch script knows how many tasks there will be, and is none of them: only srun makes a step.
-    if "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+    if "SLURM_STEP_ID" in os.environ and "SLURM_NTASKS" in os.environ and _number("SLURM_NTASKS") > 1:
         if "SLURM_NTASKS_PER_NODE" not in os.environ:
             raise InputError("srun must be told --ntasks-per-node beside --ntasks")
         return LaunchInfo(_number("SLURM_PROCID"), _number("SLURM_NTASKS"), _number("SLURM_NTASKS_PER_NODE"), "srun")
     return LaunchInfo()
+
+
+def rank() -> int:
+    """Of this process, as far as its launcher says it: 0 where ``launch_info`` refuses what that says."""
+    try:
+        return launch_info().rank
+    except InputError:
+        said = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or ""
+        return int(said) if said.isdecimal() else 0
 
 
 def _number(name: str) -> int:

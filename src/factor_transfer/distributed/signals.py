@@ -1,8 +1,10 @@
 """What asks a process to stop: a person (SIGINT), a system (SIGTERM), Slurm before it takes a node away (SIGUSR1)."""
 
+import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,17 +16,79 @@ _ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 REQUEUE = getattr(signal, "SIGUSR1", 0)  # what Slurm sends, if so asked, before it takes a node away
 
 
+_KEPT = "what is whole is kept; the same command goes on from there"
+
+
 class StopRequest:
     """Whether, and by which signal, this process was asked to stop; 0 while it was not."""
 
     signal = 0
 
 
+class _Leaving:
+    """Whether ``Interrupted`` was raised by a signal, and is on its way out; ``None`` while nobody waits for it."""
+
+    now: bool | None = None
+
+
 @contextmanager
-def at_once() -> Iterator[None]:
-    """While it lasts, each of these signals raises ``Interrupted``, wherever the process is."""
-    with _handled(_leave):
+def at_once(restore: bool = True) -> Iterator[None]:
+    """While it lasts, the first of these signals raises ``Interrupted``, wherever the process is.
+
+    A second one ends the process, whatever it waits for. So does the first where Python would print it and forget it:
+    in a destructor, or in a callback of the import system.
+
+    Args:
+        restore: whether these signals do afterwards what they did before; otherwise, what ``end_with`` says.
+    """
+    former = sys.unraisablehook
+
+    def unraisable(what: "sys.UnraisableHookArgs") -> None:
+        if isinstance(what.exc_value, Interrupted):
+            _quit(what.exc_value.signal, _KEPT)
+        former(what)
+
+    sys.unraisablehook, _Leaving.now = unraisable, False
+    try:
+        with _handled(_leave, restore):
+            yield
+    finally:
+        sys.unraisablehook, _Leaving.now = former, None
+
+
+@contextmanager
+def while_importing() -> Iterator[None]:
+    """While it lasts, and nothing is begun, each of these signals ends the process, with one message."""
+    with _handled(lambda number, _: _quit(number, "nothing was begun")):
         yield
+
+
+def ignore() -> None:
+    """From now on these signals are ignored: a message is being printed."""
+    _set(lambda *_: None)
+
+
+def end_with(code: int) -> None:
+    """From now on each of these signals ends the process, which is about to end by itself, without a word.
+
+    Args:
+        code: the exit code; 0 stands for that of the signal.
+    """
+    _set(lambda number, _: os._exit(code or 128 + number))
+
+
+def _set(handler: Callable[[int, FrameType | None], object]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in _ASKING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, handler)
+
+
+def _quit(number: int, message: str) -> None:
+    """End this process; what it had in hand is dropped, as in a kill."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"Stopped: {message}\n".encode())
+    os._exit(128 + number)
 
 
 @contextmanager
@@ -54,11 +118,15 @@ def requeue() -> str:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    raise Interrupted("what is whole is kept; the same command goes on from there", number)
+    if _Leaving.now:
+        _quit(number, _KEPT)
+    if _Leaving.now is not None:
+        _Leaving.now = True
+    raise Interrupted(_KEPT, number)
 
 
 @contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handled(handler: Callable[[int, FrameType | None], None], restore: bool = True) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
         yield
         return
@@ -69,5 +137,5 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     try:
         yield
     finally:
-        for number, before in former.items():
+        for number, before in former.items() if restore else ():
             signal.signal(number, before)
