@@ -35,6 +35,8 @@ def ending(debug: bool, last: bool = False) -> Iterator[None]:
             and a process that was asked to stop does not wait for its threads.
     """
     code = 0
+    if last:
+        atexit.register(signals.disregard)  # what is registered first runs last
     with signals.at_once(restore=not last):
         try:
             try:

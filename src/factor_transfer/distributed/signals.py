@@ -77,6 +77,12 @@ def end_with(code: int) -> None:
     _set(lambda number, _: os._exit(code or 128 + number))
 
 
+def disregard() -> None:
+    """From now on the system itself drops these signals, also while Python takes itself down."""
+    for number in _ASKING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _set(handler: Callable[[int, FrameType | None], object]) -> None:
     if threading.current_thread() is threading.main_thread():
         for number in _ASKING:

@@ -153,12 +153,12 @@ class StageRecord(Record):
         if not self.finished:
             return self
         said = self.model_fields_set
-        needed = ["weights_sha256", "versions", "machine"]
+        needed = ["versions", "machine"]  # a cache has no more
         if self.stage == "paraphraser":
-            needed.append("in_channels")
+            needed += ["weights_sha256", "in_channels"]
         elif "model" in (self.model_extra or {}):
             NetworkRecord.model_validate(self.model_dump(exclude_unset=True))
-            needed.append("seconds")
+            needed += ["weights_sha256", "seconds"]
         absent = [key for key in needed if key not in said or getattr(self, key) is None]
         if absent:
             raise ValueError(f"{absent[0]} is missing of a finished stage")
