@@ -35,8 +35,8 @@ def demo(
     work_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where results go.")] = Path("runs/demo"),
     debug: Debug = False,
 ) -> None:
-    """All stages on scikit-learn's handwritten digits, three seeds; ends with a table."""
-    from factor_transfer.commands.run import demo as run_demo
+    """All stages on a part of Fashion-MNIST, four methods over three seeds; ends with a table."""
+    from factor_transfer.commands.demo import demo as run_demo
 
     run_demo(work_dir, console())
 
@@ -118,17 +118,33 @@ def compare(
     slurm_args: Annotated[
         str, typer.Option(metavar="'KEY=VALUE ...'", help="What each job may use, such as 'time=60 gpus_per_node=1'.")
     ] = "",
+    against: Annotated[
+        str, typer.Option(metavar="METHOD", help="The method that the others are compared with.")
+    ] = "student",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Processes side by side, of one thread each.  [default: one per processor; 1 on a GPU]"
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Methods against each other, over seeds, on the same batches; what is done is not done again."""
+    from factor_transfer.commands.compare import Runner, parse_methods
     from factor_transfer.commands.compare import compare as run_comparison
-    from factor_transfer.commands.compare import parse_methods
+    from factor_transfer.commands.jobs import ProcessJobs, default_jobs
     from factor_transfer.commands.slurm import Jobs
     from factor_transfer.report.comparison import print_comparison
 
     experiment = _experiment(recipe, overrides, work_dir)
-    jobs = Jobs(slurm, slurm_args) if slurm is not None else None
-    comparison = run_comparison(experiment, parse_methods(methods), seeds, jobs)
+    runner: Runner | None = None
+    if slurm is not None:
+        runner = Jobs(slurm, slurm_args)
+    else:
+        count = default_jobs(experiment) if jobs is None else jobs
+        runner = ProcessJobs(count) if count != 1 else None
+    (reference,) = set(parse_methods(against)) - {"student"} or {"student"}
+    comparison = run_comparison(experiment, parse_methods(methods), seeds, runner, reference)
     print_comparison(experiment.console, comparison, len(experiment.test), seeds)
     experiment.say(f"{experiment.work_dir / 'comparison.json'}  {experiment.work_dir / 'comparison.png'}")
 

@@ -24,6 +24,7 @@ from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.taps.stages import LAST_STAGE, resolve
 from factor_transfer.training.evaluate import predict
+from factor_transfer.training.log import Display
 
 EVALUATION_BATCH = 500
 EXAMPLES = 64  # images that networks are looked at with before they are trained
@@ -37,12 +38,13 @@ class Experiment:
     Args:
         recipe: what to do.
         work_dir: where the stages lie.
-        console: what a person sees.
+        console: where progress is shown: a console, or a ``Display`` of one.
         command: the recipe and its overrides as on the command line, for messages.
     """
 
-    def __init__(self, recipe: Recipe, work_dir: Path, console: Console, command: str) -> None:
-        self.recipe, self.work_dir, self.console, self.command = recipe, work_dir, console, command
+    def __init__(self, recipe: Recipe, work_dir: Path, console: Console | Display, command: str) -> None:
+        self.recipe, self.work_dir, self.command = recipe, work_dir, command
+        self.display = console if isinstance(console, Display) else Display(console)
         self.verified: set[Path] = set()  # folders whose sums were compared in this command
 
     def with_method(self, method: str, seed: int | None = None) -> Self:
@@ -54,7 +56,12 @@ class Experiment:
 
     def say(self, text: str) -> None:
         """A line for the person."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.display.say(text)
+
+    @property
+    def console(self) -> Console:
+        """The console that tables are printed on."""
+        return self.display.console
 
     @cached_property
     def data(self) -> Data:
