@@ -17,6 +17,7 @@ from factor_transfer.data.sets.cifar_pickles import load_pickled_dict
 from factor_transfer.data.sets.download import fetch, unpack
 from factor_transfer.data.split import Source, Split
 from factor_transfer.errors import InputError
+from factor_transfer.files import open_regular
 
 # name: (the binary archive, its MD5 as published)
 ARCHIVES = {
@@ -199,7 +200,7 @@ def _read_python(path: Path, *, key: str) -> _Labelled:
     if not isinstance(pixels, np.ndarray) or pixels.shape[1:] != (_PIXELS,) or not len(pixels):
         found = pixels.shape if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise InputError(f"{path}: 'data' is {found}, expected uint8 of shape (images, {_PIXELS})")
-    if not isinstance(labels, list) or any(label not in range(256) for label in labels):
+    if not isinstance(labels, list) or not all(isinstance(label, int) and 0 <= label < 256 for label in labels):
         raise InputError(f"{path}: {key!r} is not a list of numbers 0..255")
     if len(labels) != len(pixels):
         raise InputError(f"{path}: {len(labels)} labels in {key!r} for {len(pixels)} images")
@@ -212,13 +213,14 @@ def _read_lines(path: Path) -> list[object]:
 
 def _read_list(path: Path, *, key: str) -> Sequence[object]:
     names = load_pickled_dict(path).get(key)
-    if not isinstance(names, list):
-        raise InputError(f"{path}: {key!r} is not a list")
+    if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
+        raise InputError(f"{path}: {key!r} is not a list of names")
     return names
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
