@@ -64,8 +64,8 @@ def test_python_class_names(tmp_path: Path) -> None:
     names = [name.encode() for name in "abcdefghij"]
     (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}))
     assert load_cifar10(root=str(tmp_path)).classes == tuple("abcdefghij")
-    for names in ({"labels": 3}, {"label_names": [*"abcdefghi", ("j",)]}):
-        (folder / "batches.meta").write_bytes(pickle.dumps(names))
+    for wrong in ({"labels": 3}, {"label_names": [*"abcdefghi", ("j",)]}):
+        (folder / "batches.meta").write_bytes(pickle.dumps(wrong))
         with pytest.raises(InputError, match=r"batches\.meta: 'label_names' is not a list of names"):
             load_cifar10(root=str(tmp_path))
     (folder / "batches.meta").unlink()

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from factor_transfer.config.read import read_recipe
 from factor_transfer.config.recipe import ALONE
+from factor_transfer.data import Data
 from factor_transfer.distributed import collectives
 from factor_transfer.files import write_json
 from factor_transfer.methods import TERMS
@@ -55,13 +56,17 @@ def _run(experiment: Experiment, baseline: bool, fresh: bool) -> dict[str, Any]:
 def demo(work_dir: Path, console: Console) -> None:
     """Teacher, paraphraser and students on handwritten digits, the whole pipeline for each of three seeds."""
     summaries: list[dict[str, Any]] = []
+    data: Data | None = None
     for seed in DEMO_SEEDS:
         overrides = [f"{stage}.seed={seed}" for stage in ("teacher", "paraphraser", "student")]
         recipe = read_recipe(DEMO_RECIPE, overrides)
         console.print(f"[bold]Seed {seed}[/bold] ({len(summaries) + 1} of {len(DEMO_SEEDS)})", highlight=False)
         folder = work_dir / f"seed{seed}"
         experiment = Experiment(recipe, folder, console, f"{DEMO_RECIPE} {' '.join(overrides)} --work-dir {folder}")
+        if data is not None:
+            experiment.data = data  # the same for all seeds, and said once
         summaries.append(run(experiment, baseline=True))
+        data = experiment.data
     print_results(console, summaries, len(experiment.test))
     gains = [summary["student"]["top1"] - summary["baseline"]["top1"] for summary in summaries]
     each = ", ".join(f"{gain:+.2f}" for gain in gains)

@@ -15,7 +15,7 @@ import torch
 from factor_transfer.data.sets.cifar_checksums import check_published
 from factor_transfer.data.sets.cifar_pickles import load_pickled_dict
 from factor_transfer.data.sets.download import fetch, unpack
-from factor_transfer.data.split import Source, Split
+from factor_transfer.data.split import Origin, Source, Split
 from factor_transfer.errors import InputError
 from factor_transfer.files import open_regular
 
@@ -49,6 +49,7 @@ class _Layout:
     read: Callable[[Path], _Labelled]
     names: str  # the file of the class names, which may be missing
     read_names: Callable[[Path], Sequence[object]]
+    record: int | None = None  # bytes that an image takes with its labels, if that is the same for all
 
 
 def load_cifar10(*, root: str = "data", download: bool = False, verify: bool = True) -> Source:
@@ -73,6 +74,7 @@ def load_cifar10(*, root: str = "data", download: bool = False, verify: bool = T
         read=partial(_read_binary, label_bytes=1, position=0),
         names="batches.meta.txt",
         read_names=_read_lines,
+        record=1 + _PIXELS,
     )
     python = _Layout(
         folder="cifar-10-batches-py",
@@ -110,6 +112,7 @@ def load_cifar100(*, root: str = "data", download: bool = False, verify: bool = 
         read=partial(_read_binary, label_bytes=2, position=0 if coarse else 1),
         names=f"{kind}_label_names.txt",
         read_names=_read_lines,
+        record=1 + _PIXELS,
     )
     python = _Layout(
         folder="cifar-100-python",
@@ -160,7 +163,12 @@ def _load(
         labels = np.concatenate([labels for labels, _ in parts])
         return Split(torch.from_numpy(images), torch.from_numpy(labels))
 
-    return Source(classes, read(layout.train), lambda: read([layout.test]))
+    # How many images a binary file has is known from its length; a pickle would have to be read.
+    size = None
+    if layout.record is not None:
+        size = (folder / layout.test).stat().st_size // layout.record
+    origin = Origin(str(folder), test=layout.test, test_size=size)
+    return Source(classes, read(layout.train), lambda: read([layout.test]), origin=origin)
 
 
 def _find(layouts: Sequence[_Layout], root: Path) -> tuple[Path, _Layout] | None:

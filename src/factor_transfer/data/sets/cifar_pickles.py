@@ -155,7 +155,7 @@ class _Unpickler(pickle._Unpickler):
     def _load_build(self) -> None:
         if not isinstance(self.stack[-2], _PickledType | _PickledArray):  # type: ignore[attr-defined]
             raise ValueError("it gives a state to what has none")
-        pickle._Unpickler.dispatch[_CODES["BUILD"]](self)
+        pickle._Unpickler.dispatch[_CODES["BUILD"]](self)  # type: ignore[arg-type]
 
     dispatch[_CODES["BUILD"]] = _load_build
     dispatch[_CODES["SETITEM"]] = _load_setitem
