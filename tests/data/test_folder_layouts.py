@@ -180,8 +180,8 @@ def one_folder_as_two_classes(root: Path) -> None:
         (unknown_split, r"holdout has folders of the same classes as 'train', but its name is of no split; call it"),
         (splits_within_classes, r"apple would be a class, but holds folders that are splits \(test, train\)"),
         (a_folder_too_high, r"pictures would be a class, .* give data\.root=.*/pictures$"),
-        (one_folder_as_two_splits, r"train and .*test are two splits, but one is a link to the other"),
-        (one_folder_as_two_classes, r"plum and .*prune are two classes, but one is a link to the other"),
+        (one_folder_as_two_splits, r"test and .*train are two splits, but a link makes them one folder"),
+        (one_folder_as_two_classes, r"plum and .*prune are two classes, but a link makes them one folder"),
     ],
 )
 def test_what_could_be_a_split_or_a_class_is_refused_by_name(

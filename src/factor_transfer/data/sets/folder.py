@@ -30,12 +30,12 @@ IN_MEMORY = 2**32  # bytes of decoded images, training and test, that are held i
 Folders = dict[str, list[Path]]  # by the names of classes, see ``list_folders``
 
 # The names of splits, in lower case; "train_set", "test-images" and "val2017" are such, too.
-_SPLITS = {
+SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_NAME = re.compile(rf"({'|'.join(_SPLITS)})([-_. ]?(set|data|split|images|imgs|pictures|\d+))*")
+_NAME = re.compile(rf"({'|'.join(SPLITS)})([-_. ]?(set|data|split|images|imgs|pictures|\d+))*")
 
 
 def load_folder(
@@ -134,7 +134,7 @@ def load_folder(
 def _split_of(name: str) -> str | None:
     """The split that a folder of this name holds: ``"train"``, ``"validation"``, ``"test"``; ``None`` for others."""
     match = _NAME.fullmatch(name.strip().casefold())
-    return _SPLITS[match[1]] if match else None
+    return SPLITS[match[1]] if match else None
 
 
 def _find_splits(folders: Folders) -> tuple[dict[str, Path], Folders]:
@@ -213,7 +213,7 @@ def _check_distinct(splits: Mapping[str, Path], classes: Folders) -> None:
             other = seen.setdefault(path.resolve(), path)
             if other is not path and class_name(other.name) != class_name(path.name):
                 raise InputError(
-                    f"{other} and {path} are two {kind}, but one is a link to the other; remove one of them"
+                    f"{other} and {path} are two {kind}, but a link makes them one folder; remove one of them"
                 )
 
 
