@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Self, TypeGuard
 
@@ -22,8 +24,53 @@ from factor_transfer.errors import InputError, first_line
 
 State = dict[str, Tensor]
 
+# What may stand in the place of a file, and would have who opens it wait for ever, or act on a device.
+_SPECIAL = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO (named pipe)"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
 _LARGEST_JSON = 2**26  # bytes
 _DEEPEST_JSON = 50
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """The file at ``path``, opened for reading; it must be a regular file, links are followed.
+
+    Nothing here waits: a FIFO is not opened, and if one takes the file's place in between, opening it does not block.
+
+    Raises:
+        InputError: there is something else in the place of the file.
+        OSError: there is nothing, or it may not be read.
+    """
+    check_regular(path, path.stat().st_mode)
+    # Windows has no O_NONBLOCK; there it has O_BINARY.
+    flags = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"))
+    handle = os.open(path, os.O_RDONLY | sum(flags))
+    try:
+        check_regular(path, os.fstat(handle).st_mode)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def check_regular(path: Path, mode: int) -> None:
+    """See that a regular file is at ``path``.
+
+    Args:
+        path: for the message.
+        mode: of what is there, with its links followed: ``path.stat().st_mode``.
+
+    Raises:
+        InputError: it is something else, such as a FIFO, which who opens it may wait for without end.
+    """
+    if not stat.S_ISREG(mode):
+        kind = next((words for is_kind, words in _SPECIAL if is_kind(mode)), "something else")
+        raise InputError(f"{path}: is {kind}, expected a regular file; remove it, or put the file in its place")
 
 
 def write_atomic(path: Path, content: bytes, previous: Path | None = None) -> None:

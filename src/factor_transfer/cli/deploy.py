@@ -90,6 +90,7 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Classes and probabilities of pictures."""
+    from factor_transfer.data.sets.image_files import printable
     from factor_transfer.deploy.predict import find_images, open_network
     from factor_transfer.deploy.predict import predict as ask
 
@@ -102,11 +103,13 @@ def predict(
         number = f"{resized} of {len(results)} images"
         typer.echo(f"Note: scaled to {width}×{height} pixels, their centre cut out: {number}", err=True)
     if json:
-        typer.echo(json_format.dumps(results, ensure_ascii=False, indent=2))
+        text = json_format.dumps(results, ensure_ascii=False, indent=2)
+        # What of a file's name is no text is kept as JSON can say it: "\udce9".
+        typer.echo(text.encode(errors="backslashreplace").decode())
         return
     for result in results:
         said = "  ".join(f"{each['class']} {each['probability']:.2%}" for each in result["top"])
-        typer.echo(f"{result['image']}  {said}")
+        typer.echo(f"{printable(result['image'])}  {said}")
 
 
 def package(

@@ -39,6 +39,8 @@ def ending(debug: bool) -> Iterator[None]:
         stopped = isinstance(error, Interrupted)
         errors = Console(stderr=True, highlight=False)
         errors.print("Stopped:" if stopped else "Error:", style="bold yellow" if stopped else "bold red", end=" ")
+        # A name from the disk, or of the command line, may hold bytes that are no text.
+        message = message.encode(errors="backslashreplace").decode()
         errors.print(message, markup=False, soft_wrap=True)
         sys.exit(128 + error.signal if isinstance(error, Interrupted) else 2)
 

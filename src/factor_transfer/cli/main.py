@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -189,8 +190,9 @@ def test(
     from factor_transfer.report.test import test_table
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    result = score(_recipe(recipe, overrides), checkpoint, names)
     screen = console()
+    say = partial(screen.print, highlight=False, markup=False, soft_wrap=True)
+    result = score(_recipe(recipe, overrides), checkpoint, names, say)
     line = f"{checkpoint}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %"
     screen.print(line, markup=False, soft_wrap=True)
     if result.get("note"):

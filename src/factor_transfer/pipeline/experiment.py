@@ -12,7 +12,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from factor_transfer.config.recipe import Network, Recipe
-from factor_transfer.data import Augment, Batch, Data, Split, in_order, open_data
+from factor_transfer.data import Augment, Batch, Data, Split, describe, in_order, open_data
+from factor_transfer.data.sets.image_files import class_name
 from factor_transfer.distributed import collectives
 from factor_transfer.distributed.fabric import open_fabric
 from factor_transfer.errors import InputError
@@ -65,12 +66,13 @@ class Experiment:
 
     @cached_property
     def data(self) -> Data:
-        """The images, read when first needed.
+        """The images, read when first needed; a line says what was found.
 
         Raises:
             InputError: bad data, or a batch that is larger than the training set.
         """
         data = open_data(**self.recipe.data.model_dump())
+        self.say(data_line(data, self.fabric))
         for name in ("teacher", "paraphraser", "student"):
             section = getattr(self.recipe, name)
             if section is not None and section.epochs is not None and section.batch_size > len(data.train):
@@ -185,6 +187,14 @@ class Experiment:
         return predict(nn.Sequential(normalize, model), self.in_order(split))
 
 
+def data_line(data: Data, fabric: Fabric) -> str:
+    """What a command that reads images says of them, and of the device that it uses them on."""
+    device = fabric.device
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    several = f", {fabric.world_size} processes" if fabric.world_size > 1 else ""
+    return f"data  {describe(data)}; on {device}{name}{several}"
+
+
 def load_network(done: Artefact, last: bool = False, said: Collection[str] = ()) -> nn.Module:
     """The network of a finished stage, with its weights; or with those of the last epoch.
 
@@ -224,6 +234,6 @@ def check_fits(done: Artefact, data: Data) -> None:
         raise InputError(f"{done.folder / artefact.RECORD} is damaged: {error}") from error
     if channels != data.channels or statistics != [channels, channels]:
         raise InputError(f"{done.weights} takes images of {channels} channels, this recipe's have {data.channels}")
-    if classes != data.classes:
+    if tuple(class_name(str(name)) for name in classes) != tuple(class_name(name) for name in data.classes):
         here, there = (f"{len(names)} classes ({', '.join(names[:3])}, …)" for names in (classes, data.classes))
         raise InputError(f"{done.weights} tells {here} apart, this recipe's data has {there}")
