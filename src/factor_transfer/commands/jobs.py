@@ -239,6 +239,9 @@ class RemoteDisplay(Display):
         """Have the other process print a line."""
         self.connection.send(("say", text))
 
+    def say_once(self, text: str) -> None:
+        """Print nothing: the other process has said it."""
+
     def start(self, stage: str, total: int, completed: int) -> None:
         """Have the other process begin a row."""
         self.connection.send(("start", stage, total, completed))

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from factor_transfer.commands.metrics import check_metrics, measure
 from factor_transfer.config.recipe import Recipe
 from factor_transfer.data import Data, in_order, open_data
 from factor_transfer.distributed import collectives
@@ -19,6 +18,7 @@ from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import EVALUATION_BATCH, check_fits, data_line, load_network
 from factor_transfer.pipeline.stages.all import student_folder
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
+from factor_transfer.report.metrics import check_metrics, measure
 from factor_transfer.training.evaluate import predict
 
 

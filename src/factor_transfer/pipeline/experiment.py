@@ -72,7 +72,7 @@ class Experiment:
             InputError: bad data, or a batch that is larger than the training set.
         """
         data = open_data(**self.recipe.data.model_dump())
-        self.say(data_line(data, self.fabric))
+        self.display.say_once(data_line(data, self.fabric))
         for name in ("teacher", "paraphraser", "student"):
             section = getattr(self.recipe, name)
             if section is not None and section.epochs is not None and section.batch_size > len(data.train):

@@ -46,6 +46,10 @@ class Display:
         # soft_wrap: a line stays a line in a file, however narrow the console is thought to be.
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    def say_once(self, text: str) -> None:
+        """Print a line that is the same in all processes of a command."""
+        self.say(text)
+
     def start(self, stage: str, total: int, completed: int) -> None:
         """Begin a row for a training of ``total`` steps, of which some may be completed."""
         if not self.console.is_terminal:
