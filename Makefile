@@ -1,4 +1,4 @@
-# make demo   all stages on handwritten digits, in about two minutes
+# make demo   all stages on a part of Fashion-MNIST, in two to three minutes
 # make test   the test suite
 # make check  lint and types
 # make slurm  the launchers on a real Slurm, for two minutes on this machine (needs root, or skips)

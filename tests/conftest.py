@@ -62,6 +62,12 @@ beta = 50
 """
 
 
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons run in this process, where tests can look at them, unless a test says otherwise."""
+    monkeypatch.setattr("factor_transfer.commands.jobs._processors", lambda: 1)
+
+
 @dataclass
 class Outcome:
     """What a command printed, and its exit code."""

@@ -15,9 +15,20 @@ from PIL import Image
 
 from conftest import Run
 from factor_transfer.data import open_data
+from factor_transfer.data.decode import ENDINGS
+from factor_transfer.data.sets.folder import SPLITS
+from factor_transfer.data.sets.image_files import SYSTEM
 from factor_transfer.methods import TERMS
 
 DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_how_a_folder_is_read_is_said_in_full() -> None:
+    page = (DOCS / "data.md").read_text()
+    names = {f"`{name}`" for name in [*SPLITS, *ENDINGS]}
+    assert {name for name in names if name not in page} == set()
+    lowered = page.lower()
+    assert {name for name in SYSTEM if f"`{name}`" not in lowered} == set()
 
 
 def test_a_method_of_ones_own_joins_the_command_line(

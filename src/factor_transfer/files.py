@@ -28,8 +28,53 @@ from factor_transfer.errors import InputError, first_line
 
 State = dict[str, Tensor]
 
+# What may stand in the place of a file, and would have who opens it wait for ever, or act on a device.
+_SPECIAL = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO (named pipe)"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
 _LARGEST_JSON = 2**26  # bytes
 _DEEPEST_JSON = 50
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """The file at ``path``, opened for reading; it must be a regular file, links are followed.
+
+    Nothing here waits: a FIFO is not opened, and if one takes the file's place in between, opening it does not block.
+
+    Raises:
+        InputError: there is something else in the place of the file.
+        OSError: there is nothing, or it may not be read.
+    """
+    check_regular(path, path.stat().st_mode)
+    # Windows has no O_NONBLOCK; there it has O_BINARY.
+    flags = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"))
+    handle = os.open(path, os.O_RDONLY | sum(flags))
+    try:
+        check_regular(path, os.fstat(handle).st_mode)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def check_regular(path: Path, mode: int) -> None:
+    """See that a regular file is at ``path``.
+
+    Args:
+        path: for the message.
+        mode: of what is there, with its links followed: ``path.stat().st_mode``.
+
+    Raises:
+        InputError: it is something else, such as a FIFO, which who opens it may wait for without end.
+    """
+    if not stat.S_ISREG(mode):
+        kind = next((words for is_kind, words in _SPECIAL if is_kind(mode)), "something else")
+        raise InputError(f"{path}: is {kind}, expected a regular file; remove it, or put the file in its place")
 
 
 def write_atomic(path: Path, content: bytes, previous: Path | None = None) -> None:
@@ -99,29 +144,6 @@ def _write_through(path: Path, content: bytes) -> None:
             view = view[os.write(handle, view) :]
     finally:
         os.close(handle)
-
-
-def open_regular(path: Path) -> BufferedReader:
-    """Open a file to be read, without waiting for it.
-
-    Raises:
-        OSError: it cannot be read; it is none, but a pipe, a device or a folder.
-    """
-    _check_regular(path, path.stat().st_mode)  # to open a device may already do something
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    file = os.fdopen(handle, "rb")
-    try:
-        _check_regular(path, os.fstat(handle).st_mode)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _check_regular(path: Path, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        what = "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file, but a pipe or a device"
-        raise OSError(errno.EINVAL, what, str(path))
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -263,6 +285,8 @@ def read_file(path: Path, inert: Iterable[str] = ()) -> Any:
             file.seek(0)
             with torch.serialization.safe_globals([(_Inert, name) for name in inert]):
                 return torch.load(file, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read weights {path}: {error.strerror or error}") from error
     except SafetensorError as error:

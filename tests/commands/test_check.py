@@ -1,13 +1,18 @@
 """``factor-transfer check``: what it finds is so, and it leaves nothing behind."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import Run, refused
+from factor_transfer.commands.equal_images import equal_images
+from factor_transfer.data import Split
 from factor_transfer.files import read_weights, save_weights
 
 
@@ -90,3 +95,48 @@ def test_terms_of_all_kinds_are_looked_at(tiny: Path, run: Run) -> None:
 def test_what_cannot_work_is_refused(tiny: Path, run: Run) -> None:
     refused(run("check", tiny, "student.tap=layr3"), "unknown tap 'layr3'; did you mean 'layer3'")
     refused(run("check", tiny, "transfer.method=simkd+kd"), "simkd puts another network in the student's place")
+
+
+def test_pictures_that_are_in_training_and_test_are_told(tiny: Path, tmp_path: Path, run: Run) -> None:
+    """In memory by their pixels, on the disk by their files' bytes."""
+    root = tmp_path / "fruit"
+    generator = np.random.default_rng(0)
+    for split, each in (("train", 8), ("test", 4)):
+        for name in ("apple", "pear"):
+            (root / split / name).mkdir(parents=True)
+            for index in range(each):
+                pixels = generator.integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{index}.bmp")  # files of one length
+    few = ["teacher.batch_size=8", "paraphraser.batch_size=8", "student.batch_size=8"]
+
+    def told(more: str) -> tuple[dict[str, Any], str]:
+        found, out = looked(run, tiny, f"data={{name='folder', root='{root}'{more}}}", *few)
+        return found["equal_images"], out
+
+    nothing = {"count": 0, "pairs": []}
+    for place in (", in_memory=true", ", in_memory=false, workers=0"):
+        found, out = told(place)
+        assert found == {"test": nothing, "validation": nothing}
+        assert "among the training" not in out
+    shutil.copy(root / "train/apple/1.bmp", root / "test/pear/9.bmp")
+    with Image.open(root / "train/pear/2.bmp") as picture:  # the same picture in another file
+        picture.save(root / "test/pear/again.png")
+    for place, count in ((", in_memory=true", 2), (", in_memory=false, workers=0", 1)):
+        found, out = told(place)
+        assert found["test"]["count"] == count
+        assert found["test"]["pairs"][0] == [str(root / "test/pear/9.bmp"), str(root / "train/apple/1.bmp")]
+        assert f"Warning: {count} of 10 test images are among the training and validation images, too: " in out
+        assert f"{root}/test/pear/9.bmp = {root}/train/apple/1.bmp" in out
+    for index in range(8):
+        shutil.copy(root / "test/pear/9.bmp", root / f"train/apple/{index}.bmp")
+    found, out = told(", validation=0.5")
+    assert found["validation"]["count"] == 4
+    assert "Warning: 4 of 8 validation images are among the training images, too: " in out
+    assert ", …. What is measured on them is too good" in out
+
+
+def test_images_without_files_are_named_by_their_place() -> None:
+    images = torch.arange(5 * 3).reshape(5, 3, 1, 1).to(torch.uint8)
+    split = Split(images, torch.zeros(5, dtype=torch.int64))
+    found = equal_images("test", split.subset(torch.tensor([4, 2])), [split.subset(torch.tensor([0, 2, 2]))])
+    assert found == {"count": 1, "pairs": [["test image 1", "training image 1"]]}

@@ -2,19 +2,21 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import ttest_rel
 
 from conftest import Run, refused
-from factor_transfer.commands.compare import parse_methods, summarize
+from factor_transfer.commands.compare import pairwise, parse_methods, summarize
 from factor_transfer.errors import InputError
 from factor_transfer.methods import KD
-from factor_transfer.report.confidence import Estimate, estimate
+from factor_transfer.report.confidence import Estimate, estimate, holm, p_value
 
 
-def runs(**top1: list[float | None]) -> list[dict[str, Any]]:
+def runs(**top1: Sequence[float | None]) -> list[dict[str, Any]]:
     return [
         {"method": method.replace("_", "+"), "seed": seed, "top1": value, "seconds": 2.0 if method == "kd" else 1.0}
         for method, values in top1.items()
@@ -65,6 +67,47 @@ def test_a_teacher_below_the_student_leaves_no_gap_to_close() -> None:
     assert summarize(runs(student=[80], kd=[82]), ["student", "kd"], teacher=79)["kd"]["gap_closed"] is None
 
 
+def test_holms_correction_by_hand() -> None:
+    # The smallest of three counts three times, the next twice, the last once; none becomes less than one before it.
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([None, 0.5, 0.6]) == [None, 1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_p_value_is_that_of_scipys_paired_test() -> None:
+    one, other = [80.0, 81.5, 79.0, 80.2], [79.1, 80.0, 79.3, 79.9]
+    differences = [a - b for a, b in zip(one, other, strict=True)]
+    assert p_value(differences) == pytest.approx(ttest_rel(one, other).pvalue)
+    assert p_value([1.0]) is None
+    assert p_value([1.0, 1.0]) is None
+
+
+def test_significance_is_corrected_for_all_that_is_tested() -> None:
+    alone, kd, at = [80.0, 81.0, 79.0, 80.0], [81.0, 82.2, 79.9, 80.8], [80.4, 81.5, 79.1, 80.9]
+    found = summarize(runs(student=alone, kd=kd, at=at), ["student", "kd", "at"], 90)
+    assert [found[name]["p_holm"] for name in ("kd", "at")] == pytest.approx(
+        [2 * ttest_rel(kd, alone).pvalue, ttest_rel(at, alone).pvalue]
+    )
+    assert found["kd"]["significant"]
+    assert found["at"]["p"] < 0.1
+    assert not found["at"]["significant"]
+
+
+def test_any_two_methods_are_compared() -> None:
+    some = runs(student=[80, 90, 70], kd=[82, 91, 73], at=[81, 90.5, None])
+    found = summarize(some, ["student", "kd", "at"], teacher=90, against="kd")
+    assert found["kd"]["difference"] is None
+    assert found["student"]["difference"] == pytest.approx(-2)
+    assert found["at"]["difference"] == pytest.approx(-0.75)
+    assert found["at"]["gap_closed"] == pytest.approx(0.75 / 5)  # the gap is the student alone's, whatever is compared
+    matrix = pairwise(some, ["student", "kd", "at"])
+    assert matrix["kd"]["student"]["difference"] == -matrix["student"]["kd"]["difference"] == pytest.approx(2)
+    assert matrix["kd"]["student"]["p"] == matrix["student"]["kd"]["p"] == pytest.approx(p_value([2, 1, 3]))
+    p_values = [matrix[a][b]["p"] for a, b in (("student", "kd"), ("student", "at"), ("kd", "at"))]
+    assert [matrix[a][b]["p_holm"] for a, b in (("student", "kd"), ("student", "at"), ("kd", "at"))] == holm(p_values)
+    assert set(matrix["at"]) == {"student", "kd"}
+
+
 def test_methods_are_named_in_one_way_and_the_student_alone_is_always_there() -> None:
     assert parse_methods("kd+factor, at") == ["student", "factor+kd", "at"]
     assert parse_methods("kd,student") == ["student", "kd"]
@@ -110,6 +153,12 @@ def test_compare_leaves_figures_and_a_picture_and_does_nothing_twice(quick: Path
     assert Path("runs/tiny/comparison.png").read_bytes().startswith(b"\x89PNG")
     for words in ("Factor Transfer + KD", "student alone", "95 % interval", "Not significant"):
         assert words in result.out
+    assert found["against"] == "student"
+    assert set(found["pairwise"]) == set(names)
+    other = run("compare", quick, "--methods", "kd,factor", "--seeds", "2", "--against", "kd")
+    assert other.code == 0, other.err
+    assert "difference from KD" in other.out
+    refused(run("compare", quick, "--methods", "kd", "--against", "at"), "--against names 'at', which is not compared")
     again = run("compare", quick, "--methods", "student,kd", "--seeds", "2")
     assert again.out.count("up to date") == 2 + 2 * 2 - 1  # teacher (no paraphraser is asked for) and four students
     assert "epoch" not in again.out.replace("last epoch", "")

@@ -3,6 +3,10 @@
 import hashlib
 import os
 import pickle
+import pickletools
+import struct
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cifar_files import BATCHES, pixels, python2_pickle, write_cifar10
-from conftest import CIFAR10, needs_cifar10
+from conftest import CIFAR10, Run, needs_cifar10, refused
 from factor_transfer.data.sets import cifar_checksums as published
 from factor_transfer.data.sets.cifar import CIFAR10_CLASSES, load_cifar10, load_cifar100
 from factor_transfer.data.sets.cifar_pickles import load_pickled_dict
@@ -60,8 +64,13 @@ def test_python_class_names(tmp_path: Path) -> None:
     names = [name.encode() for name in "abcdefghij"]
     (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}))
     assert load_cifar10(root=str(tmp_path)).classes == tuple("abcdefghij")
-    (folder / "batches.meta").write_bytes(pickle.dumps({"labels": 3}))
-    with pytest.raises(InputError, match=r"batches\.meta: 'label_names' is not a list"):
+    for wrong in ({"labels": 3}, {"label_names": [*"abcdefghi", ("j",)]}):
+        (folder / "batches.meta").write_bytes(pickle.dumps(wrong))
+        with pytest.raises(InputError, match=r"batches\.meta: 'label_names' is not a list of names"):
+            load_cifar10(root=str(tmp_path))
+    (folder / "batches.meta").unlink()
+    os.mkfifo(folder / "batches.meta")
+    with pytest.raises(InputError, match=r"batches\.meta: is a FIFO"):
         load_cifar10(root=str(tmp_path))
 
 
@@ -131,7 +140,10 @@ def test_damaged_binary_files(tmp_path: Path) -> None:
         ({"data": b"x", "labels": []}, "'data' is bytes"),
         ({"data": pixels(1).astype(np.float32), "labels": [0]}, "array of 'f4', expected 'u1'"),
         ([1, 2], "expected a dict, found a list"),
-        ({"data": {1}, "labels": pickle.PickleBuffer}, r"asks for .*PickleBuffer"),
+        ({"data": [pickle.PickleBuffer]}, r"asks for .*PickleBuffer"),
+        ({"data": {1}}, "opcode EMPTY_SET, which no CIFAR file holds"),
+        ({"data": pixels(1), 1: 2}, "a dict with a int as a key"),
+        ({"data": pixels(1), "labels": [1.0]}, "not a list of numbers"),
     ],
 )
 def test_damaged_python_files(tmp_path: Path, content: object, message: str) -> None:
@@ -188,6 +200,77 @@ def test_unreadable_pickles(tmp_path: Path) -> None:
             load_pickled_dict(tmp_path / "batch")
     with pytest.raises(InputError, match=r"absent: cannot be read .* FileNotFoundError"):
         load_pickled_dict(tmp_path / "absent")
+
+
+def text(content: bytes) -> bytes:
+    return b"X" + struct.pack("<I", len(content)) + content
+
+
+# The opcodes with a length of eight bytes, and of four.
+BYTES8, BYTES4 = (b"\x8d", b"\x8e"), (b"T", b"X", b"B")
+ENCODE = b"c_codecs\nencode\n"
+LATIN1 = text(b"latin1")
+# Tuples, each of the one before it twice: 60 levels, 2 to the 60 leaves.
+NESTED = b")" + b"".join(b"q\x00h\x00\x86" for _ in range(60))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x96" + struct.pack("<Q", 2**32) + b"xx.", "opcode BYTEARRAY8, which no CIFAR file holds"),
+        (b"\x80\x05\x97.", "opcode NEXT_BUFFER"),
+        (b"\x80\x05N\x98.", "opcode READONLY_BUFFER"),
+        *(
+            (code + struct.pack("<Q", 2**40) + b"xx.", r"1,099,511,627,776 bytes are to follow, 3 are")
+            for code in BYTES8
+        ),
+        *(
+            (code + struct.pack("<I", 2**31 - 1) + b"xx.", r"2,147,483,647 bytes are to follow, 3 are")
+            for code in BYTES4
+        ),
+        (b"\x95" + struct.pack("<Q", 2**33) + b".", r"8,589,934,592 bytes are to follow, 1 are left"),
+        (ENCODE + text(b"-" * 360_000) + text(b"punycode") + b"\x86R.", "an encoding other than latin1"),
+        (ENCODE + text(b"x") + b"\x85R.", "TypeError"),
+        (ENCODE + b"(" + text(b"x") + LATIN1 + text(b"ignore") + b"tR.", "TypeError"),
+        # One text, encoded again and again from the memo.
+        (text(b"x" * 10_000) + LATIN1 + b"\x86q\x00" + (ENCODE + b"h\x00R") * 100 + b".", "more text than there is in"),
+        (b"}" + NESTED + b"Ns.", "a dict with a tuple as a key"),
+        (b"}(" + NESTED + b"Nu.", "a dict with a tuple as a key"),
+        (b"(" + NESTED + b"Nd.", "a dict with a tuple as a key"),
+        (b"}(" + text(b"k" * 1001) + b"Nu.", "expected a short text"),
+        (b"](NNu.", "sets items of a list"),
+        (ENCODE + b"}" + text(b"a") + b"Nsb.", "gives a state to what has none"),
+        (b"cnumpy\nndarray\n)R(NN" + b"cnumpy\ndtype\n" + NESTED + b"\x85RNNtb.", "an array of tuple, expected 'u1'"),
+        (b"c" + b"x" * 5000 + b"\n\x1b[2J\n.", r"asks for 'x{70,80}, which"),
+    ],
+)
+def test_what_would_cost_much_is_refused_at_once(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "batch").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=message):
+        load_pickled_dict(tmp_path / "batch")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**23
+
+
+def test_a_pickle_that_would_fill_the_memory_is_one_message(tiny: Path, tmp_path: Path, run: Run) -> None:
+    folder = write_cifar10(tmp_path, python=True)
+    (folder / "data_batch_2").write_bytes(b"\x96" + struct.pack("<Q", 2**32) + b"xx.")
+    refused(run("teacher", tiny, f"data={{name='cifar10', root='{tmp_path}'}}"), "data_batch_2: .*BYTEARRAY8")
+
+
+OPCODES = [ord(opcode.code) for opcode in pickletools.opcodes]
+
+
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.sampled_from(OPCODES).map(lambda code: bytes([code])) | st.binary(max_size=9), max_size=40))
+def test_any_program_is_read_or_refused(tmp_path: Path, parts: list[bytes]) -> None:
+    (tmp_path / "batch").write_bytes(b"".join(parts) + b".")
+    with suppress(InputError):
+        assert isinstance(load_pickled_dict(tmp_path / "batch"), dict)
 
 
 SMALL = python2_pickle(pixels(1), "labels", [3])

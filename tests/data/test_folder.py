@@ -156,7 +156,7 @@ def test_other_formats_and_depths_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "test/a/1.png")
     with pytest.raises(InputError, match=r"1\.png: its values are not of 8 bits \(mode I;16\)"):
         load_folder(root=str(tmp_path))
-    save(file, format="BMP")
+    save(file, format="TGA")
     with pytest.raises(InputError, match=r"1\.png: cannot be read as an image"):
         load_folder(root=str(tmp_path))
 
@@ -189,7 +189,7 @@ def test_classes_and_folders_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "test/cats").rename(tmp_path / "test/cat")
     assert load_folder(root=str(tmp_path)).classes == ("cat",)
     (tmp_path / "train/empty").mkdir()
-    with pytest.raises(InputError, match=r"train/empty: has no images \(\.jpeg, \.jpg, \.png\)"):
+    with pytest.raises(InputError, match=r"train/empty: has no images \(JPEG, PNG, WEBP, "):
         load_folder(root=str(tmp_path))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,30 @@ def test_what_is_no_image(digits_run: Path, run: Run, tmp_path: Path) -> None:
     refused(run("predict", digits_run, tmp_path / "nowhere.png"), r"there is no image .*nowhere\.png")
     (tmp_path / "empty").mkdir()
     refused(run("predict", digits_run, tmp_path / "empty"), "empty has no images")
+
+
+def test_a_folder_is_read_as_training_images_are(digits_run: Path, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    names = ["a.webp", "b.bmp", os.fsdecode(b"\xfc.png")]
+    for name in names[:2]:
+        save(Image.new("L", (8, 8)), folder / name)
+    for name in ("._a.png", "@eaDir/a.png", ".thumbnails/b.png", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("no image")
+    found = json.loads(run("predict", digits_run, folder, "--json", "--convert").out)
+    assert [Path(each["image"]).name for each in found] == names[:2]
+    # A name that is not text, given by itself.
+    save(Image.new("L", (8, 8)), folder / "x.png").rename(folder / names[2])
+    result = run("predict", digits_run, folder / names[2])
+    assert result.code == 0, result.err
+    assert r"mixed/\udcfc.png  " in result.out
+    (told,) = json.loads(run("predict", digits_run, folder / names[2], "--json").out)
+    assert told["image"] == str(folder / names[2])
+    refused(run("predict", digits_run, folder), r"mixed/.udcfc\.png: its name is not UTF-8")
+    refused(run("predict", digits_run, folder / os.fsdecode(b"\xfe.png")), r"there is no image .*udcfe\.png")
+    os.mkfifo(folder / "fifo.png")
+    refused(run("predict", digits_run, folder / "fifo.png"), r"there is no image .*fifo\.png")
 
 
 def test_what_is_no_network(digits_run: Path, run: Run, tmp_path: Path, pictures: Path) -> None:

@@ -196,7 +196,7 @@ def test_nothing_of_theirs_is_imported_before_it_is_asked_for() -> None:
 def test_metrics_work_beside_a_torchvision_that_does_not(tmp_path: Path) -> None:
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms …')")
-    code = "import sys; sys.path.insert(0, '.'); import factor_transfer.commands.metrics"
+    code = "import sys; sys.path.insert(0, '.'); import factor_transfer.report.metrics"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from factor_transfer.commands.metrics import measure
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
+from factor_transfer.report.metrics import measure
 from factor_transfer.training.evaluate import predict, top
 
 CLASSES = ("a", "b", "c", "d", "e", "f", "g")

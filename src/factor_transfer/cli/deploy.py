@@ -106,7 +106,9 @@ def predict(
         number = f"{resized} of {len(results)} images"
         typer.echo(f"Note: scaled to {width}×{height} pixels, their centre cut out: {number}", err=True)
     if json:
-        typer.echo(json_format.dumps(results, ensure_ascii=False, indent=2))
+        text = json_format.dumps(results, ensure_ascii=False, indent=2)
+        # What of a file's name is no text is kept as JSON can say it: "\udce9".
+        typer.echo(text.encode(errors="backslashreplace").decode())
         return
     for result in results:
         said = "  ".join(f"{each['class']} {each['probability']:.2%}" for each in result["top"])

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,8 +36,8 @@ def demo(
     work_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where results go.")] = Path("runs/demo"),
     debug: Debug = False,
 ) -> None:
-    """All stages on scikit-learn's handwritten digits, three seeds; ends with a table."""
-    from factor_transfer.commands.run import demo as run_demo
+    """All stages on a part of Fashion-MNIST, four methods over three seeds; ends with a table."""
+    from factor_transfer.commands.demo import demo as run_demo
 
     run_demo(work_dir, console())
 
@@ -118,17 +119,33 @@ def compare(
     slurm_args: Annotated[
         str, typer.Option(metavar="'KEY=VALUE ...'", help="What each job may use, such as 'time=60 gpus_per_node=1'.")
     ] = "",
+    against: Annotated[
+        str, typer.Option(metavar="METHOD", help="The method that the others are compared with.")
+    ] = "student",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Processes side by side, of one thread each.  [default: one per processor; 1 on a GPU]"
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Methods against each other, over seeds, on the same batches; what is done is not done again."""
+    from factor_transfer.commands.compare import Runner, parse_methods
     from factor_transfer.commands.compare import compare as run_comparison
-    from factor_transfer.commands.compare import parse_methods
+    from factor_transfer.commands.jobs import ProcessJobs, default_jobs
     from factor_transfer.commands.slurm import Jobs
     from factor_transfer.report.comparison import print_comparison
 
     experiment = _experiment(recipe, overrides, work_dir)
-    jobs = Jobs(slurm, slurm_args) if slurm is not None else None
-    comparison = run_comparison(experiment, parse_methods(methods), seeds, jobs)
+    runner: Runner | None = None
+    if slurm is not None:
+        runner = Jobs(slurm, slurm_args)
+    else:
+        count = default_jobs(experiment) if jobs is None else jobs
+        runner = ProcessJobs(count) if count != 1 else None
+    (reference,) = set(parse_methods(against)) - {"student"} or {"student"}
+    comparison = run_comparison(experiment, parse_methods(methods), seeds, runner, reference)
     print_comparison(experiment.console, comparison, len(experiment.test), seeds)
     experiment.say(f"{experiment.work_dir / 'comparison.json'}  {experiment.work_dir / 'comparison.png'}")
 
@@ -173,8 +190,9 @@ def test(
     from factor_transfer.report.test import test_table
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    result = score(_recipe(recipe, overrides), checkpoint, names)
     screen = console()
+    say = partial(screen.print, highlight=False, markup=False, soft_wrap=True)
+    result = score(_recipe(recipe, overrides), checkpoint, names, say)
     line = f"{checkpoint}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %"
     screen.print(line, markup=False, soft_wrap=True)
     if result.get("note"):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factor_transfer.commands.equal_images import equal_images
 from factor_transfer.commands.profile import Budget, first_of, measure_training
 from factor_transfer.config.recipe import Training
 from factor_transfer.data import Batch, Batches
@@ -51,7 +52,7 @@ def check(experiment: Experiment) -> dict[str, Any]:
     """Try a recipe: its networks as they are now, trained or not.
 
     Returns:
-        ``networks``, ``teacher``, ``taps``, ``paraphraser``, ``terms``, ``stages`` and ``warnings``.
+        ``networks``, ``teacher``, ``taps``, ``paraphraser``, ``terms``, ``stages``, ``equal_images`` and ``warnings``.
 
     Raises:
         InputError: what could not work later does not work now either.
@@ -79,7 +80,8 @@ def check(experiment: Experiment) -> dict[str, Any]:
         terms = _terms(experiment, method, images, warnings, now.done is not None)
     # Last, for its steps change what is trained.
     stages = {name: budget._asdict() for name, budget in _budgets(experiment, now, method)}
-    return {**found, "terms": terms, "stages": stages, "warnings": warnings}
+    equal = _equal_images(experiment, warnings)
+    return {**found, "terms": terms, "stages": stages, "equal_images": equal, "warnings": warnings}
 
 
 def _now(experiment: Experiment) -> _Now:
@@ -116,6 +118,27 @@ def _budgets(experiment: Experiment, now: _Now, method: Method) -> Iterator[tupl
         training = ParaphraserTraining(teacher, list(paraphrasers), list(paraphrasers.values()), **distance)
         yield "paraphraser", _budget(experiment, training, recipe.paraphraser)
     yield "student", _budget(experiment, method, recipe.student)
+
+
+def _equal_images(experiment: Experiment, warnings: list[str]) -> dict[str, Any]:
+    """Images that are in two splits, which makes what is measured on them too good."""
+    data, test = experiment.data, experiment.test
+    found = {
+        "test": equal_images("test", test, [data.train, data.validation]),
+        "validation": equal_images("validation", data.validation, [data.train]),
+    }
+    for name, split, learnt in (
+        ("test", test, "training and validation"),
+        ("validation", data.validation, "training"),
+    ):
+        count, pairs = found[name]["count"], found[name]["pairs"]
+        if count:
+            named = ", ".join(" = ".join(pair) for pair in pairs)
+            warnings.append(
+                f"{count:,} of {len(split):,} {name} images are among the {learnt} images, too: {named}"
+                f"{', …' if count > len(pairs) else ''}. What is measured on them is too good; keep them on one side"
+            )
+    return found
 
 
 def _finished(experiment: Experiment, name: str, inputs: Mapping[str, Any]) -> Artefact | None:

@@ -1,27 +1,31 @@
 """Methods against each other: one teacher, one paraphraser, and for each seed the same batches for every method."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from factor_transfer.commands.slurm import Jobs
 from factor_transfer.config.recipe import ALONE, parse_method
 from factor_transfer.data import Split
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_json
 from factor_transfer.methods import TERMS
+from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.all import make_paraphraser, make_students, make_teacher
 from factor_transfer.pipeline.stages.build import preflight
 from factor_transfer.pipeline.stages.stage import in_work_dir
 from factor_transfer.pipeline.weights.initial import check_weights
-from factor_transfer.report.confidence import estimate
+from factor_transfer.report.confidence import CONFIDENCE, estimate, holm, p_value
 from factor_transfer.report.plot import plot_comparison
 from factor_transfer.training.evaluate import top
 
 _LEAST_GAP = 0.1  # points between student and teacher, of which a share means something
+_FIGURES = ("mean", "interval", "difference", "difference_interval", "p", "p_holm", "significant", "gap_closed", "cost")
 COMPARISON, PICTURE = "comparison.json", "comparison.png"
+
+# A student's experiment and what was trained, or the error in its place -> its record, see ``score``.
+Score = Callable[[Experiment, Artefact | Exception], dict[str, Any]]
 
 
 def parse_methods(methods: str) -> list[str]:
@@ -39,7 +43,35 @@ def parse_methods(methods: str) -> list[str]:
     return [ALONE, *(name for name in names if name != ALONE)]
 
 
-def compare(experiment: Experiment, methods: Sequence[str], seeds: int, jobs: Jobs | None = None) -> dict[str, Any]:
+class Runner(Protocol):
+    """Who trains the students of a comparison."""
+
+    def runs(
+        self, experiment: Experiment, methods: Sequence[str], seeds: Sequence[int], score: Score
+    ) -> list[dict[str, Any]]:
+        """Bring teacher and paraphraser up to date, train a student of each method and seed, and score them."""
+
+
+class ThisProcess:
+    """Trains all students of a comparison in this process, those of a seed in lockstep."""
+
+    def runs(
+        self, experiment: Experiment, methods: Sequence[str], seeds: Sequence[int], score: Score
+    ) -> list[dict[str, Any]]:
+        """Bring teacher and paraphraser up to date, train a student of each method and seed, and score them."""
+        make_teacher(experiment)
+        if any(TERMS[term].needs_paraphraser for method in methods for term in parse_method(method)):
+            make_paraphraser(experiment)
+        runs = []
+        for seed in seeds:
+            several = [experiment.with_method(method, seed) for method in methods]
+            runs += [score(*one) for one in zip(several, make_students(several), strict=True)]
+        return runs
+
+
+def compare(
+    experiment: Experiment, methods: Sequence[str], seeds: int, runner: Runner | None = None, against: str = ALONE
+) -> dict[str, Any]:
     """Train every method for every seed, as far as that is not done, and write what came out.
 
     A training that fails is a run with an ``error`` in place of its figures; the others go on.
@@ -48,36 +80,38 @@ def compare(experiment: Experiment, methods: Sequence[str], seeds: int, jobs: Jo
         experiment: whose recipe has the settings of all terms; a term that has no table there has its defaults.
         methods: such as ``["student", "factor", "factor+kd"]``.
         seeds: how many; they begin with the recipe's ``student.seed``.
-        jobs: who trains; without, this process does.
+        runner: who trains; this process, if left out.
+        against: the method that the others are compared with.
 
     Returns:
-        What ``comparison.json`` says: ``runs``, ``teacher``, and figures of the ``methods``. Top-1 and top-5 in
+        What ``comparison.json`` says: ``runs``, ``teacher``, figures of the ``methods`` (see ``summarize``), the method
+        they are compared ``against``, and the differences between any two (see ``pairwise``). Top-1 and top-5 in
         percent on the test split, of the last epoch (``top1_best``: of the epoch that validation chose).
     """
+    if against not in methods:
+        raise InputError(f"--against names {against!r}, which is not compared; give one of {', '.join(methods)}")
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
     preflight(experiment, methods)
     check_weights(experiment)
     with in_work_dir(experiment):
-        return _compare(experiment, methods, seeds, jobs)
+        return _compare(experiment, methods, seeds, runner or ThisProcess(), against)
 
 
-def _compare(experiment: Experiment, methods: Sequence[str], seeds: int, jobs: Jobs | None) -> dict[str, Any]:
+def _compare(
+    experiment: Experiment, methods: Sequence[str], seeds: int, runner: Runner, against: str
+) -> dict[str, Any]:
     first = experiment.recipe.student.seed
-    sent = jobs.students(experiment, methods, range(first, first + seeds)) if jobs else {}
-    teacher = make_teacher(experiment)
-    if any(TERMS[term].needs_paraphraser for method in methods for term in parse_method(method)):
-        make_paraphraser(experiment)
-    runs = []
-    for seed in range(first, first + seeds):
-        several = [experiment.with_method(method, seed) for method in methods]
-        made = [sent[method, seed] for method in methods] if jobs else make_students(several)
-        runs += [_run(*one) for one in zip(several, made, strict=True)]
+    runs = runner.runs(experiment, methods, range(first, first + seeds), score)
+    teacher = artefact.find(experiment.work_dir / "teacher")
+    assert teacher is not None  # the runner has made it
     taught = figures_of(experiment, teacher, experiment.test)
     comparison = {
         "runs": runs,
         "teacher": {"top1": taught["top1"], "top5": taught["top5"], "loss": taught["loss"]},
-        "methods": summarize(runs, methods, taught["top1"]),
+        "against": against,
+        "methods": summarize(runs, methods, taught["top1"], against),
+        "pairwise": pairwise(runs, methods),
     }
     collectives.on_rank_zero(lambda: write_json(experiment.work_dir / COMPARISON, comparison))
     collectives.on_rank_zero(lambda: plot_comparison(comparison, experiment.work_dir / PICTURE))
@@ -89,8 +123,8 @@ def figures_of(experiment: Experiment, done: Artefact, split: Split, last: bool 
     return top(*experiment.logits(experiment.load(done, last), split, experiment.normalize(done)))
 
 
-def _run(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
-    """One method, one seed: its student, or why there is none."""
+def score(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
+    """The record of one student: its figures on the test split, or why there is none."""
     recipe = experiment.recipe
     settings = {name: term.model_dump(mode="json") for name, term in recipe.terms.items()}
     run: dict[str, Any] = {"method": recipe.method, "seed": recipe.student.seed}
@@ -114,39 +148,93 @@ def _run(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
     }
 
 
-def summarize(runs: Sequence[Mapping[str, Any]], methods: Sequence[str], teacher: float) -> dict[str, Any]:
+def summarize(
+    runs: Sequence[Mapping[str, Any]], methods: Sequence[str], teacher: float, against: str = ALONE
+) -> dict[str, Any]:
     """What the runs say of each method.
 
     Args:
         runs: see ``compare``.
         methods: the student alone among them.
         teacher: its top-1.
+        against: the method that the others are compared with.
 
     Returns:
-        For each method: ``mean`` top-1 and its 95 % ``interval``; the ``difference`` from the student alone, the mean
-        over seeds that both have, its ``difference_interval``, and whether it is ``significant``; the share of the gap
-        between student and teacher that is closed (``gap_closed``, 1 is all); ``cost``, seconds of training relative
-        to the student alone; and ``failed``, how many runs did. ``None`` where there is nothing to be said.
+        For each method: ``mean`` top-1 and its 95 % ``interval``; the ``difference`` from ``against``, the mean over
+        the seeds that both have, and its ``difference_interval``; the ``p`` value of that difference, ``p_holm``,
+        corrected for all methods that are tested, and whether it is ``significant``, below 0.05; the share of the gap
+        between the student alone and the teacher that is closed (``gap_closed``, 1 is all); ``cost``, the seconds of
+        training relative to the student alone; and ``failed``, how many runs did. ``None`` where nothing can be said.
     """
-    done = {method: {run["seed"]: run for run in runs if run["method"] == method} for method in methods}
-    good = {method: {s: r for s, r in by_seed.items() if r["top1"] is not None} for method, by_seed in done.items()}
-    alone = good[ALONE]
+    top1, seconds = _by_seed(runs, methods, "top1"), _by_seed(runs, methods, "seconds")
+    alone = top1[ALONE]
     result: dict[str, Any] = {}
     for method in methods:
-        own = good[method]
+        own = top1[method]
         figures: dict[str, Any] = dict.fromkeys(
-            ("mean", "interval", "difference", "difference_interval", "significant", "gap_closed", "cost")
+            (
+                "mean",
+                "interval",
+                "difference",
+                "difference_interval",
+                "p",
+                "p_holm",
+                "significant",
+                "gap_closed",
+                "cost",
+            )
         )
         if own:
-            figures["mean"], figures["interval"] = estimate([run["top1"] for run in own.values()])
+            figures["mean"], figures["interval"] = estimate(list(own.values()))
         both = sorted(own.keys() & alone.keys())
         if both:
-            figures["cost"] = sum(own[s]["seconds"] for s in both) / sum(alone[s]["seconds"] for s in both)
+            figures["cost"] = sum(seconds[method][s] for s in both) / sum(seconds[ALONE][s] for s in both)
         if both and method != ALONE:
-            difference = estimate([own[seed]["top1"] - alone[seed]["top1"] for seed in both])
-            figures["difference"], figures["difference_interval"] = difference
-            figures["significant"] = difference.significant
-            gap = teacher - sum(alone[seed]["top1"] for seed in both) / len(both)
-            figures["gap_closed"] = difference.mean / gap if gap >= _LEAST_GAP else None
-        result[method] = {**figures, "failed": len(done[method]) - len(own)}
+            gap = teacher - sum(alone[seed] for seed in both) / len(both)
+            gained = sum(own[seed] - alone[seed] for seed in both) / len(both)
+            figures["gap_closed"] = gained / gap if gap >= _LEAST_GAP else None
+        differences = _differences(own, top1[against])
+        if differences and method != against:
+            figures["difference"], figures["difference_interval"] = estimate(differences)
+            figures["p"] = p_value(differences)
+        failed = sum(run["method"] == method for run in runs) - len(own)
+        result[method] = {**figures, "failed": failed}
+    for figures, corrected in zip(result.values(), holm([one["p"] for one in result.values()]), strict=True):
+        figures["p_holm"] = corrected
+        if figures["difference"] is not None:
+            figures["significant"] = corrected is not None and corrected < 1 - CONFIDENCE
     return result
+
+
+def pairwise(runs: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The paired differences between any two methods.
+
+    Args:
+        runs: see ``compare``.
+        methods: those to compare.
+
+    Returns:
+        ``result[a][b]``: the mean ``difference`` of a's top-1 from b's over the seeds that both have, its 95 %
+        ``interval``, its ``p`` value, and ``p_holm``, corrected for all pairs.
+    """
+    top1 = _by_seed(runs, methods, "top1")
+    pairs = [(a, b) for index, a in enumerate(methods) for b in methods[index + 1 :]]
+    differences = {pair: _differences(top1[pair[0]], top1[pair[1]]) for pair in pairs}
+    p_values = [p_value(values) for values in differences.values()]
+    result: dict[str, dict[str, Any]] = {method: {} for method in methods}
+    for (a, b), p, corrected in zip(pairs, p_values, holm(p_values), strict=True):
+        mean, interval = estimate(differences[a, b]) if differences[a, b] else (None, None)
+        said = {"interval": interval, "p": p, "p_holm": corrected}
+        result[a][b] = {"difference": mean, **said}
+        result[b][a] = {"difference": None if mean is None else -mean, **said}
+    return result
+
+
+def _by_seed(runs: Sequence[Mapping[str, Any]], methods: Sequence[str], figure: str) -> dict[str, dict[int, float]]:
+    """A figure of the runs that did not fail, by method and seed."""
+    good = [run for run in runs if run["top1"] is not None]
+    return {method: {run["seed"]: run[figure] for run in good if run["method"] == method} for method in methods}
+
+
+def _differences(own: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
+    return [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]

@@ -5,7 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from factor_transfer.config.recipe import parse_method
@@ -44,18 +44,19 @@ class Jobs:
                 raise InputError(f"--slurm-args says {setting!r}; valid are KEY=VALUE of {', '.join(_LIMITS)}")
             self.parameters[key] = int(value) if value.isdigit() else value
 
-    def students(
-        self, experiment: Experiment, methods: Sequence[str], seeds: Sequence[int]
-    ) -> dict[tuple[str, int], Artefact | Exception]:
-        """Teacher, paraphraser, and then all students at the same time; waits for them.
+    def runs(
+        self, experiment: Experiment, methods: Sequence[str], seeds: Sequence[int], score: Callable[..., dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Train teacher, paraphraser, and then all students at the same time; wait for them, and score them here.
 
         Args:
             experiment: whose work dir all nodes must see; this process holds it, and lets its jobs in.
             methods: such as ``["student", "factor"]``.
             seeds: of the students.
+            score: makes a run's record from an experiment and its student, or the error in its place.
 
         Returns:
-            For each method and seed, the student, or why there is none.
+            The records, seed by seed.
 
         Raises:
             InputError: teacher or paraphraser could not be made.
@@ -77,7 +78,7 @@ class Jobs:
         for name, error in self._run(experiment, commands).items():
             folder = student_folder(experiment.work_dir, experiment.recipe.with_method(*pairs[name]))
             made[pairs[name]] = error or artefact.find(folder) or InputError(f"the job left no student in {folder}")
-        return made
+        return [score(experiment.with_method(method, seed), made[method, seed]) for seed in seeds for method in methods]
 
     def _run(self, experiment: Experiment, commands: dict[str, list[str]]) -> dict[str, InputError | None]:
         """Send commands, by name, and wait for all; what went wrong with each."""

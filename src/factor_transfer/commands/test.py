@@ -1,12 +1,11 @@
 """A checkpoint on the test split: what ``factor-transfer test`` does."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from factor_transfer.commands.metrics import check_metrics, measure
 from factor_transfer.config.recipe import Recipe
 from factor_transfer.data import Data, in_order, open_data
 from factor_transfer.distributed import collectives
@@ -16,14 +15,17 @@ from factor_transfer.files import load_into
 from factor_transfer.models import Normalize, build_model, zoo_statistics
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
-from factor_transfer.pipeline.experiment import EVALUATION_BATCH, check_fits, load_network, named_code
+from factor_transfer.pipeline.experiment import EVALUATION_BATCH, check_fits, data_line, load_network, named_code
 from factor_transfer.pipeline.records import check_logits
 from factor_transfer.pipeline.stages.all import student_folder
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
+from factor_transfer.report.metrics import check_metrics, measure
 from factor_transfer.training.evaluate import predict
 
 
-def score(recipe: Recipe, checkpoint: Path, metrics: Iterable[str]) -> dict[str, Any]:
+def score(
+    recipe: Recipe, checkpoint: Path, metrics: Iterable[str], say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
     """Figures of a network on the recipe's test split.
 
     Args:
@@ -31,6 +33,7 @@ def score(recipe: Recipe, checkpoint: Path, metrics: Iterable[str]) -> dict[str,
         checkpoint: weights, the folder of a stage, or a work dir, which means its finished student; of several, the one
             of the recipe's method and seed.
         metrics: see ``evaluation.measure``.
+        say: is told what images were found, in a line.
 
     Returns:
         See ``evaluation.measure``; and a ``note``, if the network was trained on other images than the recipe's.
@@ -45,6 +48,7 @@ def score(recipe: Recipe, checkpoint: Path, metrics: Iterable[str]) -> dict[str,
         raise InputError(f"there is no checkpoint {path}; give a file of weights, or the folder of a finished stage")
     fabric = open_fabric(recipe.device, recipe.precision)
     data = open_data(**recipe.data.model_dump())
+    say(data_line(data, fabric))
     model, normalize, note = _network(recipe, data, path)
     network = fabric.to_device(nn.Sequential(normalize, model))
     place = collectives.rank(), collectives.world()

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from factor_transfer.data.sets.digits import load_digits
 from factor_transfer.data.sets.fashion_mnist import load_fashion_mnist, load_fashion_mnist_small
 from factor_transfer.data.sets.folder import load_folder
 from factor_transfer.data.sets.synthetic import load_synthetic
-from factor_transfer.data.split import Source, Split, stratified
+from factor_transfer.data.split import Origin, Source, Split, stratified
 from factor_transfer.errors import InputError, choose
 from factor_transfer.settings import settings
 
@@ -42,11 +42,13 @@ class Data:
     Attributes:
         classes: names, in the order of the labels.
         train: what gradients come from.
-        validation: cut from the training images; chooses epochs and settings. May be empty.
+        validation: chooses epochs and settings; of files of its own, or cut from the training images. May be empty.
         test: reads the test images. For evaluation alone.
         mean: of each channel, 0..1, for normalisation.
         std: of each channel, 0..1.
         test_is_cut: see ``Source``.
+        name: of the data set, see ``DATASETS``.
+        origin: where the images of each split come from.
     """
 
     classes: tuple[str, ...]
@@ -56,6 +58,8 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     test_is_cut: bool = False
+    name: str = ""
+    origin: Origin = field(default_factory=Origin)
 
     @property
     def channels(self) -> int:
@@ -97,11 +101,12 @@ def open_data(
     std: list[float] | None = None,
     **options: Any,
 ) -> Data:
-    """Open a data set and cut a validation split from its training images.
+    """Open a data set and, where it has no validation split, cut one from its training images.
 
     Args:
         name: one of ``DATASETS``.
-        validation: the share of the training images that is kept for validation, 0..1; stratified.
+        validation: the share of the training images that is kept for validation, 0..1; stratified. Not used where the
+            data set has a validation split of its own, such as a folder ``val``.
         limit: use only so many of the training images; stratified.
         split_seed: of the random splits. It is apart from the seeds of training, so that runs of several
             seeds share their validation images.
@@ -117,11 +122,17 @@ def open_data(
     if "split_seed" in settings(opener):
         options["split_seed"] = split_seed
     source = opener(**options)
-    train = source.train
+    origin, train = source.origin, source.train
     if limit is not None and limit < len(train):
+        origin = replace(origin, train=_joined(origin.train, f"data.limit: {limit:,} of {len(train):,}"))
         train = train.subset(stratified(train.labels, limit, split_seed)[0])
-    held_out, kept = stratified(train.labels, round(validation * len(train)), split_seed)
-    train, held = train.subset(kept), train.subset(held_out)
+    if source.validation is not None:
+        held = source.validation
+        origin = replace(origin, validation=_joined(origin.validation, f"in place of data.validation = {validation:g}"))
+    else:
+        held_out, kept = stratified(train.labels, round(validation * len(train)), split_seed)
+        train, held = train.subset(kept), train.subset(held_out)
+        origin = replace(origin, validation=f"{100 * validation:.3g} % of the training images")
     if not len(train):
         raise InputError("no training images are left; give a smaller data.validation or a larger data.limit")
     if len(source.classes) < 2:
@@ -132,7 +143,12 @@ def open_data(
             f"no training image is left of class {source.classes[min(lost)]!r}; give a smaller data.validation or a "
             "larger data.limit"
         )
-    return Data(source.classes, train, held, source.test, *_statistics(train, mean, std), source.test_is_cut)
+    mean_std = _statistics(train, mean, std)
+    return Data(source.classes, train, held, source.test, *mean_std, source.test_is_cut, name, origin)
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
 
 
 def _statistics(

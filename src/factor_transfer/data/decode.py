@@ -4,9 +4,26 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from factor_transfer.errors import InputError
+from factor_transfer.files import open_regular
+
+# The formats that are read, and the endings of their files. Each says what it is in its first bytes, and is decoded by
+# pillow itself or a library that it comes with; no other program is called, as it is for PostScript.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+}
+if "avif" in features.modules and features.check("avif"):  # since pillow 11.3
+    FORMATS["AVIF"] = (".avif",)
+ENDINGS = frozenset(ending for endings in FORMATS.values() for ending in endings)
 
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 
@@ -16,9 +33,9 @@ _AS_IT_IS = {1: {"L", "1"}, 3: {"RGB", "P"}}
 
 
 def decode(path: Path, size: int | None, channels: Literal[1, 3], convert: bool = True) -> np.ndarray:
-    """Read one JPEG or PNG image.
+    """Read one image, of any of ``FORMATS``; its content says of which, not its name.
 
-    It is turned as its EXIF data say, and loses its transparency.
+    It is turned as its EXIF data say, and loses its transparency. Of several frames or pages, the first is read.
 
     Args:
         path: the file.
@@ -31,11 +48,12 @@ def decode(path: Path, size: int | None, channels: Literal[1, 3], convert: bool 
         uint8 (H, W, C).
 
     Raises:
-        InputError: the file is missing, damaged, too large, not of 8 bits a channel, or not as it should be.
+        InputError: the file is missing, damaged, too large, not of 8 bits a channel, or not as it should be; or what is
+            there is no regular file.
     """
     try:
         # Opening reads the header alone, and refuses what has twice the pixels that pillow warns at.
-        with Image.open(path, formats=("JPEG", "PNG")) as file:
+        with open_regular(path) as content, Image.open(content, formats=tuple(FORMATS)) as file:
             if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:
                 raise InputError(f"{path}: refused, {file.width}×{file.height} pixels are too many")
             if file.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in file.tile):
@@ -57,6 +75,10 @@ def decode(path: Path, size: int | None, channels: Literal[1, 3], convert: bool 
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{path}: refused: {error}") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{path}: cannot be read as an image: it is damaged, or in none of these formats: {', '.join(FORMATS)}"
+        ) from error
     # What a damaged image raises depends on its format and on where the damage is.
     except Exception as error:
         raise InputError(f"{path}: cannot be read as an image: {error}") from error

@@ -1,13 +1,7 @@
 """Stored images, decoded in other processes while training goes on."""
 
-import multiprocessing
-import os
 import signal
-import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -15,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from factor_transfer.data.stored import StoredImages
+from factor_transfer.distributed.workers import end_with_parent, starting_workers, worker_context
 from factor_transfer.errors import InputError
 
 
@@ -22,8 +17,7 @@ class ReadAhead:
     """Batches of stored images, decoded by worker processes ahead of their use.
 
     The processes are started when the first batch is asked for, and end with this object. One epoch is walked at a
-    time. Workers come from a fork server, or are spawned where there is none: what this process is forked into would
-    inherit the locks of its other threads (the progress bar's, PyTorch's), in whatever state they are.
+    time.
 
     Args:
         images: on disk; they say how many workers there are. With none, this process decodes.
@@ -60,13 +54,13 @@ class ReadAhead:
         """The loader on its way through ``_order``; its workers remain from one epoch to the next."""
         if self._loader is None:
             self._loader = self._open()
-        with _without_main():
+        with starting_workers():
             return iter(self._loader)
 
     def _open(self) -> DataLoader[Tensor | InputError]:
         images = self._images
         workers = {
-            "multiprocessing_context": _context(),
+            "multiprocessing_context": worker_context(__name__),
             "persistent_workers": True,
             "worker_init_fn": _settle,
         }
@@ -78,7 +72,7 @@ class ReadAhead:
             pin_memory=self._device.type == "cuda",
             # Else it would draw from the generator of dropout and its like, and change what is trained.
             generator=torch.Generator(),
-            **(workers if images.workers else {}),  # type: ignore[arg-type]
+            **(workers if images.workers else {}),
         )
 
 
@@ -98,33 +92,7 @@ class _Decoding(Dataset[Tensor | InputError]):
             return error
 
 
-def _context() -> multiprocessing.context.BaseContext:
-    """How workers are started: see ``ReadAhead``."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # PyTorch is imported once, not by each worker
-    return context
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """While workers are started: each would run the script that trains once more, for definitions that none needs."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
 def _settle(worker: int) -> None:
     """In a worker, when it starts: it lives as long as the training's process, no shorter and no longer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal
-    # PyTorch's own watch is for the parent's id, which is the fork server's, and that lives as long as its workers do.
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-
-
-def _end_with(training: multiprocessing.process.BaseProcess) -> None:
-    training.join()
-    os._exit(1)
+    end_with_parent()

@@ -1,7 +1,7 @@
 """Images and labels, and how a set of them is divided."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ class Split:
     Attributes:
         images: uint8 (N, C, H, W), 0..255; in memory, or on the disk.
         labels: int64 (N,), 0 .. number of classes - 1.
+        files: what images in memory were decoded from, if each has a file of its own.
     """
 
     images: Tensor | StoredImages
     labels: Tensor
+    files: StoredImages | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -29,7 +31,28 @@ class Split:
     def subset(self, indices: Tensor) -> "Split":
         """The images at ``indices`` (int64, (M,)), in that order."""
         images = self.images[indices] if isinstance(self.images, Tensor) else self.images.subset(indices)
-        return Split(images, self.labels[indices])
+        return Split(images, self.labels[indices], self.files and self.files.subset(indices))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the images of a data set come from, in words for a person.
+
+    Attributes:
+        place: the folder that holds them all; empty if there is none.
+        train: what holds the training images, such as ``"train/"``; empty where there is nothing to be said, as below.
+        validation: what holds the validation images.
+        test: what holds the test images.
+        test_size: how many test images there are, if that is known before they are read.
+        passed_over: what lies between the images and was not read, and how much of it.
+    """
+
+    place: str = ""
+    train: str = ""
+    validation: str = ""
+    test: str = ""
+    test_size: int | None = None
+    passed_over: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,12 +65,17 @@ class Source:
         test: reads the test images; called by evaluation on the test split alone.
         test_is_cut: whether they are cut from the same files as the training images, so that another cut would
             take images that a network was trained on.
+        validation: the validation images, if there are files of their own for them; else they are cut from the
+            training images.
+        origin: where the images come from.
     """
 
     classes: tuple[str, ...]
     train: Split
     test: Callable[[], Split]
     test_is_cut: bool = False
+    validation: Split | None = None
+    origin: Origin = field(default_factory=Origin)
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -95,6 +95,10 @@ class StoredImages:
                     pass  # raises the error of the first image that has one, whichever thread was faster
         return torch.from_numpy(images)
 
+    def path(self, index: int) -> Path:
+        """The file of one image."""
+        return self._path(self._names[index])
+
     def subset(self, indices: Tensor) -> "StoredImages":
         """The images at ``indices`` (int64, (M,)), in that order; none is read."""
         part = copy(self)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from factor_transfer.data.decode import decode
-from factor_transfer.data.sets.folder import ENDINGS as PICTURES
+from factor_transfer.data.decode import FORMATS, decode
+from factor_transfer.data.sets.image_files import PassedOver, list_images
 from factor_transfer.deploy.student import CONFIG, Announce, Student, assemble, open_student
 from factor_transfer.errors import InputError, first_line
 from factor_transfer.export.formats.runtimes import ENDINGS, open_file, run_over
@@ -130,7 +130,7 @@ def find_images(names: Iterable[str]) -> list[Path]:
     """The image files that are meant.
 
     Args:
-        names: files; folders, for all JPEG and PNG images in them and in theirs.
+        names: files; folders, for all images in them and in theirs, as a folder of training images is read.
 
     Raises:
         InputError: one does not exist, or a folder has no images.
@@ -139,9 +139,9 @@ def find_images(names: Iterable[str]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            images = sorted(image for image in path.rglob("*") if image.suffix.lower() in PICTURES and image.is_file())
+            images = list_images(path, PassedOver())
             if not images:
-                raise InputError(f"{path} has no images ({', '.join(sorted(PICTURES))})")
+                raise InputError(f"{path} has no images ({', '.join(FORMATS)})")
             found += images
         elif path.is_file():
             found.append(path)

@@ -180,7 +180,7 @@ def _train(
             validate=dict,
             selection=Selection("loss", highest=False, keep="last"),
             checkpoint=Path(place, "last.ckpt"),
-            log=RunLog(experiment.console, name, Path(place, "metrics.jsonl")),
+            log=RunLog(experiment.display, name, Path(place, "metrics.jsonl")),
         )
         fit([trainer], batches)
         trainer.outcome()

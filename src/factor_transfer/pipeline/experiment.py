@@ -12,7 +12,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from factor_transfer.config.recipe import Network, Recipe
-from factor_transfer.data import Augment, Batch, Data, Split, in_order, open_data
+from factor_transfer.data import Augment, Batch, Data, Split, describe, in_order, open_data
+from factor_transfer.data.sets.image_files import class_name
 from factor_transfer.distributed import collectives
 from factor_transfer.distributed.fabric import open_fabric
 from factor_transfer.errors import InputError, printable
@@ -23,6 +24,7 @@ from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.records import rebuild
 from factor_transfer.taps.stages import LAST_STAGE, resolve
 from factor_transfer.training.evaluate import predict
+from factor_transfer.training.log import Display
 
 EVALUATION_BATCH = 500
 EXAMPLES = 64  # images that networks are looked at with before they are trained
@@ -36,7 +38,7 @@ class Experiment:
     Args:
         recipe: what to do.
         work_dir: where the stages lie.
-        console: what a person sees.
+        console: where progress is shown: a console, or a ``Display`` of one.
         command: the recipe and its overrides as on the command line, for messages.
         trusted_code: whose code may be run, ``package.module:callable``, for a recipe that was found in a folder. The
             recipe that a person gives, ``None``, is itself the permission for what it names.
@@ -46,11 +48,12 @@ class Experiment:
         self,
         recipe: Recipe,
         work_dir: Path,
-        console: Console,
+        console: Console | Display,
         command: str,
         trusted_code: Collection[str] | None = None,
     ) -> None:
-        self.recipe, self.work_dir, self.console, self.command = recipe, work_dir, console, command
+        self.recipe, self.work_dir, self.command = recipe, work_dir, command
+        self.display = console if isinstance(console, Display) else Display(console)
         self.trusted_code = trusted_code
         self.verified: set[Path] = set()  # folders whose sums were compared in this command
 
@@ -63,16 +66,22 @@ class Experiment:
 
     def say(self, text: str) -> None:
         """A line for the person."""
-        self.console.print(printable(text, newlines=True), highlight=False, markup=False, soft_wrap=True)
+        self.display.say(printable(text, newlines=True))
+
+    @property
+    def console(self) -> Console:
+        """The console that tables are printed on."""
+        return self.display.console
 
     @cached_property
     def data(self) -> Data:
-        """The images, read when first needed.
+        """The images, read when first needed; a line says what was found.
 
         Raises:
             InputError: bad data, or a batch that is larger than the training set.
         """
         data = open_data(**self.recipe.data.model_dump())
+        self.display.say_once(data_line(data, self.fabric))
         for name in ("teacher", "paraphraser", "student"):
             section = getattr(self.recipe, name)
             if section is not None and section.epochs is not None and section.batch_size > len(data.train):
@@ -205,6 +214,14 @@ def named_code(recipe: Recipe, done: Artefact) -> list[str]:
     return [section.model]
 
 
+def data_line(data: Data, fabric: Fabric) -> str:
+    """What a command that reads images says of them, and of the device that it uses them on."""
+    device = fabric.device
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    several = f", {fabric.world_size} processes" if fabric.world_size > 1 else ""
+    return f"data  {describe(data)}; on {device}{name}{several}"
+
+
 def load_network(done: Artefact, last: bool = False, trusted_code: Collection[str] = ()) -> nn.Module:
     """The network of a finished stage, with its weights; or with those of the last epoch.
 
@@ -236,6 +253,6 @@ def check_fits(done: Artefact, data: Data) -> None:
     classes, channels = tuple(done.record["classes"]), done.record["model"]["in_channels"]
     if channels != data.channels:
         raise InputError(f"{done.weights} takes images of {channels} channels, this recipe's have {data.channels}")
-    if classes != data.classes:
+    if tuple(class_name(str(name)) for name in classes) != tuple(class_name(name) for name in data.classes):
         here, there = (f"{len(names)} classes ({', '.join(names[:3])}, …)" for names in (classes, data.classes))
         raise InputError(f"{done.weights} tells {here} apart, this recipe's data has {there}")

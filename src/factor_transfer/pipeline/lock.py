@@ -49,6 +49,21 @@ def hold(work_dir: Path) -> Iterator[None]:
             lock.release()
 
 
+def holder_token() -> str | None:
+    """What lets another process into the work dirs that this one holds, see ``act_for``."""
+    return os.environ.get(_ON_BEHALF)
+
+
+def act_for(token: str | None) -> None:
+    """Let this process into the work dirs of the process that has started it, and waits for it.
+
+    Args:
+        token: the other process's ``holder_token``.
+    """
+    if token is not None:
+        os.environ[_ON_BEHALF] = token
+
+
 def _take(work_dir: Path) -> None:
     try:
         work_dir.mkdir(parents=True, exist_ok=True)

@@ -31,12 +31,14 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
             "" if figures["cost"] is None else f"{figures['cost']:.2f} x",
         )
     console.print(table)
+    reference = name_of(comparison["against"])
     lines = [
         f"Top-1 of the last epoch on {test_images:,} test images, mean ± 95 % interval over {seeds} "
-        f"{'seed' if seeds == 1 else 'seeds'}; difference from the student alone, seed by seed; the share of its gap "
-        "to the teacher that is closed; seconds of the student's training, relative to it (without the paraphraser's)."
+        f"{'seed' if seeds == 1 else 'seeds'}; difference from {_the(reference)}, seed by seed; gap closed: the share "
+        "of the gap between the student alone and the teacher; cost: seconds of the student's training, relative to "
+        "the student alone (without the paraphraser's)."
     ]
-    lines += _verdicts(methods)
+    lines += _verdicts(methods, _the(reference))
     for run in comparison["runs"]:
         if "error" in run:
             lines.append(f"Failed: {run['method']}, seed {run['seed']}: {run['error'].splitlines()[0]}")
@@ -44,7 +46,11 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
-def _verdicts(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _the(name: str) -> str:
+    return f"the {name}" if name == "student alone" else name
+
+
+def _verdicts(methods: Mapping[str, Mapping[str, Any]], reference: str) -> list[str]:
     """Which differences can be told from chance."""
     named = {name: figures for name, figures in methods.items() if figures["difference"] is not None}
     kinds: dict[str, list[str]] = {"better": [], "worse": [], "not significant": [], "one seed": []}
@@ -53,7 +59,7 @@ def _verdicts(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
         kind = sign if figures["significant"] else "not significant"
         kinds[kind if figures["difference_interval"] is not None else "one seed"].append(name_of(name))
     lines = [
-        f"Significantly {kind} than the student alone: {', '.join(kinds[kind])}."
+        f"Significantly {kind} than {reference}: {', '.join(kinds[kind])}."
         for kind in ("better", "worse")
         if kinds[kind]
     ]
@@ -62,5 +68,5 @@ def _verdicts(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if kinds["one seed"]:
         lines.append(f"Of one seed there is no interval, and nothing can be told: {', '.join(kinds['one seed'])}.")
     if len(named) > len(kinds["one seed"]) + 1:
-        lines.append(f"Each interval is its own: of {len(named)} at 95 %, one may well be off by chance.")
+        lines.append(f"Significance is corrected for {len(named)} comparisons (Holm's method); the intervals are not.")
     return lines

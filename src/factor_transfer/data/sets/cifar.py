@@ -15,8 +15,9 @@ import torch
 from factor_transfer.data.sets.cifar_checksums import check_published
 from factor_transfer.data.sets.cifar_pickles import load_pickled_dict
 from factor_transfer.data.sets.download import fetch, unpack
-from factor_transfer.data.split import Source, Split
+from factor_transfer.data.split import Origin, Source, Split
 from factor_transfer.errors import InputError
+from factor_transfer.files import open_regular
 
 # name: (the binary archive, its MD5 as published)
 ARCHIVES = {
@@ -48,6 +49,7 @@ class _Layout:
     read: Callable[[Path], _Labelled]
     names: str  # the file of the class names, which may be missing
     read_names: Callable[[Path], Sequence[object]]
+    record: int | None = None  # bytes that an image takes with its labels, if that is the same for all
 
 
 def load_cifar10(*, root: str = "data", download: bool = False, verify: bool = True) -> Source:
@@ -72,6 +74,7 @@ def load_cifar10(*, root: str = "data", download: bool = False, verify: bool = T
         read=partial(_read_binary, label_bytes=1, position=0),
         names="batches.meta.txt",
         read_names=_read_lines,
+        record=1 + _PIXELS,
     )
     python = _Layout(
         folder="cifar-10-batches-py",
@@ -109,6 +112,7 @@ def load_cifar100(*, root: str = "data", download: bool = False, verify: bool = 
         read=partial(_read_binary, label_bytes=2, position=0 if coarse else 1),
         names=f"{kind}_label_names.txt",
         read_names=_read_lines,
+        record=1 + _PIXELS,
     )
     python = _Layout(
         folder="cifar-100-python",
@@ -159,7 +163,12 @@ def _load(
         labels = np.concatenate([labels for labels, _ in parts])
         return Split(torch.from_numpy(images), torch.from_numpy(labels))
 
-    return Source(classes, read(layout.train), lambda: read([layout.test]))
+    # How many images a binary file has is known from its length; a pickle would have to be read.
+    size = None
+    if layout.record is not None:
+        size = (folder / layout.test).stat().st_size // layout.record
+    origin = Origin(str(folder), test=layout.test, test_size=size)
+    return Source(classes, read(layout.train), lambda: read([layout.test]), origin=origin)
 
 
 def _find(layouts: Sequence[_Layout], root: Path) -> tuple[Path, _Layout] | None:
@@ -199,7 +208,7 @@ def _read_python(path: Path, *, key: str) -> _Labelled:
     if not isinstance(pixels, np.ndarray) or pixels.shape[1:] != (_PIXELS,) or not len(pixels):
         found = pixels.shape if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise InputError(f"{path}: 'data' is {found}, expected uint8 of shape (images, {_PIXELS})")
-    if not isinstance(labels, list) or any(label not in range(256) for label in labels):
+    if not isinstance(labels, list) or not all(isinstance(label, int) and 0 <= label < 256 for label in labels):
         raise InputError(f"{path}: {key!r} is not a list of numbers 0..255")
     if len(labels) != len(pixels):
         raise InputError(f"{path}: {len(labels)} labels in {key!r} for {len(pixels)} images")
@@ -212,13 +221,14 @@ def _read_lines(path: Path) -> list[object]:
 
 def _read_list(path: Path, *, key: str) -> Sequence[object]:
     names = load_pickled_dict(path).get(key)
-    if not isinstance(names, list):
-        raise InputError(f"{path}: {key!r} is not a list")
+    if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
+        raise InputError(f"{path}: {key!r} is not a list of names")
     return names
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error

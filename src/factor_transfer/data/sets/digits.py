@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from factor_transfer.data.split import Source, Split
+from factor_transfer.data.split import Origin, Source, Split
 
 
 def load_digits() -> Source:
@@ -20,4 +20,4 @@ def load_digits() -> Source:
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     train = Split(images[:898], labels[:898])
     test = Split(images[898:], labels[898:])
-    return Source(tuple(str(digit) for digit in range(10)), train, lambda: test)
+    return Source(tuple(str(digit) for digit in range(10)), train, lambda: test, origin=Origin(test_size=len(test)))

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from factor_transfer.data.sets.download import fetch
-from factor_transfer.data.split import Source, Split
+from factor_transfer.data.split import Origin, Source, Split
 from factor_transfer.errors import InputError
 
 CLASSES = (
@@ -76,7 +76,8 @@ def load_fashion_mnist(*, root: str = "data", download: bool = False, verify: bo
             f"no Fashion-MNIST in {place}: train-images-idx3-ubyte.gz and three more files are expected there or in "
             f"{folders[1]}; name their folder with data.root=…, or fetch them with data.download=true"
         )
-    return Source(CLASSES, _read_split(folder, "train", verify), lambda: _read_split(folder, "t10k", verify))
+    train, origin = _read_split(folder, "train", verify), Origin(str(folder), test="t10k-*")
+    return Source(CLASSES, train, lambda: _read_split(folder, "t10k", verify), origin=origin)
 
 
 def load_fashion_mnist_small() -> Source:
@@ -84,7 +85,8 @@ def load_fashion_mnist_small() -> Source:
 
     The training images are 600 of each class, drawn at random from the 60,000. Nothing is downloaded.
     """
-    return Source(CLASSES, _read_sheet("train"), lambda: _read_sheet("test"))
+    origin = Origin(test_size=(FILES / "test-labels.bin").stat().st_size)  # a byte each
+    return Source(CLASSES, _read_sheet("train"), lambda: _read_sheet("test"), origin=origin)
 
 
 def _find(folder: Path, name: str) -> Path | None:

@@ -1,7 +1,9 @@
 """Images in folders, one folder a class."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,13 +11,30 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from factor_transfer.data.split import Source, Split, stratified
+from factor_transfer.data.decode import FORMATS
+from factor_transfer.data.sets.image_files import (
+    PassedOver,
+    class_name,
+    folder_names,
+    holds_images,
+    list_folders,
+    list_images,
+)
+from factor_transfer.data.split import Origin, Source, Split, stratified
 from factor_transfer.data.stored import StoredImages
-from factor_transfer.errors import InputError, suggest
+from factor_transfer.errors import InputError, printable, suggest
 
 IN_MEMORY = 2**32  # bytes of decoded images, training and test, that are held in memory if a recipe does not say
 
-ENDINGS = {".jpg", ".jpeg", ".png"}
+Folders = dict[str, list[Path]]  # by the names of classes, see ``list_folders``
+
+# The names of splits, in lower case; "train_set", "test-images" and "val2017" are such, too.
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_NAME = re.compile(rf"({'|'.join(SPLITS)})([-_. ]?(set|data|split|images|imgs|pictures|\d+))*")
 
 
 def load_folder(
@@ -28,11 +47,14 @@ def load_folder(
     in_memory: bool | None = None,
     workers: Annotated[int, Ge(0)] | None = None,
 ) -> Source:
-    """JPEG and PNG images in ``root/train/<class>/`` and ``root/test/<class>/``.
+    """Images in ``root/train/<class>/``, ``root/val/<class>/`` and ``root/test/<class>/``.
 
-    Without a test folder, the test images are taken from ``root/train/<class>/`` or ``root/<class>/`` at
-    random, each class in proportion. Folders within a class's folder belong to it; hidden files and folders,
-    and files with other endings, are passed over. Classes and images are in the order of their names.
+    Splits are known by their usual names, in upper or lower case: train, training; val, valid, validation, dev; test,
+    testing. Without a validation folder, ``open_data`` cuts one. Without a test folder, the test images are taken from
+    ``root/train/<class>/`` or ``root/<class>/`` at random, each class in proportion. Folders within a class's folder
+    belong to it, links to folders are followed. Hidden and system files and folders, and files that are no images (see
+    ``decode.FORMATS``), are passed over and counted. Classes and images are in the order of their names; names of
+    classes are compared in Unicode's normal form C. docs/data.md says more.
 
     Images are turned as their EXIF data say, and lose their transparency.
 
@@ -52,8 +74,9 @@ def load_folder(
         The source. Of images in memory, those for training are decoded now, those for the test when asked for.
 
     Raises:
-        InputError: if there are no classes, a class is empty or unknown to training, an image cannot be
-            read, is too large to be one or of another size, or an argument is out of its range.
+        InputError: if there are no classes, a class is empty or unknown to training, folders cannot be told to be
+            splits or classes, a name is not UTF-8, an image cannot be read, is too large to be one or of another size,
+            or an argument is out of its range.
     """
     if size is not None and size < 1:
         raise InputError(f"data.size is {size}, expected 1 or more")
@@ -66,67 +89,157 @@ def load_folder(
     if workers is not None and workers < 0:
         raise InputError(f"data.workers is {workers}, expected 0 or more")
     folder = Path(root).expanduser()
-    train_folder, test_folder = folder / "train", folder / "test"
-    if test_folder.is_dir() and not train_folder.is_dir():
-        raise InputError(f"{folder} has a folder 'test' but no folder 'train'")
-    if not train_folder.is_dir():
-        train_folder = folder
-    classes = _classes(train_folder)
-    paths, labels = _list_images(train_folder, classes)
-    if test_folder.is_dir():
-        for name in _classes(test_folder):
-            if name not in classes:
-                raise InputError(f"{test_folder / name}: a class unknown to training{suggest(name, classes)}")
-        test_paths, test_labels = _list_images(test_folder, classes)
-        train_paths, train_labels = paths, labels
-    else:
-        tested, trained = _divide(labels, test_fraction, split_seed, classes)
-        test_paths, test_labels = [paths[index] for index in tested], labels[tested]
-        train_paths, train_labels = [paths[index] for index in trained], labels[trained]
-    train, test = (
-        StoredImages(folder, some, size=size, channels=channels, like=train_paths[0], workers=workers)
-        for some in (train_paths, test_paths)
-    )
+    passed_over = PassedOver()
+    splits, beside = _find_splits(list_folders(folder, passed_over))
+    top = splits.get("train", folder)
+    found = list_folders(top, passed_over) if splits else beside
+    _check_classes(top, found)
+    if splits:
+        _check_beside(folder, splits, beside, found, passed_over)
+    _check_distinct(splits, found)
+    classes = tuple(sorted(found))
+    train_paths, train_labels = _list_images(classes, found, passed_over)
+    listed = {name: _list_split(splits[name], classes, passed_over) for name in splits if name != "train"}
+    where = f"{top.name or top}/"
+    own = {name: f"{splits[name].name}/" for name in splits}
+    origin = Origin(str(folder), where, own.get("validation", ""), own.get("test", ""))
+    if "test" not in listed:
+        tested, trained = _divide(train_labels, test_fraction, split_seed, classes)
+        listed["test"] = [train_paths[index] for index in tested], train_labels[tested]
+        train_paths, train_labels = [train_paths[index] for index in trained], train_labels[trained]
+        origin = replace(origin, test=f"{100 * test_fraction:.3g} % of {where}, for there is no test folder")
+    origin = replace(origin, test_size=len(listed["test"][0]), passed_over=str(passed_over))
+    listed["train"] = train_paths, train_labels
+    stored = {
+        name: StoredImages(folder, paths, size=size, channels=channels, like=train_paths[0], workers=workers)
+        for name, (paths, _) in listed.items()
+    }
     if in_memory is None:
-        in_memory = math.prod(train.shape) + math.prod(test.shape) < IN_MEMORY
+        in_memory = sum(math.prod(images.shape) for images in stored.values()) < IN_MEMORY
+
+    def read(name: str) -> Split:
+        return Split(stored[name][:] if in_memory else stored[name], listed[name][1], stored[name])
+
     return Source(
         classes,
-        Split(train[:] if in_memory else train, train_labels),
-        lambda: Split(test[:] if in_memory else test, test_labels),
-        test_is_cut=not test_folder.is_dir(),
+        read("train"),
+        lambda: read("test"),
+        test_is_cut="test" not in splits,
+        validation=read("validation") if "validation" in listed else None,
+        origin=origin,
     )
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    """The names of the folders in ``folder``, sorted."""
-    try:
-        names = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error}; data.root=… names the folder of images") from error
-    if not names:
-        raise InputError(f"{folder}: has no folders; expected one for each class, with its images in it")
-    return tuple(sorted(names))
+def _split_of(name: str) -> str | None:
+    """The split that a folder of this name holds: ``"train"``, ``"validation"``, ``"test"``; ``None`` for others."""
+    match = _NAME.fullmatch(name.strip().casefold())
+    return SPLITS[match[1]] if match else None
 
 
-def _list_images(folder: Path, classes: Sequence[str]) -> tuple[list[Path], Tensor]:
+def _find_splits(folders: Folders) -> tuple[dict[str, Path], Folders]:
+    """Which of the folders are splits, and the others.
+
+    Raises:
+        InputError: two of them are the same split, or there is no training split.
+    """
+    splits: dict[str, Path] = {}
+    beside: Folders = {}
+    for name, paths in folders.items():
+        split = _split_of(name)
+        if split is None:
+            beside[name] = paths
+        elif split in splits:
+            raise InputError(
+                f"{paths[0].parent} has two folders for one split, {splits[split].name!r} and {paths[0].name!r}: both "
+                f"are names of the {split} split. Put all its images into one of them"
+            )
+        else:
+            splits[split] = paths[0]
+    if splits and "train" not in splits:
+        first = next(iter(splits.values()))
+        if first.name.casefold() == "dev" and len(splits) == 1:
+            return {}, folders
+        raise InputError(
+            f"{first.parent} has a folder {first.name!r} but no folder 'train'; {first.name!r} is the name of a split, "
+            "never of a class. If it is a class here, put the folders of all classes into a folder 'train'"
+        )
+    return splits, beside
+
+
+def _check_classes(folder: Path, found: Folders) -> None:
+    """Refuse a folder without classes, and splits that lie where classes are expected."""
+    if not found:
+        raise InputError(
+            f"{folder}: has no folders; expected one for each class, with its images in it. (A folder 'train' is the "
+            "training split, never a class)"
+        )
+    for paths in found.values():
+        for path in paths:
+            within = [name for name in folder_names(path) if _split_of(name)]
+            if len({_split_of(name) for name in within}) > 1:
+                raise InputError(
+                    f"{path} would be a class, but holds folders that are splits ({', '.join(within)}); "
+                    f"splits lie above classes: {folder}/train/{path.name}. If it is the data set, give "
+                    f"data.root={path}"
+                )
+
+
+def _check_beside(
+    folder: Path, splits: Mapping[str, Path], beside: Folders, classes: Folders, passed_over: PassedOver
+) -> None:
+    """Refuse what lies beside the splits and looks like a class or another split; the rest is passed over."""
+    for name, paths in beside.items():
+        train = splits["train"].name
+        for path in paths:
+            if holds_images(path):
+                raise InputError(
+                    f"{path} has images, and lies beside the split {train!r}: if it is a class, move it into "
+                    f"{folder / train}; if not, move it out of {folder}"
+                )
+            if "test" not in splits and classes.keys() & set(map(class_name, folder_names(path))):
+                raise InputError(
+                    f"{path} has folders of the same classes as {train!r}, but its name is of no split; call it 'test' "
+                    f"or 'val', or move it out of {folder}"
+                )
+            passed_over.add("folders beside the splits", name)
+
+
+def _check_distinct(splits: Mapping[str, Path], classes: Folders) -> None:
+    """Refuse links that make one folder two splits, or two classes."""
+    for kind, several in (("splits", splits.values()), ("classes", [p for paths in classes.values() for p in paths])):
+        seen: dict[Path, Path] = {}
+        for path in several:
+            other = seen.setdefault(path.resolve(), path)
+            if other is not path and class_name(other.name) != class_name(path.name):
+                raise InputError(
+                    f"{other} and {path} are two {kind}, but a link makes them one folder; remove one of them"
+                )
+
+
+def _list_images(classes: Sequence[str], found: Folders, passed_over: PassedOver) -> tuple[list[Path], Tensor]:
     """The images of each class that has a folder, and their labels, int64 (N,)."""
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        class_folder = folder / name
-        if not class_folder.is_dir():
+        if name not in found:
             continue  # a class may have no test images
-        images = sorted(path for path in class_folder.rglob("*") if _is_image(path, class_folder))
+        images = sorted(image for folder in found[name] for image in list_images(folder, passed_over))
         if not images:
-            raise InputError(f"{class_folder}: has no images ({', '.join(sorted(ENDINGS))})")
+            raise InputError(f"{found[name][0]}: has no images ({', '.join(FORMATS)})")
         paths += images
         labels += [label] * len(images)
     return paths, torch.tensor(labels)
 
 
-def _is_image(path: Path, class_folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(class_folder).parts)
-    return path.suffix.lower() in ENDINGS and not hidden and path.is_file()
+def _list_split(folder: Path, classes: Sequence[str], passed_over: PassedOver) -> tuple[list[Path], Tensor]:
+    """The images of a split other than training, and their labels."""
+    found = list_folders(folder, passed_over)
+    if not found:
+        raise InputError(f"{folder}: has no folders; expected one for each class, with its images in it")
+    for name, paths in found.items():
+        if name not in classes:
+            raise InputError(f"{printable(str(paths[0]))}: a class unknown to training{suggest(name, classes)}")
+    return _list_images(classes, found, passed_over)
 
 
 def _divide(labels: Tensor, fraction: float, seed: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:

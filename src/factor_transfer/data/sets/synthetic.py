@@ -7,7 +7,7 @@ import torch
 from annotated_types import Ge
 from torch.nn import functional as F
 
-from factor_transfer.data.split import Source, Split
+from factor_transfer.data.split import Origin, Source, Split
 
 
 def load_synthetic(
@@ -39,4 +39,5 @@ def load_synthetic(
         return Split((128 + 48 * images).clamp(0, 255).to(torch.uint8), labels)
 
     training, testing = draw(train), draw(test)
-    return Source(tuple(f"pattern {label}" for label in range(classes)), training, lambda: testing)
+    names = tuple(f"pattern {label}" for label in range(classes))
+    return Source(names, training, lambda: testing, origin=Origin(test_size=test))

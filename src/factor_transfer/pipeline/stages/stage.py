@@ -111,12 +111,11 @@ class StageTraining:
     product: nn.Module
     record: Mapping[str, Any]
 
-    def trainer(self, steps: int, lead: bool) -> Trainer:
+    def trainer(self, steps: int) -> Trainer:
         """The training, ready to start or to go on.
 
         Args:
             steps: an epoch.
-            lead: of several that are trained side by side, whether it is the one that the screen shows.
         """
         metric, highest = ("loss", False) if isinstance(self.method, ParaphraserTraining) else ("top1", True)
         assert self.section.epochs is not None  # a stage that is not trained does not come here
@@ -131,7 +130,7 @@ class StageTraining:
             validate=self.validate,
             selection=Selection(metric, highest=highest, keep=self.section.keep),
             checkpoint=self.folder / artefact.RUNNING,
-            log=RunLog(self.experiment.console, self.folder.name, self.folder / artefact.METRICS, lead),
+            log=RunLog(self.experiment.display, self.folder.name, self.folder / artefact.METRICS),
             compiled=self._compiled(),
             max_skipped=recipe.max_skipped if recipe.on_nonfinite == "skip" else 0,
             sync_batch_norm=recipe.sync_batch_norm,
@@ -191,7 +190,7 @@ def train(courses: list[StageTraining], views: Views | None = None) -> list[Arte
             f"a batch of {section.batch_size} images cannot be divided into {section.accumulate} parts of each of "
             f"{batches.world} processes; choose a batch_size that is a multiple of {section.accumulate * batches.world}"
         )
-    trainers = [course.trainer(len(batches), lead=course is first) for course in courses]
+    trainers = [course.trainer(len(batches)) for course in courses]
     if len(courses) > 1:
         experiment.say(f"side by side  {', '.join(course.folder.name for course in courses)}")
     try:

@@ -13,6 +13,7 @@ from factor_transfer.files import load_into, read_weights
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.experiment import Experiment, check_fits
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
+from factor_transfer.training.log import Display
 
 
 def init_network(experiment: Experiment, name: str, section: Network) -> tuple[nn.Module, dict[str, Any]]:
@@ -59,7 +60,7 @@ def check_weights(experiment: Experiment) -> None:
         InputError: they cannot be had, or do not fit.
     """
     quiet = copy(experiment)
-    quiet.console = Console(quiet=True)
+    quiet.display = Display(Console(quiet=True))
     recipe = experiment.recipe
     for name, section in (("teacher", recipe.teacher), ("student", recipe.student)):
         if section.weights is not None:

@@ -1,0 +1,298 @@
+"""A comparison's trainings, side by side in processes of one thread each."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from factor_transfer.config.read import as_toml, read_recipe
+from factor_transfer.config.recipe import ALONE, parse_method
+from factor_transfer.distributed.signals import at_once, defer_signals
+from factor_transfer.distributed.workers import end_with_parent, starting_workers, worker_context
+from factor_transfer.errors import InputError, Interrupted, first_line
+from factor_transfer.methods import TERMS
+from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.lock import act_for, holder_token
+from factor_transfer.pipeline.stages.all import fill_cache, make_paraphraser, make_students, make_teacher
+from factor_transfer.training.log import Display
+
+# Memory that a process needs at least, PyTorch and one training of small networks; images come on top.
+_PROCESS_BYTES = 2**30
+_SIGTERM = 15
+
+
+def default_jobs(experiment: Experiment) -> int:
+    """How many processes a comparison is worth: one per processor, as far as memory allows; one alone on a GPU."""
+    if experiment.fabric.device.type != "cpu" or experiment.fabric.world_size > 1:
+        return 1
+    # What a script of one's own has registered is not known to other processes.
+    if any(term.__module__ == "__main__" for term in TERMS.values()):
+        return 1
+    images = experiment.data.train.images
+    each = _PROCESS_BYTES + (3 * images.nbytes if isinstance(images, Tensor) else 0)
+    return max(1, min(_processors(), _available_bytes() // each))
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _available_bytes() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 2**40  # not known here
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process does.
+
+    Attributes:
+        name: shown where it fails.
+        seed: the seed of its students; ``None`` for the task that makes teacher, paraphraser and factor cache.
+        methods: the methods of its students, trained in lockstep; or those whose targets go into the cache.
+        first: whether it needs nothing of another task.
+    """
+
+    name: str
+    seed: int | None
+    methods: tuple[str, ...]
+    first: bool = False
+
+
+@dataclass
+class _Running:
+    task: Task
+    process: Any
+    connection: Connection
+    outcome: Any = None
+    rows: set[str] = field(default_factory=set)
+
+
+class ProcessJobs:
+    """Runs a comparison in several processes of this machine.
+
+    Students that learn from labels alone start at once, beside the teacher; all others when teacher, paraphraser and
+    factor cache are made. With a factor cache each student has a process of its own; without one, the students of a
+    seed are trained in lockstep, for one pass of the teacher serves all.
+
+    Args:
+        count: the number of processes at the same time, at least 1.
+    """
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise InputError(f"--jobs must be at least 1, got {count}")
+        self.count = count
+
+    def runs(
+        self, experiment: Experiment, methods: Sequence[str], seeds: Sequence[int], score: Callable[..., Any]
+    ) -> list[dict[str, Any]]:
+        """Make teacher and paraphraser, and train and score a student of each method and seed.
+
+        Args:
+            experiment: the recipe in its work dir, which this process holds.
+            methods: such as ``["student", "factor"]``.
+            seeds: of the students.
+            score: a module-level function ``(experiment, artefact or error) -> dict`` that makes a run's record.
+
+        Returns:
+            The records, seed by seed.
+
+        Raises:
+            InputError: teacher or paraphraser could not be made, or a process was ended from outside.
+            Interrupted: a signal asked to stop; each training has written its checkpoint.
+        """
+        tasks = plan(experiment, methods, seeds)
+        experiment.say(f"{self.count} processes, each with one thread")
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = Path(folder, f"{experiment.recipe.name}.toml")
+            recipe.write_text(as_toml(experiment.recipe), encoding="utf-8")
+            found = _Pool(self.count, experiment, recipe, score).run(tasks)
+        made = {(run["method"], run["seed"]): run for runs in found for run in runs}
+        return [made[method, seed] for seed in seeds for method in methods]
+
+
+def plan(experiment: Experiment, methods: Sequence[str], seeds: Sequence[int]) -> list[Task]:
+    """The tasks of a comparison, in the order in which they should start."""
+    terms = [method for method in methods if method != ALONE]
+    tasks = [Task("teacher", None, tuple(terms), first=True)]
+    if ALONE in methods:
+        tasks += [Task(f"{ALONE}, seed {seed}", seed, (ALONE,), first=True) for seed in seeds]
+    cached = experiment.recipe.cache.views is not None
+    for seed in seeds if terms else ():
+        groups = [(method,) for method in terms] if cached else [tuple(terms)]
+        tasks += [Task(f"{', '.join(group)}, seed {seed}", seed, group) for group in groups]
+    return tasks
+
+
+class _Pool:
+    """The processes that are running, and what they say."""
+
+    def __init__(self, count: int, experiment: Experiment, recipe: Path, score: Callable[..., Any]) -> None:
+        self.count, self.experiment, self.recipe, self.score = count, experiment, recipe, score
+        self.display = Display(experiment.console, several=True)
+        self.context = worker_context(__name__)
+        self.running: list[_Running] = []
+        self.prepared = False
+
+    def run(self, tasks: Sequence[Task]) -> list[Any]:
+        """Do all tasks; their outcomes, in no particular order."""
+        waiting, outcomes, stopped = list(tasks), [], list[str]()
+        with defer_signals() as stop:
+            try:
+                while waiting or self.running:
+                    if stop.signal and waiting:
+                        waiting.clear()
+                        for one in self.running:
+                            one.process.terminate()
+                    self._start(waiting)
+                    for one in self._finished():
+                        kind, value = one.outcome
+                        if kind == "stopped":
+                            stopped.append(value)
+                            if not stop.signal:  # by somebody else
+                                stop.signal = _SIGTERM
+                        elif kind == "error":
+                            raise InputError(value)
+                        elif one.task.seed is None:
+                            self.prepared = True
+                        else:
+                            outcomes.append(value)
+            finally:
+                for one in self.running:
+                    one.process.terminate()
+                for one in self.running:
+                    one.process.join()
+        if stop.signal:
+            raise Interrupted("\n".join(dict.fromkeys("\n".join(stopped).splitlines())), stop.signal)
+        return outcomes
+
+    def _start(self, waiting: list[Task]) -> None:
+        ready = [task for task in waiting if task.first or self.prepared]
+        # The teacher has the processors that nobody else uses while it is trained.
+        beside = sum(task.first and task.seed is not None for task in ready)
+        for task in ready[: self.count - len(self.running)]:
+            waiting.remove(task)
+            threads = max(1, self.count - beside) if task.seed is None else 1
+            ours, theirs = self.context.Pipe()
+            known = self.recipe, self.experiment.work_dir, self.experiment.command, holder_token()
+            process = self.context.Process(target=_work, args=(theirs, *known, task, threads, self.score))
+            with starting_workers():
+                process.start()
+            theirs.close()
+            self.running.append(_Running(task, process, ours))
+
+    def _finished(self) -> Iterator[_Running]:
+        """Show what the processes say until one has ended, or for a moment; those that have."""
+        by_connection = {one.connection: one for one in self.running}
+        for connection in wait(list(by_connection), timeout=0.2):
+            one = by_connection[connection]  # type: ignore[index]
+            try:
+                while one.connection.poll():
+                    self._show(one, *one.connection.recv())
+            except EOFError:
+                one.process.join()
+                self.running.remove(one)
+                for row in one.rows:
+                    self.display.stop(row)
+                one.outcome = one.outcome or ("error", _died(one.task, one.process.exitcode))
+                yield one
+
+    def _show(self, one: _Running, kind: str, *what: Any) -> None:
+        if kind in ("done", "error", "stopped"):
+            one.outcome = (kind, *what)
+            return
+        if kind == "start":
+            one.rows.add(what[0])
+        getattr(self.display, kind)(*what)
+
+
+def _died(task: Task, code: int) -> str:
+    how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+    return (
+        f"the process of {task.name} ended {how}, as happens where memory is short or somebody kills it; the same "
+        "command goes on, and fewer --jobs need less memory"
+    )
+
+
+class RemoteDisplay(Display):
+    """A display in another process.
+
+    Args:
+        connection: what the other process reads.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(Console(quiet=True), several=True)
+        self.connection = connection
+
+    def say(self, text: str) -> None:
+        """Have the other process print a line."""
+        self.connection.send(("say", text))
+
+    def say_once(self, text: str) -> None:
+        """Print nothing: the other process has said it."""
+
+    def start(self, stage: str, total: int, completed: int) -> None:
+        """Have the other process begin a row."""
+        self.connection.send(("start", stage, total, completed))
+
+    def update(self, stage: str, completed: int, figures: str) -> None:
+        """Have the other process show a training's progress."""
+        self.connection.send(("update", stage, completed, figures))
+
+    def epoch(self, text: str) -> None:
+        """Have the other process print the line of an epoch."""
+        self.connection.send(("epoch", text))
+
+    def stop(self, stage: str) -> None:
+        """Have the other process remove a row."""
+        self.connection.send(("stop", stage))
+
+
+def _work(
+    connection: Connection,
+    recipe: Path,
+    work_dir: Path,
+    command: str,
+    token: str | None,
+    task: Task,
+    threads: int,
+    score: Callable[..., Any],
+) -> None:
+    """What a process does: one task."""
+    os.setsid()  # a Ctrl-C reaches it once, through the process that started it
+    end_with_parent()
+    act_for(token)
+    torch.set_num_threads(threads)
+    experiment = Experiment(read_recipe(recipe), work_dir, RemoteDisplay(connection), command)
+    try:
+        with at_once():
+            connection.send(("done", _do(experiment, task, score)))
+    except Interrupted as error:
+        connection.send(("stopped", str(error)))
+    except (InputError, OSError) as error:
+        connection.send(("error", str(error)))
+    except (RuntimeError, MemoryError) as error:
+        connection.send(("error", f"{task.name}: {first_line(error)}"))
+
+
+def _do(experiment: Experiment, task: Task, score: Callable[..., Any]) -> Any:
+    several = [experiment.with_method(method, task.seed) for method in task.methods]
+    if task.seed is not None:
+        return [score(*one) for one in zip(several, make_students(several), strict=True)]
+    make_teacher(experiment)
+    if any(TERMS[term].needs_paraphraser for method in task.methods for term in parse_method(method)):
+        make_paraphraser(experiment)
+    if several:
+        fill_cache(several)
+    return None

@@ -1,0 +1,112 @@
+"""A comparison in several processes: the same bytes, whatever happens to one of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from conftest import Run, refused
+from factor_transfer.commands.jobs import Task, default_jobs, plan
+from factor_transfer.config.read import read_recipe
+from factor_transfer.methods import KD, TERMS
+from factor_transfer.pipeline.experiment import Experiment
+
+METHODS = ["--methods", "student,kd,factor", "--seeds", "2"]
+KILLED = """
+import multiprocessing, os, signal
+from pathlib import Path
+from factor_transfer import build_model
+
+def build(num_classes, in_channels):
+    if multiprocessing.parent_process() is not None and Path("kill").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return build_model("resnet8", num_classes, in_channels=in_channels, width=4)
+"""
+
+
+def experiment(tiny: Path, *overrides: str) -> Experiment:
+    return Experiment(read_recipe(str(tiny), overrides), Path("runs/tiny"), Console(quiet=True), str(tiny))
+
+
+def test_students_alone_wait_for_nobody(tiny: Path) -> None:
+    teacher, *rest = plan(experiment(tiny), ["student", "kd", "factor"], [3, 4])
+    assert teacher == Task("teacher", None, ("kd", "factor"), first=True)
+    assert [(task.seed, task.methods, task.first) for task in rest] == [
+        (3, ("student",), True),
+        (4, ("student",), True),
+        (3, ("kd", "factor"), False),  # one pass of the teacher serves both
+        (4, ("kd", "factor"), False),
+    ]
+    cached = plan(experiment(tiny, "cache.views=2"), ["student", "kd", "factor"], [3])
+    assert [task.methods for task in cached[2:]] == [("kd",), ("factor",)]
+    assert [task.name for task in plan(experiment(tiny), ["student"], [0])] == ["teacher", "student, seed 0"]
+
+
+def test_as_many_as_processors_but_not_for_a_method_of_this_script(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factor_transfer.commands.jobs._processors", lambda: 5)
+    assert default_jobs(experiment(tiny)) == 5
+    monkeypatch.setattr("factor_transfer.commands.jobs._available_bytes", lambda: 2 * 2**30)
+    assert default_jobs(experiment(tiny)) == 1
+    monkeypatch.setattr("factor_transfer.commands.jobs._available_bytes", lambda: 100 * 2**30)
+    monkeypatch.setitem(TERMS, "own", type("Own", (KD,), {"__module__": "__main__"}))
+    assert default_jobs(experiment(tiny)) == 1
+
+
+@pytest.mark.parametrize("changes", [[], ["cache.views=2"]], ids=["lockstep", "cached"])
+def test_several_processes_give_the_bytes_of_one(changes: list[str], tiny: Path, run: Run) -> None:
+    several = run("compare", tiny, *changes, *METHODS, "--jobs", "2", "--work-dir", "several")
+    assert several.code == 0, several.err
+    one = run("compare", tiny, *changes, *METHODS, "--jobs", "1", "--work-dir", "one")
+    assert one.code == 0, one.err
+    weights = {path.parent.name: path.read_bytes() for path in Path("one").glob("*/weights.safetensors")}
+    assert len(weights) == 2 + 6
+    assert {path.parent.name: path.read_bytes() for path in Path("several").glob("*/weights.safetensors")} == weights
+    found, expected = (json.loads(Path(work, "comparison.json").read_text()) for work in ("several", "one"))
+    for run_found, run_expected in zip(found["runs"], expected["runs"], strict=True):
+        assert run_found | {"seconds": 0} == run_expected | {"seconds": 0}
+    assert "student-kd-seed1  epoch 3/3" in several.out
+    again = run("compare", tiny, *changes, *METHODS, "--jobs", "2", "--work-dir", "several")
+    assert again.out.count("up to date") >= 8
+
+
+def test_a_process_that_is_killed_ends_in_one_message_and_the_same_command_goes_on(tiny: Path, run: Run) -> None:
+    Path("killed.py").write_text(KILLED)
+    Path("kill").touch()
+    given = [tiny, "student={model='killed:build', epochs=2, batch_size=24}", *METHODS, "--jobs", "2"]
+    refused(run("compare", *given), "ended by signal 9")
+    Path("kill").unlink()
+    result = run("compare", *given)
+    assert result.code == 0, result.err
+
+
+def test_sigterm_stops_all_processes_and_the_same_command_goes_on(tiny: Path, run: Run) -> None:
+    epochs = ["teacher.epochs=2", "paraphraser.epochs=2", "student.epochs=40"]
+    words = ["compare", str(tiny), *epochs, *METHODS, "--jobs", "2", "--work-dir", "stopped"]
+    command = [sys.executable, "-m", "factor_transfer", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        while process.poll() is None and not list(Path("stopped").glob("student-factor-*/last.ckpt")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert errors.startswith("Stopped: "), errors
+    assert "is kept in" in errors
+    assert "Traceback" not in errors
+    assert run(*words).code == 0
+    assert run(*words[:-1], "through").code == 0
+    for path in Path("through").glob("*/weights.safetensors"):
+        assert path.read_bytes() == Path("stopped", path.parent.name, path.name).read_bytes()
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_bad_numbers_of_jobs(count: str, tiny: Path, run: Run) -> None:
+    refused(run("compare", tiny, "--jobs", count), "--jobs must be at least 1")
