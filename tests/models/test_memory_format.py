@@ -1,3 +1,7 @@
+import subprocess
+import sys
+
+import pytest
 import torch
 from torch import nn
 
@@ -13,8 +17,8 @@ def shortcut(in_channels: int, stride: int, kernel: int = 1) -> nn.Module:
 def test_channels_last_but_for_strided_1x1_convolutions_of_few_channels() -> None:
     assert memory_format(build_model("resnet20", 10)) is torch.channels_last
     assert memory_format(build_model("resnet8", 10, width=4)) is torch.channels_last  # whose shortcuts are safe
-    assert memory_format(shortcut(7, 2)) is torch.contiguous_format
-    for safe in (shortcut(8, 2), shortcut(7, 1), shortcut(7, 2, kernel=3)):
+    assert memory_format(shortcut(15, 2)) is torch.contiguous_format
+    for safe in (shortcut(16, 2), shortcut(7, 1), shortcut(7, 2, kernel=3)):
         assert memory_format(safe) is torch.channels_last
 
 
@@ -36,3 +40,19 @@ def test_a_network_is_given_images_as_its_weights_lie() -> None:
         Taps(model)(torch.randn(2, 3, 8, 8))
         Taps(model)(torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last))
     assert formats == [True, True, False, False]
+
+
+@pytest.mark.parametrize("width", [4, 8, 12])
+def test_an_odd_batch_and_two_threads_do_not_end_the_process(width: int) -> None:
+    # In a process of its own: what is tested for is SIGSEGV and SIGABRT.
+    code = f"""
+import torch
+from factor_transfer import build_model
+from factor_transfer.models.memory_format import to_memory_format
+torch.set_num_threads(2)
+model = to_memory_format(build_model("resnet8", 10, width={width}))
+for _ in range(20):
+    images = torch.randn(11, 3, 32, 32).to(memory_format=torch.channels_last)
+    model(images).square().sum().backward()
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -31,8 +31,8 @@ def starting_workers() -> Iterator[None]:
     """While it lasts, helper processes start safely.
 
     They do not run this process's main script again, for definitions that none of them needs. And the working
-    directory is not on their path: Python puts it first for `python -c`, which is how helpers start, and a file torch.py
-    there would be imported in PyTorch's place.
+    directory is not on their path: Python puts it first for `python -c`, which is how helpers start, and a file
+    torch.py there would be imported in PyTorch's place.
     """
     main, safe = sys.modules["__main__"], os.environ.get("PYTHONSAFEPATH")
     sys.modules["__main__"] = ModuleType("__main__")

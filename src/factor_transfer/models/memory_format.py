@@ -3,20 +3,22 @@
 import torch
 from torch import nn
 
-_LEAST_CHANNELS = 8
+# Strided 1x1 convolutions of fewer channels are not safe in channels last, see ``memory_format``.
+LEAST_CHANNELS = 16
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
     """Channels last, in which convolutions and batch norms are fastest; channels first where that is not safe.
 
-    On AVX2 processors, oneDNN (3.12, in torch 2.13) writes past a buffer in the gradient of a strided 1x1 convolution
-    of fewer than eight channels, where channels come last.
+    oneDNN (3.12, in torch 2.13) writes past a buffer in the gradient of a strided 1x1 convolution of few channels where
+    channels come last: on AVX2 processors with fewer than eight, on AVX-512 processors with fewer than sixteen, if the
+    number of images is odd and there are two threads.
     """
     for module in model.modules():
         if (
             isinstance(module, nn.Conv2d)
             and type(module).forward is nn.Conv2d.forward
-            and module.in_channels // module.groups < _LEAST_CHANNELS
+            and module.in_channels // module.groups < LEAST_CHANNELS
             and module.kernel_size == (1, 1)
             and module.stride != (1, 1)
         ):

@@ -13,14 +13,16 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from factor_transfer.models.memory_format import LEAST_CHANNELS
+
 Layer = TypeVar("Layer", bound=nn.Conv2d)
 
 
 class Projection(nn.Conv2d):
     """A strided 1x1 convolution: first every other pixel is left out, then the rest is mixed; the same figures.
 
-    On AVX2 processors, oneDNN (3.12, in torch 2.13) writes past a buffer in the gradient of a strided 1x1 convolution
-    of fewer than eight channels, where channels come last in memory. Without a stride it does not.
+    oneDNN (3.12, in torch 2.13) writes past a buffer in the gradient of a strided 1x1 convolution of few channels, see
+    ``memory_format``. Without a stride it does not.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +47,7 @@ class Projection(nn.Conv2d):
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
     """A 1x1 convolution, which may have a stride: (B, in, H, W) -> (B, out, H / stride, W / stride)."""
-    layer = Projection if in_channels < 8 else nn.Conv2d
+    layer = Projection if in_channels < LEAST_CHANNELS else nn.Conv2d
     return layer(in_channels, out_channels, 1, stride, bias=False)
 
 
