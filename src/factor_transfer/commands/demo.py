@@ -8,6 +8,7 @@ from rich.console import Console
 from factor_transfer.commands.compare import compare
 from factor_transfer.commands.jobs import ProcessJobs, default_jobs
 from factor_transfer.config.read import read_recipe
+from factor_transfer.models import parameters
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.report.comparison import print_comparison
 from factor_transfer.report.confidence import as_estimate
@@ -28,12 +29,13 @@ def demo(work_dir: Path, console: Console) -> dict[str, Any]:
     runner = ProcessJobs(default_jobs(experiment))
     comparison = compare(experiment, METHODS, SEEDS, runner)
     print_comparison(console, comparison, len(experiment.test), SEEDS)
-    for line in _summary(comparison, work_dir):
+    teacher, student = experiment.build(experiment.recipe.teacher), experiment.build(experiment.recipe.student)
+    for line in _summary(comparison, work_dir, parameters(teacher), parameters(student)):
         experiment.say(line)
     return comparison
 
 
-def _summary(comparison: dict[str, Any], work_dir: Path) -> list[str]:
+def _summary(comparison: dict[str, Any], work_dir: Path, teacher: int, student: int) -> list[str]:
     """What was gained and what it cost, and what to do next."""
     factor = comparison["methods"]["factor"]
     difference = as_estimate(factor, "difference")
@@ -42,7 +44,8 @@ def _summary(comparison: dict[str, Any], work_dir: Path) -> list[str]:
         closed = "" if factor["gap_closed"] is None else f", {factor['gap_closed']:.0%} of the gap to the teacher"
         lines += [
             f"Factor Transfer changes the student's top-1 by {difference:+.2f} points (95 % interval){closed}. Its "
-            f"training takes {factor['cost']:.2f} times as long; the network that is delivered is the same size.",
+            f"training takes {factor['cost']:.2f} times as long as the student's alone. What is delivered is the same "
+            f"network: {student:,} parameters, where the teacher has {teacher:,}.",
         ]
     return [
         *lines,
