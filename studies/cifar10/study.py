@@ -1,152 +1,117 @@
-"""Run the study of Factor Transfer on CIFAR-10, piece by piece.
+"""The study of Factor Transfer on CIFAR-10, in pieces that leave a record each.
 
-    python studies/cifar10/study.py small --data data            # two CPU cores, two hours
-    python studies/cifar10/study.py full --data data --minutes 9 # one GPU; again, until it says that all is done
+    python studies/cifar10/study.py run --data data [--minutes N] [--threads 1] [--only GROUP ...]
+    python studies/cifar10/study.py status
+    python studies/cifar10/study.py report
 
-Each piece leaves a record in `records/`; a piece that has one is not run again, and one that was stopped goes on. When
-all are done, `report.py` writes the tables and the pictures.
+`run` takes the next pieces in their order, and stops by itself after N minutes; SIGTERM and Ctrl-C stop it, too. What a
+training has reached is kept in its work dir, and the same command resumes it. Several processes may run pieces at the
+same time. A piece that is done has a file in `records/`, and is not run again. `report` writes README.md and pictures.
 """
 
 import argparse
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from factor_transfer.cli.exit import ending
-from factor_transfer.distributed.signals import defer_signals
 from factor_transfer.errors import InputError, suggest
-from pieces import Piece, Place, pieces
-from plan import HERE, STUDIES
-from tasks import run
+from plan import Piece, pieces
+from report import write_report
+from runner import check_data, missing, record_of, run
 
-# One epoch of everything, on few images: whether it runs, not what it gives.
-TRIAL = (
-    "teacher.epochs=1",
-    "teacher.schedule=constant",
-    "teacher.batch_size=16",  # so that its batch norms see a few batches, and stay near what they were
-    "teacher.learning_rate=0.001",
-    "paraphraser.learning_rate=0.001",
-    "paraphraser.epochs=1",
-    "student.epochs=1",
-    "student.schedule=constant",
-    "data.limit=256",
-    "data.validation=0.25",
-    "cache.views=1",
-    "precision=32-true",
-    "compile=off",
-)
+
+def fast_precision() -> str:
+    """bfloat16 where the processor computes faster in it, float32 elsewhere."""
+    if torch.cuda.is_available():
+        return "bf16-mixed"
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return "32-true"
+    return "bf16-mixed" if {"avx512_bf16", "amx_bf16"} & set(flags) else "32-true"
+
+
+def chosen(only: Sequence[str]) -> list[Piece]:
+    """The pieces of some groups, or those of some names.
+
+    Raises:
+        InputError: there is no such group or piece.
+    """
+    everything = pieces()
+    known = list(dict.fromkeys([*(piece.group for piece in everything), *(piece.name for piece in everything)]))
+    for name in only:
+        if name not in known:
+            raise InputError(f"there is no group or piece {name!r}{suggest(name, known)}")
+    return [piece for piece in everything if not only or piece.group in only or piece.name in only]
+
+
+def run_all(only: Sequence[str], work: Path, data: Path, precision: str, console: Console) -> None:
+    """Run the pieces that have no record, in their order, as far as what they need is there."""
+    check_data(data)
+    work.mkdir(parents=True, exist_ok=True)
+    for piece in chosen(only):
+        if record_of(piece).is_file() or missing(piece):
+            continue
+        lock = FileLock(work / f".{piece.name.replace('/', '-')}.lock", timeout=0)
+        try:
+            with lock:
+                if record_of(piece).is_file():
+                    continue
+                console.rule(piece.name, align="left")
+                record = run(piece, work, data, precision, console)
+                figures = record.get("test") or record.get("validation") or {}
+                reached = f"top-1 {figures['top1']:.2f}" if "top1" in figures else record.get("error", "done")
+                console.print(f"{piece.name}  {reached}  {record_of(piece)}", highlight=False, soft_wrap=True)
+        except Timeout:
+            continue  # another process runs it
+
+
+def status(only: Sequence[str], console: Console) -> None:
+    """Print what is done, what comes next, and about how long it takes on one core."""
+    left = 0.0
+    for piece in chosen(only):
+        done = record_of(piece).is_file()
+        state = "done" if done else f"needs {', '.join(missing(piece))}" if missing(piece) else "next"
+        left += 0 if done else piece.minutes
+        console.print(f"{piece.name:40} {state}", highlight=False, soft_wrap=True)
+    console.print(f"About {left / 60:.0f} hours of one core are left.", highlight=False)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run what is not done yet; ``words`` of the command line, if they are not this process's."""
+    """Run the command that ``words`` give, or the command line of this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of CIFAR-10")
-    parser.add_argument("--work-dir", type=Path, default=Path("runs/study-cifar10"))
-    parser.add_argument("--only", nargs="+", default=[], metavar="PIECE", help="these alone, or those in such a folder")
-    parser.add_argument("--list", action="store_true", help="show the pieces, and what is done")
-    parser.add_argument("--jobs", type=int, default=1, help="students that are trained at the same time")
-    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
-    parser.add_argument(
-        "--trial", action="store_true", help="one epoch of everything, on few images, in a work dir apart"
-    )
+    parser.add_argument("command", choices=["run", "status", "report"])
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups (small, levers, …) or pieces")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of CIFAR-10  [default: data]")
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/cifar10"), help="[default: runs/cifar10]")
+    parser.add_argument("--minutes", type=float, help="stop after this many minutes")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch  [default: 1]")
+    parser.add_argument("--precision", choices=["auto", "32-true", "bf16-mixed"], default="auto")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args(words)
-    with ending(arguments.debug):
-        _study(arguments)
-
-
-def _study(arguments: argparse.Namespace) -> None:
-    if arguments.jobs < 1:
-        raise InputError(f"--jobs must be at least 1, got {arguments.jobs}")
-    if arguments.minutes is not None and not arguments.minutes > 0:
-        raise InputError(f"--minutes must be more than 0, got {arguments.minutes:g}")
-    work = arguments.work_dir / (f"{arguments.study}-trial" if arguments.trial else arguments.study)
-    records = work / "records" if arguments.trial else HERE / "records" / arguments.study
-    changes = (f"data.root={arguments.data.resolve()}",)
-    place = Place(work, records, changes, TRIAL if arguments.trial else (), Console())
-    wanted = _wanted(arguments)
-    if arguments.list:
-        for piece in wanted:
-            place.say(f"{_state(piece, place):8}  {piece.name}")
-        return
-    if arguments.minutes is not None:
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        signal.setitimer(signal.ITIMER_REAL, arguments.minutes * 60)
-    together: list[Piece] = []
-    for piece in [piece for piece in wanted if not piece.is_done(place)]:
-        if piece.task == "students" and arguments.jobs > 1:
-            together.append(piece)
-            continue
-        _together(together, arguments, place)
-        place.console.rule(piece.name, align="left")
-        run(piece, place)
-    _together(together, arguments, place)
-    place.say(f"All of {len(wanted)} pieces are done; their records are in {records}")
-
-
-def _state(piece: Piece, place: Place) -> str:
-    if not piece.record(place).is_file():
-        return ""
-    return "outdated" if piece.outdated(place) else "done"
-
-
-def _wanted(arguments: argparse.Namespace) -> list[Piece]:
-    everything = list(pieces(arguments.study))
-    for name in arguments.only:
-        if not any(_within(piece.name, name) for piece in everything):
-            raise InputError(f"there is no piece {name!r}{suggest(name, [piece.name for piece in everything])}")
-    return [piece for piece in everything if not arguments.only or any(_within(piece.name, n) for n in arguments.only)]
-
-
-def _within(piece: str, name: str) -> bool:
-    return piece == name or piece.startswith(f"{name}/")
-
-
-def _together(waiting: list[Piece], arguments: argparse.Namespace, place: Place) -> None:
-    """Run pieces that do not need each other, each in a process of its own; ``waiting`` is empty afterwards."""
-    running: dict[subprocess.Popen[bytes], Piece] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < arguments.jobs:
-                piece = waiting.pop(0)
-                place.say(f"{piece.name} begins")
-                running[_process(piece, arguments, place)] = piece
-            time.sleep(0.2)
-            for process in [process for process in running if process.poll() is not None]:
-                piece = running.pop(process)
-                if process.returncode:
-                    raise InputError(f"{piece.name} failed; {_log(piece, place)} has its output")
-                place.say(f"{piece.name} is done")
-    finally:
-        for process in running:
-            process.terminate()
-        with defer_signals():  # each writes down where it is; an impatient Ctrl-C does not keep it from that
-            for process in running:
-                process.wait()
-
-
-def _process(piece: Piece, arguments: argparse.Namespace, place: Place) -> subprocess.Popen[bytes]:
-    """A piece alone, by this same command; its threads are its share of the processors."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, processors // arguments.jobs))}
-    command = [sys.executable, __file__, arguments.study, "--only", piece.name, "--data", str(arguments.data)]
-    command += ["--work-dir", str(arguments.work_dir), *(["--trial"] if arguments.trial else [])]
-    log = _log(piece, place)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
-        # A session of its own: a Ctrl-C reaches it once, from here.
-        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
-
-
-def _log(piece: Piece, place: Place) -> Path:
-    return place.work / "logs" / f"{piece.name}.log"
+    given = parser.parse_args(words)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    with ending(given.debug):
+        if given.threads < 1 or (given.minutes is not None and not given.minutes > 0):
+            raise InputError("--threads must be at least 1, and --minutes more than 0")
+        if given.command == "status":
+            status(given.only, console)
+        elif given.command == "report":
+            for path in write_report():
+                console.print(f"written  {path}", highlight=False, soft_wrap=True)
+        else:
+            torch.set_num_threads(given.threads)
+            if given.minutes is not None:
+                signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+                signal.setitimer(signal.ITIMER_REAL, 60 * given.minutes)
+            precision = fast_precision() if given.precision == "auto" else given.precision
+            run_all(given.only, given.work_dir, given.data, precision, console)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ class Training(Options):
         batch_size: images a step.
         seed: of initial weights, order and augmentation.
         keep: the epoch that is ``"best"`` on the validation split, or the ``"last"``.
-        weights: where it starts from: a file; for a network of a zoo, ``"pretrained"`` takes the zoo's own.
+        weights: where it starts from: a file; ``"zoo:NAME"`` of `show zoo`; or ``"pretrained"``, for a network of timm,
+            torchvision or transformers.
         accumulate: parts that each batch is divided into where memory is short; their gradients are summed up, so that
             only batch norm can tell.
     """

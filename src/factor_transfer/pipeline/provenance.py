@@ -1,7 +1,6 @@
 """What each stage is made from: what its record says, and what must be the same for it to be up to date."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from factor_transfer.config.recipe import Network, Training
@@ -10,6 +9,7 @@ from factor_transfer.methods import TERMS, Paraphraser
 from factor_transfer.models.external import source
 from factor_transfer.pipeline.artefact import Artefact, find
 from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.weights.zoo import weights_file
 from factor_transfer.settings import Options, chosen
 
 # Settings that came later. With these values a stage is what it was before there were any, and its record lacks them.
@@ -123,4 +123,4 @@ def _origin(section: Training) -> dict[str, Any]:
         return {}
     if section.weights == "pretrained":
         return {"weights": section.weights}
-    return {"weights": sha256(Path(section.weights).expanduser())}
+    return {"weights": sha256(weights_file(section.weights))}

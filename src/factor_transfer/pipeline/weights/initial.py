@@ -1,7 +1,6 @@
 """The weights that networks start from: random, a zoo's, a stage's, or of a file from elsewhere."""
 
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from factor_transfer.files import load_into, read_weights
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.experiment import Experiment, check_fits
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
+from factor_transfer.pipeline.weights.zoo import weights_file
 from factor_transfer.training.log import Display
 
 
@@ -26,14 +26,14 @@ def init_network(experiment: Experiment, name: str, section: Network) -> tuple[n
         return model, record | {"mean": mean, "std": std}
     mean, std = experiment.statistics(section, model)
     if section.weights != "pretrained":
-        path = Path(section.weights).expanduser()
+        path = weights_file(section.weights)
         origin = artefact.find(path.parent) if path.name in artefact.STATES else None
         if origin:  # a stage's weights bring the statistics that they were trained on
             check_fits(origin, experiment.data)
             if section.mean is None:
                 mean, std = origin.record["mean"], origin.record["std"]
             load_into(model, read_weights(path), path)
-            experiment.say(f"{name}  taken from {path}")
+            experiment.say(f"{name}  taken from {section.weights}")
         else:
             load_foreign(experiment, name, section.weights, model)
     else:
@@ -46,10 +46,10 @@ def init_network(experiment: Experiment, name: str, section: Network) -> tuple[n
 
 def load_foreign(experiment: Experiment, name: str, weights: str, module: nn.Module) -> None:
     """Load a file of weights, of ours or from elsewhere, and say what was found in it."""
-    path = Path(weights).expanduser()
+    path = weights_file(weights)
     state, report = adapt(read_foreign(path), module)
     load_into(module, state, path)
-    for line in [f"taken from {path}", *report]:
+    for line in [f"taken from {weights}", *report]:
         experiment.say(f"{name}  {line}")
 
 
@@ -66,4 +66,4 @@ def check_weights(experiment: Experiment) -> None:
         if section.weights is not None:
             init_network(quiet, name, section)
     if recipe.paraphraser and recipe.paraphraser.weights is not None:
-        read_foreign(Path(recipe.paraphraser.weights).expanduser())
+        read_foreign(weights_file(recipe.paraphraser.weights))

@@ -15,6 +15,7 @@ from factor_transfer.files import read_json, sha256
 from factor_transfer.pipeline.artefact import RECORD, WEIGHTS
 
 INDEX, SUMS = "zoo.json", "SHA256SUMS"
+PREFIX = "zoo:"
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,17 @@ def find(name: str) -> Entry:
         raise InputError(f"{name} is too large to come with the package; to make it: {entry.command}")
     check(entry)
     return entry
+
+
+def weights_file(weights: str) -> Path:
+    """The file that a recipe's ``weights`` name: a path, or ``"zoo:NAME"`` for a network of the zoo.
+
+    Raises:
+        InputError: the zoo has no such network, or it is damaged.
+    """
+    if weights.startswith(PREFIX):
+        return find(weights.removeprefix(PREFIX)).folder / WEIGHTS
+    return Path(weights).expanduser()
 
 
 def holds(folder: Path) -> bool:
