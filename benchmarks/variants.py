@@ -139,7 +139,7 @@ def transfer_cached(pair: Pair, folder: Path) -> tuple[Distillation, Batch]:
     store.reserve()
     assert batch.indices is not None
     store.write(0, batch.indices, [factor])
-    method.kept = {"factor": store}
+    method.cached = {"factor": store}
     return method, batch._replace(views=torch.zeros_like(batch.labels))
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from factor_transfer.commands.compare import compare
 from factor_transfer.config.read import read_recipe
 from factor_transfer.pipeline.experiment import Experiment
-from factor_transfer.pipeline.stages.all import make_teacher
+from factor_transfer.pipeline.stages.teacher import make_teacher
 from factor_transfer.report.confidence import estimate
 
 METHODS = ["student", "factor"]

@@ -18,7 +18,9 @@ from factor_transfer.export.record import machine
 from factor_transfer.files import read_json, write_json
 from factor_transfer.pipeline.artefact import METRICS, Artefact, claim
 from factor_transfer.pipeline.experiment import Experiment
-from factor_transfer.pipeline.stages.all import fill_cache, make_paraphraser, make_student, make_teacher
+from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
+from factor_transfer.pipeline.stages.student import fill_cache, make_student
+from factor_transfer.pipeline.stages.teacher import make_teacher
 from plan import Piece
 from publish import add_to_zoo, keep_best, zoo_name
 

@@ -18,7 +18,9 @@ from rich.console import Console
 from factor_transfer.config.read import read_recipe
 from factor_transfer.errors import InputError
 from factor_transfer.pipeline.experiment import Experiment
-from factor_transfer.pipeline.stages.all import make_paraphraser, make_student, make_teacher
+from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
+from factor_transfer.pipeline.stages.student import make_student
+from factor_transfer.pipeline.stages.teacher import make_teacher
 
 SPLITS = range(12)
 QUIET = Console(quiet=True)

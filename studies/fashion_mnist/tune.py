@@ -19,7 +19,9 @@ from factor_transfer.data import Split
 from factor_transfer.data.sets.fashion_mnist import load_fashion_mnist, load_fashion_mnist_small
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
-from factor_transfer.pipeline.stages.all import make_paraphraser, make_student, make_teacher
+from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
+from factor_transfer.pipeline.stages.student import make_student
+from factor_transfer.pipeline.stages.teacher import make_teacher
 
 IMAGES = 10_000
 

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import Run, refused
 from factor_transfer.cli import exit as ending
-from factor_transfer.pipeline.stages import all as stages
+from factor_transfer.pipeline.stages import teacher as stages
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -66,8 +66,8 @@ class Sends:
         send({int(number)})
         for _ in range(100):
             pass
-from factor_transfer.pipeline.stages import all
-all.begin = lambda *_: Sends() and time.sleep(20)
+from factor_transfer.pipeline.stages import teacher
+teacher.start_stage = lambda *_: Sends() and time.sleep(20)
 """
     stopped(program("teacher", tiny, code=code), number)
 
@@ -82,8 +82,8 @@ def begin(*_):
     finally:
         send({int(number)})
         time.sleep(20)
-from factor_transfer.pipeline.stages import all
-all.begin = begin
+from factor_transfer.pipeline.stages import teacher
+teacher.start_stage = begin
 """
     stopped(program("teacher", tiny, code=code), number)
 
@@ -92,8 +92,8 @@ all.begin = begin
 def test_threads_that_wait_are_not_waited_for(tiny: Path, number: signal.Signals) -> None:
     code = f"""
 threading.Thread(target=time.sleep, args=[40]).start()
-from factor_transfer.pipeline.stages import all
-all.begin = lambda *_: send({int(number)})
+from factor_transfer.pipeline.stages import teacher
+teacher.start_stage = lambda *_: send({int(number)})
 """
     stopped(program("teacher", tiny, code=code), number)
 
@@ -112,7 +112,7 @@ def test_while_the_message_is_printed_further_ones_are_ignored(
         if self.stderr:
             signal.raise_signal(late)
 
-    monkeypatch.setattr(stages, "begin", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr(stages, "start_stage", lambda *_: signal.raise_signal(number))
     before = [signal.getsignal(each) for each in SIGNALS]
     with monkeypatch.context() as patch:
         patch.setattr(ending.Console, "print", disturbed)

@@ -14,7 +14,7 @@ import torch
 from conftest import Run, refused
 from factor_transfer import build_model
 from factor_transfer.errors import InputError
-from factor_transfer.pipeline.stages import all as stages
+from factor_transfer.pipeline.stages import teacher as stages
 from factor_transfer.training.checkpoint import read_training
 from factor_transfer.training.trainer import Trainer
 

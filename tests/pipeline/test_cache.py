@@ -17,9 +17,9 @@ from factor_transfer.data import Augment, Batches, Split, Views
 from factor_transfer.methods import Teacher
 from factor_transfer.pipeline.artefact import find
 from factor_transfer.pipeline.experiment import Experiment
-from factor_transfer.pipeline.stages.all import fill_cache, make_paraphraser, make_students
-from factor_transfer.pipeline.stages.build import load_paraphrasers
 from factor_transfer.pipeline.stages.cache_files import Store
+from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, make_paraphraser
+from factor_transfer.pipeline.stages.student import fill_cache, make_students
 
 VIEWS = ["cache.views=2", "student.epochs=2", "paraphraser.epochs=2"]
 IMAGES, VALIDATION = 72, 24  # of the tiny recipe

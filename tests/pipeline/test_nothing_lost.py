@@ -17,7 +17,7 @@ from conftest import Run, refused
 from factor_transfer import Supervised
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.files import write_atomic
-from factor_transfer.pipeline.stages import all as stages
+from factor_transfer.pipeline.stages import teacher as stages
 from factor_transfer.training import checkpoint as training_state
 from factor_transfer.training import trainer
 from factor_transfer.training.checkpoint import CheckpointInterval, latest_training, read_training, save_training
@@ -104,7 +104,7 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_exit_codes(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     """Also outside of a training: here while a stage begins."""
-    monkeypatch.setattr(stages, "begin", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr(stages, "start_stage", lambda *_: signal.raise_signal(number))
     result = run("teacher", tiny)
     assert result.code == 128 + number
     assert result.err.startswith("Stopped: ")

@@ -36,7 +36,7 @@ def demo(
     work_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where results go.")] = Path("runs/demo"),
     debug: Debug = False,
 ) -> None:
-    """All stages on a part of Fashion-MNIST, four methods over three seeds; ends with a table."""
+    """All stages on a part of Fashion-MNIST, four methods over five seeds; ends with a table."""
     from factor_transfer.commands.demo import demo as run_demo
 
     run_demo(work_dir, console())
@@ -71,7 +71,7 @@ def teacher(
     debug: Debug = False,
 ) -> None:
     """Stage 1: train the teacher."""
-    from factor_transfer.pipeline.stages.all import make_teacher
+    from factor_transfer.pipeline.stages.teacher import make_teacher
 
     make_teacher(_experiment(recipe, overrides, work_dir), fresh)
 
@@ -85,7 +85,7 @@ def pretrain(
     debug: Debug = False,
 ) -> None:
     """Stage 2, connectors pre-training: train the paraphraser on the teacher's features."""
-    from factor_transfer.pipeline.stages.all import make_paraphraser
+    from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
 
     make_paraphraser(_experiment(recipe, overrides, work_dir), fresh)
 
@@ -99,7 +99,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Stage 3, distillation training: train the student with the teacher's factors."""
-    from factor_transfer.pipeline.stages.all import make_student
+    from factor_transfer.pipeline.stages.student import make_student
 
     make_student(_experiment(recipe, overrides, work_dir), fresh)
 

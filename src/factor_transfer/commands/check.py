@@ -14,15 +14,16 @@ from factor_transfer.commands.equal_images import equal_images
 from factor_transfer.commands.profile import Budget, first_of, measure_training
 from factor_transfer.config.recipe import Training
 from factor_transfer.data import Batch, Batches
-from factor_transfer.methods import TERMS, Distillation, Paraphraser, ParaphraserTraining, Supervised
+from factor_transfer.methods import Distillation, Paraphraser, ParaphraserTraining, Supervised
 from factor_transfer.methods.base import Method
 from factor_transfer.models import Normalize, macs, parameters
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
-from factor_transfer.pipeline.provenance import paraphraser_inputs, teacher_inputs
-from factor_transfer.pipeline.stages.build import connect, frozen_teacher, load_paraphrasers, new_paraphrasers
+from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, new_paraphrasers, paraphraser_provenance
+from factor_transfer.pipeline.stages.student import build_student_method
+from factor_transfer.pipeline.stages.teacher import frozen_teacher, teacher_provenance
 from factor_transfer.pipeline.weights.initial import init_network
 from factor_transfer.settings import chosen
 from factor_transfer.taps.extract import Taps
@@ -70,11 +71,10 @@ def check(experiment: Experiment) -> dict[str, Any]:
         "taps": _taps(experiment, now),
         "paraphraser": _paraphraser(experiment, now) if now.paraphrasers else None,
     }
-    method: Method = Supervised(now.student, now.of_student)
+    teacher = frozen_teacher(experiment, now.teacher, now.of_teacher)
+    method = build_student_method(experiment, now.student, now.of_student, teacher, now.paraphrasers)
     terms = {}
-    if experiment.recipe.terms:
-        teacher = frozen_teacher(experiment, now.teacher, now.of_teacher)
-        method = connect(experiment, now.student, teacher, now.of_student, now.paraphrasers)
+    if isinstance(method, Distillation):
         # As many images as the teacher was found to afford.
         images = min(64, max(8, found["teacher"]["images"] // 8))
         terms = _terms(experiment, method, images, warnings, now.done is not None)
@@ -86,7 +86,7 @@ def check(experiment: Experiment) -> dict[str, Any]:
 
 def _now(experiment: Experiment) -> _Now:
     recipe = experiment.recipe
-    done = _finished(experiment, "teacher", teacher_inputs(experiment))
+    done = _finished(experiment, "teacher", teacher_provenance(experiment))
     if done:
         teacher, record = experiment.load(done), done.record
     else:
@@ -96,8 +96,8 @@ def _now(experiment: Experiment) -> _Now:
     of_student = experiment.normalize((record["mean"], record["std"]))
     paraphrasers: dict[str, Paraphraser] = {}
     pretrained: Artefact | None = None
-    if any(TERMS[name].needs_paraphraser for name in recipe.terms):
-        pretrained = _finished(experiment, "paraphraser", paraphraser_inputs(experiment, done)) if done else None
+    if recipe.needs_paraphraser:
+        pretrained = _finished(experiment, "paraphraser", paraphraser_provenance(experiment, done)) if done else None
         if pretrained:
             paraphrasers = load_paraphrasers(experiment, pretrained)
         else:

@@ -3,18 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from factor_transfer.config.recipe import ALONE, parse_method
+from factor_transfer.config.recipe import ALONE, needs_paraphraser, parse_method
 from factor_transfer.data import Split
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_json
-from factor_transfer.methods import TERMS
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
-from factor_transfer.pipeline.stages.all import make_paraphraser, make_students, make_teacher
-from factor_transfer.pipeline.stages.build import preflight
+from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
 from factor_transfer.pipeline.stages.stage import in_work_dir
+from factor_transfer.pipeline.stages.student import make_students, preflight
+from factor_transfer.pipeline.stages.teacher import make_teacher
 from factor_transfer.pipeline.weights.initial import check_weights
 from factor_transfer.report.confidence import CONFIDENCE, estimate, holm, p_value
 from factor_transfer.report.plot import plot_comparison
@@ -60,7 +60,7 @@ class ThisProcess:
     ) -> list[dict[str, Any]]:
         """Bring teacher and paraphraser up to date, train a student of each method and seed, and score them."""
         make_teacher(experiment)
-        if any(TERMS[term].needs_paraphraser for method in methods for term in parse_method(method)):
+        if any(map(needs_paraphraser, methods)):
             make_paraphraser(experiment)
         runs = []
         for seed in seeds:
@@ -94,11 +94,11 @@ def compare(
         raise InputError(f"--seeds must be at least 1, got {seeds}")
     preflight(experiment, methods)
     check_weights(experiment)
-    with in_work_dir(experiment):
-        return _compare(experiment, methods, seeds, runner or ThisProcess(), against)
+    return _train_and_score(experiment, methods, seeds, runner or ThisProcess(), against)
 
 
-def _compare(
+@in_work_dir
+def _train_and_score(
     experiment: Experiment, methods: Sequence[str], seeds: int, runner: Runner, against: str
 ) -> dict[str, Any]:
     first = experiment.recipe.student.seed

@@ -13,14 +13,16 @@ from rich.console import Console
 from torch import Tensor
 
 from factor_transfer.config.read import as_toml, read_recipe
-from factor_transfer.config.recipe import ALONE, parse_method
+from factor_transfer.config.recipe import ALONE, needs_paraphraser
 from factor_transfer.distributed.signals import at_once, defer_signals
 from factor_transfer.distributed.workers import end_with_parent, starting_workers, worker_context
 from factor_transfer.errors import InputError, Interrupted, first_line
 from factor_transfer.methods import TERMS
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.lock import act_for, holder_token
-from factor_transfer.pipeline.stages.all import fill_cache, make_paraphraser, make_students, make_teacher
+from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
+from factor_transfer.pipeline.stages.student import fill_cache, make_students
+from factor_transfer.pipeline.stages.teacher import make_teacher
 from factor_transfer.training.log import Display
 
 # Memory that a process needs at least, PyTorch and one training of small networks; images come on top.
@@ -291,7 +293,7 @@ def _do(experiment: Experiment, task: Task, score: Callable[..., Any]) -> Any:
     if task.seed is not None:
         return [score(*one) for one in zip(several, make_students(several), strict=True)]
     make_teacher(experiment)
-    if any(TERMS[term].needs_paraphraser for method in task.methods for term in parse_method(method)):
+    if any(map(needs_paraphraser, task.methods)):
         make_paraphraser(experiment)
     if several:
         fill_cache(several)

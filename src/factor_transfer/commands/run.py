@@ -5,11 +5,11 @@ from typing import Any
 from factor_transfer.config.recipe import ALONE
 from factor_transfer.distributed import collectives
 from factor_transfer.files import write_json
-from factor_transfer.methods import TERMS
 from factor_transfer.pipeline.experiment import Experiment
-from factor_transfer.pipeline.stages.all import make_paraphraser, make_student, make_teacher
-from factor_transfer.pipeline.stages.build import preflight
+from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
 from factor_transfer.pipeline.stages.stage import in_work_dir
+from factor_transfer.pipeline.stages.student import make_student, preflight
+from factor_transfer.pipeline.stages.teacher import make_teacher
 from factor_transfer.pipeline.weights.initial import check_weights
 from factor_transfer.report.results import network_figures
 
@@ -27,14 +27,14 @@ def run(experiment: Experiment, baseline: bool = False, fresh: bool = False) -> 
     """
     preflight(experiment, [experiment.recipe.method])
     check_weights(experiment)
-    with in_work_dir(experiment):
-        return _run(experiment, baseline, fresh)
+    return _run_stages(experiment, baseline, fresh)
 
 
-def _run(experiment: Experiment, baseline: bool, fresh: bool) -> dict[str, Any]:
+@in_work_dir
+def _run_stages(experiment: Experiment, baseline: bool, fresh: bool) -> dict[str, Any]:
     terms = experiment.recipe.terms
     done = {"teacher": make_teacher(experiment, fresh)}
-    if any(TERMS[name].needs_paraphraser for name in terms):
+    if experiment.recipe.needs_paraphraser:
         make_paraphraser(experiment, fresh)
     done["student"] = make_student(experiment, fresh)
     if baseline and terms:

@@ -8,14 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from factor_transfer.config.recipe import parse_method
+from factor_transfer.config.recipe import needs_paraphraser
 from factor_transfer.errors import InputError, first_line
-from factor_transfer.methods import TERMS
 from factor_transfer.models.optional import installed
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
-from factor_transfer.pipeline.stages.all import student_folder
+from factor_transfer.pipeline.stages.student import student_folder
 
 _MINUTES = 24 * 60  # that a job may take, if nothing else is said
 _LIMITS = ("time", "cpus_per_task", "gpus_per_node", "mem", "account", "qos", "constraint", "exclude", "nodelist")
@@ -62,7 +61,7 @@ class Jobs:
             InputError: teacher or paraphraser could not be made.
         """
         stages = ["teacher"]
-        if any(TERMS[term].needs_paraphraser for method in methods for term in parse_method(method)):
+        if any(map(needs_paraphraser, methods)):
             stages.append("pretrain")
         given = shlex.split(experiment.command)
         for stage in stages:

@@ -17,7 +17,7 @@ from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import EVALUATION_BATCH, check_fits, data_line, load_network, named_code
 from factor_transfer.pipeline.records import check_logits
-from factor_transfer.pipeline.stages.all import student_folder
+from factor_transfer.pipeline.stages.student import student_folder
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
 from factor_transfer.report.metrics import check_metrics, measure
 from factor_transfer.training.evaluate import predict

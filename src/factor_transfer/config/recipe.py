@@ -85,6 +85,11 @@ class Recipe(Options):
             return {name: table for name, table in tables.items() if table is not None}
         return {name: tables[name] or _defaults(type(self.transfer), name) for name in parse_method(chosen)}
 
+    @property
+    def needs_paraphraser(self) -> bool:
+        """Whether a term of the method needs a paraphraser."""
+        return any(TERMS[name].needs_paraphraser for name in self.terms)
+
     def with_method(self, method: str, seed: int | None = None) -> "Recipe":
         """The same recipe for another method, and another seed of the student."""
         transfer = self.transfer.model_copy(update={"method": method})
@@ -112,6 +117,11 @@ class Recipe(Options):
                 )
         self.check_paraphraser()
         return self
+
+
+def needs_paraphraser(method: str) -> bool:
+    """Whether a term of a method such as ``"factor+kd"`` needs a paraphraser."""
+    return any(TERMS[name].needs_paraphraser for name in parse_method(method))
 
 
 def parse_method(method: str) -> list[str]:

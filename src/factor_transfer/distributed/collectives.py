@@ -1,13 +1,15 @@
 """What several processes do together, see ``launch_info``; with one, nothing here does anything."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from factor_transfer.errors import InputError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -47,6 +49,16 @@ def on_rank_zero(act: Callable[[], T]) -> T:
     if raised is not None:
         raise raised
     return result
+
+
+def by_rank_zero(function: Callable[P, T]) -> Callable[P, T]:
+    """Have the first process alone run a function, for all, see ``on_rank_zero``."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return on_rank_zero(lambda: function(*args, **kwargs))
+
+    return call
 
 
 def all_gather_object(value: T) -> list[T]:

@@ -18,14 +18,13 @@ from torch.nn.utils import parametrize
 from factor_transfer.data import Batches
 from factor_transfer.errors import InputError
 from factor_transfer.export.graph import at_rest
-from factor_transfer.methods import TERMS, Distillation, ReusedClassifier, Supervised
+from factor_transfer.methods import Distillation, ReusedClassifier, Supervised
 from factor_transfer.models.families.resnet import Projection
-from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.finished_run import Run
-from factor_transfer.pipeline.provenance import paraphraser_inputs
-from factor_transfer.pipeline.stages.build import connect, frozen_teacher, load_paraphrasers
-from factor_transfer.pipeline.stages.stage import require
+from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, require_paraphraser
+from factor_transfer.pipeline.stages.student import build_student_method
+from factor_transfer.pipeline.stages.teacher import frozen_teacher
 from factor_transfer.training.log import RunLog
 from factor_transfer.training.loop import fit
 from factor_transfer.training.optim import Optimization
@@ -124,14 +123,14 @@ def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int)
     network = experiment.fabric.to_device(network).requires_grad_(True)
     torch.manual_seed(section.seed)
     normalize = experiment.normalize(run.student)
-    method: Distillation | Supervised = Supervised(network, normalize)
-    terms = experiment.recipe.terms
-    if terms:
+    teacher, paraphrasers = None, {}
+    if experiment.recipe.terms:
         if run.teacher is None:
             raise InputError(f"--qat needs the teacher, and {run.student.folder.parent} has none")
         teacher = frozen_teacher(experiment, experiment.load(run.teacher), experiment.normalize(run.teacher))
-        paraphrasers = load_paraphrasers(experiment, _paraphraser(experiment, run.teacher)) if _needed(terms) else {}
-        method = connect(experiment, network, teacher, normalize, paraphrasers)
+        if experiment.recipe.needs_paraphraser:
+            paraphrasers = load_paraphrasers(experiment, require_paraphraser(experiment, run.teacher))
+    method = build_student_method(experiment, network, normalize, teacher, paraphrasers)
     batches = Batches(experiment.data.train, section.batch_size, section.seed, experiment.augment, device)
     if isinstance(method, Distillation) and any(p.requires_grad for p in method.terms.parameters()):
         network.requires_grad_(False)
@@ -140,14 +139,6 @@ def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int)
     with rounded(network):
         _train(experiment, method, network, batches, epochs, "student in 8 bits", _SLOWLY)
     return at_rest(network)
-
-
-def _needed(terms: Any) -> bool:
-    return any(TERMS[name].needs_paraphraser for name in terms)
-
-
-def _paraphraser(experiment: Experiment, teacher: Artefact) -> Artefact:
-    return require(experiment, "paraphraser", "pretrain", lambda: paraphraser_inputs(experiment, teacher))
 
 
 def _train(

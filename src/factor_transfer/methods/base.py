@@ -16,14 +16,20 @@ from factor_transfer.taps.extract import Taps
 Losses = dict[str, Tensor]
 
 # Indices and views, int64 (B,) -> what a teacher said to those views of those images, tensors (B, …); see ``cache.py``.
-Kept = Callable[[Tensor, Tensor], Any]
+CachedTargets = Callable[[Tensor, Tensor], Any]
 
 
 class Method(nn.Module):
     """Anything that trains: called with images (B, C, H, W) and labels int64 (B,), it returns ``Losses``.
 
     Where the images are of a training set, it is also told their indices, and of fixed views which, int64 (B,) each.
+
+    Attributes:
+        classifies: whether what is trained is a network that classifies images, so that it is judged by its accuracy;
+            otherwise by its loss.
     """
+
+    classifies: bool = True
 
     def begin_epoch(self, epoch: int) -> None:
         """Told before each epoch 0.. of training, for what changes with it; nothing does, mostly."""

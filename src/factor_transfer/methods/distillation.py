@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.data import Batch
-from factor_transfer.methods.base import Kept, Losses, Method, accuracy
+from factor_transfer.methods.base import CachedTargets, Losses, Method, accuracy
 from factor_transfer.methods.teacher import Teacher
 from factor_transfer.methods.term import Target, Term
 from factor_transfer.taps.extract import Taps
@@ -52,7 +52,7 @@ class Distillation(Method):
         self.student = Taps(student, student_taps, student_prepare)
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, teacher_prepare)
         self.teacher.want(teacher_taps, wants_logits)
-        self.kept: dict[str, Kept] = {}  # targets of fixed views, where those of every term are at hand
+        self.cached: dict[str, CachedTargets] = {}  # targets of fixed views, where those of every term are at hand
         self.cross_entropy = prod(term.cross_entropy for term in terms.values())
         # Tensors, so that a compiled step need not be compiled anew when they change.
         for name in terms:
@@ -71,8 +71,8 @@ class Distillation(Method):
     @torch.no_grad()
     def targets(self, images: Tensor, indices: Tensor | None = None, views: Tensor | None = None) -> dict[str, Target]:
         """What the teacher says to images (B, C, H, W), term by term; of fixed views, what is kept of that."""
-        if self.kept and indices is not None and views is not None:
-            return {name: self.kept[name](indices, views) for name, _ in self.named_terms()}
+        if self.cached and indices is not None and views is not None:
+            return {name: self.cached[name](indices, views) for name, _ in self.named_terms()}
         if not self.terms:
             return {}
         seen = self.teacher(images)

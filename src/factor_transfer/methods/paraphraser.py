@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.errors import InputError
-from factor_transfer.methods.base import Kept, Losses, Method
+from factor_transfer.methods.base import CachedTargets, Losses, Method
 from factor_transfer.methods.teacher import Teacher
 
 LEAK = 0.1  # slope of the leaky ReLUs, as in the authors' code
@@ -143,6 +143,8 @@ class ParaphraserTraining(Method):
             their lengths, the mean over samples (mmrazor).
     """
 
+    classifies = False
+
     def __init__(
         self,
         teacher: nn.Module,
@@ -161,12 +163,12 @@ class ParaphraserTraining(Method):
         self.teacher.want(self.taps, logits=False)
         self.paraphrasers = nn.ModuleList(paraphrasers)
         self.distance = RECONSTRUCTIONS[reconstruction]
-        self.kept: Kept | None = None  # the features of fixed views, one a tap, where they are at hand
+        self.cached: CachedTargets | None = None  # the features of fixed views, one a tap, where they are at hand
 
     def features(self, images: Tensor, indices: Tensor | None, views: Tensor | None) -> tuple[Tensor, ...]:
         """The teacher's features (B, m, H, W), one a tap."""
-        if self.kept is not None and indices is not None and views is not None:
-            return self.kept(indices, views)
+        if self.cached is not None and indices is not None and views is not None:
+            return self.cached(indices, views)
         seen = self.teacher(images)
         return tuple(seen.features[tap] for tap in self.taps)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from factor_transfer.config.recipe import Network, Recipe
-from factor_transfer.data import Augment, Batch, Data, Split, describe, in_order, open_data
+from factor_transfer.data import Augment, Batch, Data, Split, Views, describe, in_order, open_data
 from factor_transfer.data.sets.image_files import class_name
 from factor_transfer.distributed import collectives
 from factor_transfer.distributed.fabric import open_fabric
@@ -100,6 +100,12 @@ class Experiment:
     def augment(self) -> Augment:
         """What is done to the training images at random."""
         return Augment(**self.recipe.augment.model_dump())
+
+    @cached_property
+    def views(self) -> Views | None:
+        """The fixed views of the training images, if the recipe has a factor cache."""
+        cache = self.recipe.cache
+        return Views(self.augment, len(self.data.train), cache.views, cache.seed) if cache.views else None
 
     @cached_property
     def test(self) -> Split:

@@ -1,16 +1,16 @@
-"""What each stage is made from: what its record says, and what must be the same for it to be up to date."""
+"""What stages and caches are made from: what their records say, and what must be the same for them to be up to date."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from factor_transfer.config.recipe import Network, Training
 from factor_transfer.files import sha256
-from factor_transfer.methods import TERMS, Paraphraser
+from factor_transfer.methods import TERMS
 from factor_transfer.models.external import source
 from factor_transfer.pipeline.artefact import Artefact, find
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.weights.zoo import weights_file
-from factor_transfer.settings import Options, chosen
+from factor_transfer.settings import Options
 
 # Settings that came later. With these values a stage is what it was before there were any, and its record lacks them.
 _ADDED = {"factor": {"paraphrase": True}}
@@ -18,50 +18,17 @@ _ADDED = {"factor": {"paraphrase": True}}
 _PLACES = {"tap", "mean", "std", "weights"}  # said as what they come to, not as they are written
 
 
-def teacher_inputs(experiment: Experiment) -> dict[str, Any]:
-    """Of the teacher."""
-    section = experiment.recipe.teacher
-    if section.epochs is None:  # taken as it is: no training, so none of its settings
-        model = {"model": section.model, "args": section.args.model_dump(mode="json")}
-        return {**_inputs(experiment, section), "teacher": {**model, **_origin(section)}}
-    return _inputs(experiment, section, teacher=section)
-
-
-def paraphraser_inputs(experiment: Experiment, teacher: Artefact) -> dict[str, Any]:
-    """Of the paraphraser."""
-    section = experiment.recipe.paraphraser
-    assert section is not None
-    inputs = _inputs(experiment, section, paraphraser=section)
-    if section.epochs is None:
-        inputs["paraphraser"] = chosen(section, Paraphraser) | _origin(section)
-    return {**inputs, **_looked(experiment), "tap": ", ".join(experiment.taps[0]), "teacher": teacher.fingerprint}
-
-
-def student_inputs(experiment: Experiment, teacher: Artefact | None, paraphraser: Artefact | None) -> dict[str, Any]:
-    """Of the student; those of its terms' teacher and paraphraser, if it has any."""
-    recipe = experiment.recipe
-    inputs = _inputs(experiment, recipe.student, student=recipe.student, **recipe.terms)
-    if any(TERMS[name].uses_taps for name in recipe.terms):
-        inputs["taps"] = " → ".join(", ".join(taps) for taps in experiment.taps)
-    inputs |= _looked(experiment, asked=teacher is not None)
-    if teacher is not None:
-        inputs["teacher"] = teacher.fingerprint
-    if paraphraser is not None:
-        inputs["paraphraser"] = paraphraser.fingerprint
-    return inputs
-
-
-def kept_inputs(
+def cache_provenance(
     experiment: Experiment, teacher: Artefact, name: str, taps: Sequence[str], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Of what is kept of a teacher.
+    """What a part of the factor cache is made from.
 
     Args:
-        experiment: whose it is.
-        teacher: who said it.
-        name: of the term whose targets it is, or ``"teacher"``.
-        taps: that it is made from.
-        settings: of the term that it depends on, see ``Term.target_settings``.
+        experiment: the experiment whose cache it is.
+        teacher: the teacher.
+        name: the term whose targets are cached, or ``"teacher"`` for features and logits.
+        taps: the teacher's taps that it is made from.
+        settings: the term's settings that it depends on, see ``Term.target_settings``.
     """
     recipe = experiment.recipe
     inputs = {
@@ -80,8 +47,14 @@ def kept_inputs(
     return inputs
 
 
-def _inputs(experiment: Experiment, section: Training, **sections: Options) -> dict[str, Any]:
-    """What every training depends on, and some sections of the recipe."""
+def training_provenance(experiment: Experiment, section: Training, **sections: Options) -> dict[str, Any]:
+    """What a training is made from: images, precision, augmentation, and some sections of the recipe.
+
+    Args:
+        experiment: the experiment.
+        section: the recipe's section of the stage.
+        sections: the sections whose settings count, by the name that the record has for them.
+    """
     data, recipe = experiment.data, experiment.recipe
     mean, std = getattr(section, "mean", None), getattr(section, "std", None)
     inputs: dict[str, Any] = {
@@ -99,25 +72,25 @@ def _inputs(experiment: Experiment, section: Training, **sections: Options) -> d
             if inputs[name].get(key) == value:
                 del inputs[name][key]
         if part is section:
-            inputs[name] |= _origin(section)
+            inputs[name] |= weights_provenance(section)
     own = source(section.model) if isinstance(section, Network) else None
     if own is not None:  # somebody's own network is what its file says now
         inputs["source"] = sha256(own)
     return inputs
 
 
-def _looked(experiment: Experiment, asked: bool = True) -> dict[str, Any]:
+def frozen_provenance(experiment: Experiment, has_teacher: bool = True) -> dict[str, Any]:
     """How the images and the teacher are looked at, where it is not the usual way."""
     recipe = experiment.recipe
     looked: dict[str, Any] = {}
     if recipe.cache.views is not None:
         looked["cache"] = recipe.cache.model_dump(mode="json")
-    if asked and recipe.teacher_precision is not None:
+    if has_teacher and recipe.teacher_precision is not None:
         looked["teacher_precision"] = recipe.teacher_precision
     return looked
 
 
-def _origin(section: Training) -> dict[str, Any]:
+def weights_provenance(section: Training) -> dict[str, Any]:
     """Where the weights come from that a stage starts from."""
     if section.weights is None:
         return {}

@@ -18,13 +18,13 @@ from factor_transfer.data import Views
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.methods import Term
-from factor_transfer.methods.base import Kept
+from factor_transfer.methods.base import CachedTargets
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import EVALUATION_BATCH, Experiment
-from factor_transfer.pipeline.provenance import kept_inputs
-from factor_transfer.pipeline.stages.build import frozen_teacher
+from factor_transfer.pipeline.provenance import cache_provenance
 from factor_transfer.pipeline.stages.cache_files import Store, room
+from factor_transfer.pipeline.stages.teacher import frozen_teacher
 from factor_transfer.taps.extract import Seen
 from factor_transfer.training.log import duration
 
@@ -68,12 +68,12 @@ class Cache:
         self.experiment, self.taught, self.views = experiment, taught, views
         self.folder = experiment.work_dir / "cache"
 
-    def features(self) -> Kept:
+    def features(self) -> CachedTargets:
         """The teacher's features at its taps, for stage 2; worked out now, as far as that is not done."""
         taps = self.experiment.taps[0]
         return lambda indices, views: self._teacher(indices, views)[: len(taps)]
 
-    def targets(self, terms: dict[str, Term]) -> dict[str, Kept]:
+    def targets(self, terms: dict[str, Term]) -> dict[str, CachedTargets]:
         """The targets of terms, by name; worked out now, as far as that is not done."""
         wanted = {
             name: _Wanted(name, list(term.teacher_taps), term.teacher_logits, term.target, term.target_settings())
@@ -84,7 +84,7 @@ class Cache:
         known = self.experiment.taps[0] if there else []
         enough = [one for one in wanted.values() if known and set(one.taps) <= set(known)]
         others = [one for one in wanted.values() if one not in enough]
-        kept: dict[str, Kept] = {}
+        kept: dict[str, CachedTargets] = {}
         if enough:
             kept |= self._keep(enough, self._remembered)
         if others:
@@ -92,7 +92,7 @@ class Cache:
         return kept
 
     @cached_property
-    def _teacher(self) -> Kept:
+    def _teacher(self) -> CachedTargets:
         taps = self.experiment.taps[0]
 
         def answer(seen: Seen) -> Sequence[Tensor]:
@@ -119,7 +119,7 @@ class Cache:
 
         return see
 
-    def _keep(self, wanted: Sequence[_Wanted], see: _See) -> dict[str, Kept]:
+    def _keep(self, wanted: Sequence[_Wanted], see: _See) -> dict[str, CachedTargets]:
         """What is kept of each, whole; what is there is used if it is what would be written now."""
         train = self.experiment.data.train
         some = torch.linspace(0, len(train) - 1, _LOOKS, device=self.experiment.fabric.device).long()
@@ -127,7 +127,7 @@ class Cache:
             seen = see(some, 0)
         answers: dict[str, list[Tensor]] = {}
         stores: dict[str, Store] = {}
-        kept: dict[str, Kept] = {}
+        kept: dict[str, CachedTargets] = {}
         for one in wanted:
             with torch.no_grad():
                 now = one.answer(seen)
@@ -151,7 +151,7 @@ class Cache:
 
     def _trusted(self, one: _Wanted, store: Store, some: Tensor, now: Sequence[Tensor]) -> bool:
         """Whether all of it is there, and as it should be; what is not is removed, unless it can be gone on with."""
-        inputs = kept_inputs(self.experiment, self.taught, one.name, one.taps, one.settings)
+        inputs = cache_provenance(self.experiment, self.taught, one.name, one.taps, one.settings)
         there = (store.folder / artefact.RECORD).exists()
         changed = artefact.differences(store.folder, inputs) if there else []
         if there and not changed and store.is_reserved():
@@ -212,7 +212,7 @@ class Cache:
         return iter(everything.split(EVALUATION_BATCH))
 
 
-def _first(store: Store) -> Kept:
+def _first(store: Store) -> CachedTargets:
     return lambda indices, views: store(indices, views)[0]
 
 

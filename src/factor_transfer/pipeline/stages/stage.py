@@ -1,10 +1,10 @@
-"""The life of a stage: made ready, trained, delivered; and required by the stages after it."""
+"""What all stages share: how they start, are trained, finish, and are found by later ones."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from factor_transfer.data import Batches, Views
 from factor_transfer.distributed import collectives, signals
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.files import State, remove_unfinished
-from factor_transfer.methods import Method, ParaphraserTraining
+from factor_transfer.methods import Method
 from factor_transfer.models import Normalize, macs
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
@@ -26,38 +26,55 @@ from factor_transfer.training.log import RunLog, duration
 from factor_transfer.training.loop import fit
 from factor_transfer.training.trainer import Selection, Trainer
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-@contextmanager
-def in_work_dir(experiment: Experiment) -> Iterator[None]:
-    """The work dir is this recipe's and this process's alone. May be nested.
+
+def in_work_dir(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function hold the work dir of its experiment, so that no other recipe or process works in it meanwhile.
+
+    The function's first argument is the experiment, or a list of experiments of one work dir. Calls may be nested.
 
     Raises:
-        InputError: it is another's.
+        InputError: the work dir is another recipe's, or another process holds it.
     """
-    collectives.on_rank_zero(lambda: artefact.claim(experiment.work_dir, experiment.recipe.name))
-    with hold(experiment.work_dir):
-        yield
+
+    @wraps(function)
+    def holding(*args: P.args, **kwargs: P.kwargs) -> R:
+        first: Any = args[0]
+        experiment: Experiment = first if isinstance(first, Experiment) else first[0]
+        collectives.on_rank_zero(lambda: artefact.claim(experiment.work_dir, experiment.recipe.name))
+        with hold(experiment.work_dir):
+            return function(*args, **kwargs)
+
+    return holding
 
 
-def begin(experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fresh: bool) -> Artefact | None:
-    """The stage if it is up to date. Otherwise its folder is made ready, to start or to go on."""
-    return collectives.on_rank_zero(lambda: _begin(experiment, folder, inputs, fresh))
+@collectives.by_rank_zero
+def start_stage(
+    experiment: Experiment, folder: Path, made_from: Mapping[str, Any], fresh: bool = False
+) -> Artefact | None:
+    """The stage if it is up to date; otherwise ``None``, and its folder is made ready to start or to resume.
 
-
-def _begin(experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fresh: bool) -> Artefact | None:
+    Args:
+        experiment: the experiment.
+        folder: the stage's folder.
+        made_from: what the stage is made from, see ``provenance``.
+        fresh: start anew even if the stage is up to date.
+    """
     name = folder.name
     if not (folder / artefact.RECORD).exists():
-        if folder.exists() and any(folder.iterdir()):  # of unknown origin: not to be gone on with
+        if folder.exists() and any(folder.iterdir()):  # of unknown origin, so it cannot be resumed
             experiment.say(f"{name}  {folder} has no {artefact.RECORD}; it is kept in {artefact.archive(folder)}")
-        artefact.begin(folder, inputs)
+        artefact.begin(folder, made_from)
         return None
     remove_unfinished(folder)
-    changed = [] if fresh else artefact.differences(folder, inputs)
+    changed = [] if fresh else artefact.differences(folder, made_from)
     if fresh or changed:
-        kept = artefact.archive(folder)
+        archived = artefact.archive(folder)
         why = "made anew" if fresh else "made anew, its inputs differ (" + "; ".join(changed) + ")"
-        experiment.say(f"{name}  {why}; the former one is kept in {kept}")
-        artefact.begin(folder, inputs)
+        experiment.say(f"{name}  {why}; the former one is kept in {archived}")
+        artefact.begin(folder, made_from)
         return None
     done = artefact.find(folder)
     if done:
@@ -67,24 +84,32 @@ def _begin(experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fres
     return done
 
 
-def finish(folder: Path, state: State, record: Mapping[str, Any], last: State | None = None) -> Artefact:
-    """``artefact.finish``, by one process for all."""
-    return collectives.on_rank_zero(lambda: artefact.finish(folder, state, record, last))
+@collectives.by_rank_zero
+def finish_stage(folder: Path, state: State, record: Mapping[str, Any], last: State | None = None) -> Artefact:
+    """Write a stage's weights and record, see ``artefact.finish``."""
+    return artefact.finish(folder, state, record, last)
 
 
-def require(experiment: Experiment, name: str, command: str, inputs: Callable[[], Mapping[str, Any]]) -> Artefact:
-    """An earlier stage, which must be finished and made from the same inputs."""
-    return collectives.on_rank_zero(lambda: _require(experiment, name, command, inputs))
+@collectives.by_rank_zero
+def find_stage(experiment: Experiment, name: str, command: str, made_from: Callable[[], Mapping[str, Any]]) -> Artefact:
+    """An earlier stage, finished and up to date.
 
+    Args:
+        experiment: the experiment.
+        name: the stage's name.
+        command: the command that makes it, for messages.
+        made_from: computes what the stage is made from now.
 
-def _require(experiment: Experiment, name: str, command: str, inputs: Callable[[], Mapping[str, Any]]) -> Artefact:
+    Raises:
+        InputError: it is missing, not finished, or made from something else.
+    """
     folder = experiment.work_dir / name
     mend = f"To make it: factor-transfer {command} {experiment.command}"
     done = artefact.find(folder)
     if done is None:
         state = "is not finished" if (folder / artefact.RECORD).exists() else "is missing"
         raise InputError(f"the {name} {state}: {folder}\n{mend}")
-    changed = artefact.differences(folder, inputs())
+    changed = artefact.differences(folder, made_from())
     if changed:
         lines = "\n  ".join(changed)
         raise InputError(f"the {name} in {folder} is another one than this recipe's:\n  {lines}\n{mend}")
@@ -93,15 +118,15 @@ def _require(experiment: Experiment, name: str, command: str, inputs: Callable[[
 
 @dataclass(frozen=True)
 class StageTraining:
-    """A training, and what its artefact will be.
+    """A stage's training, and what its artefact will be.
 
     Attributes:
-        experiment: whose stage it is.
-        folder: of the stage.
-        section: of the recipe, which says how it is trained.
-        method: what is trained.
-        product: the part of it that is delivered.
-        record: what ``stage.json`` says of it.
+        experiment: the experiment.
+        folder: the stage's folder.
+        section: the recipe's section, which says how to train.
+        method: the method to train.
+        product: the part of the method that is delivered.
+        record: what ``stage.json`` will say, besides the figures.
     """
 
     experiment: Experiment
@@ -117,7 +142,7 @@ class StageTraining:
         Args:
             steps: an epoch.
         """
-        metric, highest = ("loss", False) if isinstance(self.method, ParaphraserTraining) else ("top1", True)
+        metric, highest = ("top1", True) if self.method.classifies else ("loss", False)
         assert self.section.epochs is not None  # a stage that is not trained does not come here
         recipe = self.experiment.recipe
         return Trainer(
@@ -141,7 +166,7 @@ class StageTraining:
         experiment, data = self.experiment, self.experiment.data
         if not len(data.validation):
             return {}
-        if isinstance(self.method, ParaphraserTraining):
+        if not self.method.classifies:
             return mean_losses(self.method, experiment.in_order(data.validation))
         normalize = Normalize(self.record["mean"], self.record["std"]).to(experiment.fabric.device)
         return top(*experiment.logits(self.product, data.validation, normalize))
@@ -154,10 +179,8 @@ class StageTraining:
             return wish == "on"
         assert self.section.epochs is not None
         images = self.section.epochs * len(experiment.data.train)
-        # A paraphraser is small beside its teacher, which is not trained.
-        cost = (
-            0 if isinstance(self.method, ParaphraserTraining) else macs(self.product, experiment.examples[:1].float())
-        )
+        # What does not classify is small beside the frozen teacher.
+        cost = macs(self.product, experiment.examples[:1].float()) if self.method.classifies else 0
         return worthwhile(cost, images, images // self.section.batch_size, experiment.fabric.device)
 
     def deliver(self, trainer: Trainer) -> Artefact:
@@ -165,21 +188,21 @@ class StageTraining:
         outcome = trainer.outcome()
         figures = {"epoch": outcome.epoch, "validation": outcome.figures, "seconds": outcome.seconds}
         record = {"stage": self.folder.name, **self.record, **figures}
-        done = finish(self.folder, outcome.state, record, outcome.last)
+        done = finish_stage(self.folder, outcome.state, record, outcome.last)
         self.experiment.say(
             f"{self.folder.name}  done in {duration(outcome.seconds)}, epoch {outcome.epoch} kept  {done.weights}"
         )
         return done
 
 
-def train(courses: list[StageTraining], views: Views | None = None) -> list[Artefact | Exception]:
+def train(trainings: list[StageTraining], views: Views | None = None) -> list[Artefact | Exception]:
     """Train, several side by side on the same batches; where there are several, one that fails leaves its error.
 
     Args:
-        courses: of one section of a recipe, whose batches they share.
+        trainings: of one section of a recipe, whose batches they share.
         views: of the training images, if they are fixed.
     """
-    first = courses[0]
+    first = trainings[0]
     experiment, section = first.experiment, first.section
     device, which = experiment.fabric.device, (collectives.rank(), collectives.world())
     batches = Batches(
@@ -190,9 +213,9 @@ def train(courses: list[StageTraining], views: Views | None = None) -> list[Arte
             f"a batch of {section.batch_size} images cannot be divided into {section.accumulate} parts of each of "
             f"{batches.world} processes; choose a batch_size that is a multiple of {section.accumulate * batches.world}"
         )
-    trainers = [course.trainer(len(batches)) for course in courses]
-    if len(courses) > 1:
-        experiment.say(f"side by side  {', '.join(course.folder.name for course in courses)}")
+    trainers = [training.trainer(len(batches)) for training in trainings]
+    if len(trainings) > 1:
+        experiment.say(f"side by side  {', '.join(training.folder.name for training in trainings)}")
     try:
         fit(trainers, batches, section.accumulate, experiment.recipe.checkpoint.interval)
     except Interrupted as error:
@@ -200,9 +223,16 @@ def train(courses: list[StageTraining], views: Views | None = None) -> list[Arte
             raise
         raise Interrupted(f"{error}\n{collectives.on_rank_zero(signals.requeue)}", error.signal) from None
     experiment.data.check_unchanged()
-    if len(courses) == 1:
+    if len(trainings) == 1:
         return [first.deliver(trainers[0])]
     return [
-        course.deliver(trainer) if trainer.error is None else trainer.error
-        for course, trainer in zip(courses, trainers, strict=True)
+        training.deliver(trainer) if trainer.error is None else trainer.error
+        for training, trainer in zip(trainings, trainers, strict=True)
     ]
+
+
+def train_one(training: StageTraining, views: Views | None = None) -> Artefact:
+    """Train one stage; what ends it early is raised."""
+    (done,) = train([training], views)
+    assert isinstance(done, Artefact)
+    return done

@@ -1,0 +1,233 @@
+"""Stage 3, distillation training: the student learns from labels and, by the terms of its method, from the teacher."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from factor_transfer.config.read import as_toml
+from factor_transfer.config.recipe import Recipe
+from factor_transfer.distributed import collectives
+from factor_transfer.errors import InputError
+from factor_transfer.files import write_atomic
+from factor_transfer.methods import (
+    TERMS,
+    Distillation,
+    Pair,
+    Paraphraser,
+    ReusedClassifier,
+    Side,
+    Supervised,
+    Teacher,
+    Term,
+)
+from factor_transfer.models import Normalize
+from factor_transfer.pipeline import artefact
+from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.provenance import frozen_provenance, training_provenance
+from factor_transfer.pipeline.stages.cache import Cache
+from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, new_paraphrasers, require_paraphraser
+from factor_transfer.pipeline.stages.stage import StageTraining, in_work_dir, start_stage, train
+from factor_transfer.pipeline.stages.teacher import frozen_teacher, require_teacher
+from factor_transfer.pipeline.weights.initial import init_network
+from factor_transfer.settings import chosen
+
+
+def make_student(experiment: Experiment, fresh: bool = False) -> Artefact:
+    """Train the student of the recipe's method, or find it up to date.
+
+    Args:
+        experiment: the recipe in its work dir, which has the teacher and paraphraser that the method needs.
+        fresh: train it anew even if it is up to date.
+    """
+    return _the_only(make_students([experiment], fresh))
+
+
+@in_work_dir
+def make_students(experiments: Sequence[Experiment], fresh: bool = False) -> list[Artefact | Exception]:
+    """Train the students of several methods in lockstep: they share the batches, and the teacher's pass over each.
+
+    Args:
+        experiments: experiments of one recipe and seed, with different methods.
+        fresh: train even those anew that are up to date.
+
+    Returns:
+        The artefact of each; where there are several, the error of one that failed.
+    """
+    made: list[Artefact | Exception | StageTraining] = []
+    teachers: dict[str, Teacher] = {}
+    for experiment in experiments:
+        try:
+            made.append(_student(experiment, teachers, fresh))
+        except (InputError, RuntimeError, MemoryError) as error:
+            if len(experiments) == 1:
+                raise
+            made.append(error)
+    trainings = [one for one in made if isinstance(one, StageTraining)]
+    for teacher in teachers.values():
+        teacher.shared = len(trainings) > 1
+    if not trainings:
+        return [one for one in made if not isinstance(one, StageTraining)]
+    _fill(experiments[0], [one.method for one in trainings if isinstance(one.method, Distillation)])
+    trained = iter(train(trainings, experiments[0].views))
+    return [next(trained) if isinstance(one, StageTraining) else one for one in made]
+
+
+@in_work_dir
+def fill_cache(experiments: Sequence[Experiment]) -> None:
+    """Cache the targets of several methods, before any of their students is trained.
+
+    Args:
+        experiments: experiments of one recipe, with different methods; without ``[cache] views``, nothing is done.
+    """
+    teachers: dict[str, Teacher] = {}
+    trainings = [_training(experiment, teachers, *_upstream(experiment)) for experiment in experiments]
+    _fill(experiments[0], [one.method for one in trainings if isinstance(one.method, Distillation)])
+
+
+def _fill(experiment: Experiment, methods: Sequence[Distillation]) -> None:
+    """Give methods their cached targets; what is not cached yet is computed now."""
+    views = experiment.views
+    if views is not None and methods:
+        terms = {name: term for method in methods for name, term in method.named_terms()}
+        cached = Cache(experiment, require_teacher(experiment), views).targets(terms)
+        for method in methods:
+            method.cached = {name: cached[name] for name, _ in method.named_terms()}
+
+
+def _student(experiment: Experiment, teachers: dict[str, Teacher], fresh: bool) -> Artefact | StageTraining:
+    """A student that is up to date, or its training; the frozen teacher that it needs is put into ``teachers``."""
+    teacher, paraphraser = _upstream(experiment)
+    folder = student_folder(experiment.work_dir, experiment.recipe)
+    done = start_stage(experiment, folder, student_provenance(experiment, teacher, paraphraser), fresh)
+    collectives.on_rank_zero(lambda: write_atomic(folder / artefact.RECIPE, as_toml(experiment.recipe).encode()))
+    return done or _training(experiment, teachers, teacher, paraphraser)
+
+
+def _upstream(experiment: Experiment) -> tuple[Artefact | None, Artefact | None]:
+    """The teacher and the paraphraser, as far as the student's method needs them."""
+    teacher = require_teacher(experiment) if experiment.recipe.terms else None
+    if teacher is None or not experiment.recipe.needs_paraphraser:
+        return teacher, None
+    return teacher, require_paraphraser(experiment, teacher)
+
+
+def _training(
+    experiment: Experiment, teachers: dict[str, Teacher], teacher: Artefact | None, paraphraser: Artefact | None
+) -> StageTraining:
+    section, folder = experiment.recipe.student, student_folder(experiment.work_dir, experiment.recipe)
+    frozen = None
+    if teacher is not None:
+        if teacher.fingerprint not in teachers:
+            model, normalize = experiment.load(teacher), experiment.normalize(teacher)
+            teachers[teacher.fingerprint] = frozen_teacher(experiment, model, normalize)
+        frozen = teachers[teacher.fingerprint]
+    paraphrasers = load_paraphrasers(experiment, paraphraser) if paraphraser else {}
+    # Of what is random the student comes first: students of all methods start from the same weights.
+    student, record = init_network(experiment, "student", section)
+    normalize = experiment.normalize((record["mean"], record["std"]))
+    method = build_student_method(experiment, student, normalize, frozen, paraphrasers)
+    if isinstance(method, Distillation):
+        student = method.student.model  # a term may have put another one in its place
+    if isinstance(student, ReusedClassifier):
+        record["reused_classifier"] = student.record
+    return StageTraining(experiment, folder, section, method, student, record)
+
+
+def student_provenance(
+    experiment: Experiment, teacher: Artefact | None, paraphraser: Artefact | None
+) -> dict[str, Any]:
+    """What a student is made from; the teacher and paraphraser of its terms, if it has any."""
+    recipe = experiment.recipe
+    made_from = training_provenance(experiment, recipe.student, student=recipe.student, **recipe.terms)
+    if any(TERMS[name].uses_taps for name in recipe.terms):
+        made_from["taps"] = " → ".join(", ".join(taps) for taps in experiment.taps)
+    made_from |= frozen_provenance(experiment, has_teacher=teacher is not None)
+    if teacher is not None:
+        made_from["teacher"] = teacher.fingerprint
+    if paraphraser is not None:
+        made_from["paraphraser"] = paraphraser.fingerprint
+    return made_from
+
+
+def student_folder(work_dir: Path, recipe: Recipe) -> Path:
+    """The folder of the student of the recipe's method and seed."""
+    return work_dir / f"student-{'+'.join(recipe.terms) or 'alone'}-seed{recipe.student.seed}"
+
+
+def build_student_method(
+    experiment: Experiment,
+    student: nn.Module,
+    normalize: Normalize,
+    teacher: Teacher | None,
+    paraphrasers: Mapping[str, Paraphraser],
+) -> Supervised | Distillation:
+    """The method that trains the student: its cross-entropy, and the terms of the recipe's method.
+
+    Args:
+        experiment: the experiment whose recipe names the terms.
+        student: the network to train; a term may put another one in its place.
+        normalize: turns raw images into the student's input.
+        teacher: see ``frozen_teacher``; several methods may share it. A method without terms needs none.
+        paraphrasers: trained paraphrasers by tap; empty where no term needs them.
+
+    Raises:
+        InputError: a term does not work between these two networks.
+    """
+    if teacher is None or not experiment.recipe.terms:
+        return Supervised(student, normalize)
+    teacher_taps, student_taps = experiment.taps
+    known, prepare = teacher.module.model, teacher.module.prepare
+    examples = experiment.examples
+    pair = Pair(
+        Side(known, teacher_taps, examples if prepare is None else prepare(examples)),
+        Side(student, student_taps, normalize(examples)),
+        paraphrasers,
+        experiment.data.train.labels,
+    )
+    terms = experiment.recipe.terms
+    for name in terms:
+        adapted = TERMS[name].adapt(pair, **chosen(terms[name], TERMS[name].adapt))
+        if adapted is not student:
+            if len(terms) > 1:
+                raise InputError(f"{name} puts another network in the student's place, so it cannot be in a sum")
+            student = experiment.fabric.to_device(adapted)
+            pair = replace(pair, student=Side(student, student_taps, pair.student.images))
+    made: dict[str, Term] = {}
+    for name in terms:
+        arguments = chosen(terms[name], TERMS[name], TERMS[name].between)
+        made[name] = TERMS[name].between(pair, **arguments).to(experiment.fabric.device)
+    return Distillation(student, teacher, made, normalize)
+
+
+def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
+    """Try every method between the recipe's networks, untrained: what cannot work is told before hours of training.
+
+    Raises:
+        InputError: a tap that does not exist, a term that these networks cannot have.
+    """
+    recipe = experiment.recipe
+    state = torch.random.get_rng_state()
+    for method in methods:
+        other = experiment.with_method(method)
+        student, teacher = other.build(recipe.student), other.build(recipe.teacher)
+        own, its = (other.normalize(other.statistics(section)) for section in (recipe.student, recipe.teacher))
+        paraphrasers = new_paraphrasers(other, teacher, its) if other.recipe.needs_paraphraser else {}
+        training = build_student_method(other, student, own, Teacher(teacher, its), paraphrasers)
+        training.eval()
+        device = experiment.fabric.device
+        with torch.no_grad():
+            training(
+                experiment.examples[:2], experiment.data.train.labels[:2].to(device), torch.arange(2, device=device)
+            )
+    torch.random.set_rng_state(state)
+
+
+def _the_only(made: list[Artefact | Exception]) -> Artefact:
+    (one,) = made
+    assert isinstance(one, Artefact)  # where there is one training, its error is raised
+    return one

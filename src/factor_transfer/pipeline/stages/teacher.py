@@ -1,0 +1,65 @@
+"""Stage 1: the teacher, trained on labels or taken as it is."""
+
+from typing import Any
+
+from torch import nn
+
+from factor_transfer.methods import Supervised, Teacher
+from factor_transfer.models import Normalize
+from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.provenance import training_provenance, weights_provenance
+from factor_transfer.pipeline.stages.stage import (
+    StageTraining,
+    find_stage,
+    finish_stage,
+    in_work_dir,
+    start_stage,
+    train_one,
+)
+from factor_transfer.pipeline.weights.initial import init_network
+
+
+@in_work_dir
+def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
+    """Train the teacher on labels, or take the weights that the recipe names.
+
+    Args:
+        experiment: the recipe in its work dir.
+        fresh: train it anew even if it is up to date.
+    """
+    section = experiment.recipe.teacher
+    folder = experiment.work_dir / "teacher"
+    done = start_stage(experiment, folder, teacher_provenance(experiment), fresh)
+    if done:
+        return done
+    model, record = init_network(experiment, "teacher", section)
+    if section.epochs is None:
+        record |= {"stage": "teacher", "epoch": None, "seconds": 0.0}
+        return finish_stage(folder, model.state_dict(), record)
+    normalize = experiment.normalize((record["mean"], record["std"]))
+    return train_one(StageTraining(experiment, folder, section, Supervised(model, normalize), model, record))
+
+
+def teacher_provenance(experiment: Experiment) -> dict[str, Any]:
+    """What the teacher is made from."""
+    section = experiment.recipe.teacher
+    if section.epochs is None:  # taken as it is: no training, so none of its settings
+        model = {"model": section.model, "args": section.args.model_dump(mode="json")}
+        return {**training_provenance(experiment, section), "teacher": {**model, **weights_provenance(section)}}
+    return training_provenance(experiment, section, teacher=section)
+
+
+def require_teacher(experiment: Experiment) -> Artefact:
+    """The finished teacher.
+
+    Raises:
+        InputError: it is missing, or another one than this recipe's.
+    """
+    return find_stage(experiment, "teacher", "teacher", lambda: teacher_provenance(experiment))
+
+
+def frozen_teacher(experiment: Experiment, model: nn.Module, normalize: Normalize) -> Teacher:
+    """A trained network as a frozen teacher, which runs as cheaply as its figures allow."""
+    precision = experiment.recipe.teacher_precision
+    return Teacher(model, normalize, experiment.examples, reduced=precision == "bf16-mixed")
