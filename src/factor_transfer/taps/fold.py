@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from factor_transfer.models.families.resnet import Projection
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.taps.extract import Taps
 
@@ -105,7 +106,7 @@ def _pairs(network: Taps, images: Tensor) -> list[tuple[str, str]]:
     handles = []
     for path, module in network.model.named_modules():
         # Of these types alone is it known what they compute: others may scale their weights, or add an activation.
-        if type(module) is nn.Conv2d:
+        if type(module) in (nn.Conv2d, Projection):
             handles.append(module.register_forward_hook(made(path)))
         elif type(module) is nn.BatchNorm2d and module.running_mean is not None:
             handles += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave)]
