@@ -109,6 +109,7 @@ def _train_and_score(
     comparison = {
         "runs": runs,
         "teacher": {"top1": taught["top1"], "top5": taught["top5"], "loss": taught["loss"]},
+        "classes": len(experiment.data.classes),
         "against": against,
         "methods": summarize(runs, methods, taught["top1"], against),
         "pairwise": pairwise(runs, methods),

@@ -11,6 +11,7 @@ from rich.table import Table
 from factor_transfer.errors import printable
 from factor_transfer.report.confidence import as_estimate
 from factor_transfer.report.names import name_of
+from factor_transfer.training.evaluate import at_chance
 
 
 def print_comparison(console: Console, comparison: Mapping[str, Any], test_images: int, seeds: int) -> None:
@@ -39,6 +40,13 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
         "the student alone (without the paraphraser's)."
     ]
     lines += _verdicts(methods, _the(reference))
+    classes = comparison["classes"]
+    lost = [
+        run for run in comparison["runs"] if run["top1"] is not None and at_chance(run["top1"], classes, test_images)
+    ]
+    for method in dict.fromkeys(run["method"] for run in lost):
+        those = ", ".join(str(run["seed"]) for run in lost if run["method"] == method)
+        lines.append(f"At chance, {100 / classes:.1f} %: {name_of(method)}, seed {those}. It has learnt nothing.")
     for run in comparison["runs"]:
         if "error" in run:
             lines.append(f"Failed: {run['method']}, seed {run['seed']}: {run['error'].splitlines()[0]}")

@@ -69,6 +69,19 @@ def top(logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+def at_chance(top1: float, classes: int, images: int) -> bool:
+    """Whether an accuracy cannot be told from guessing: at most three standard errors, or half, above 1 / classes.
+
+    Args:
+        top1: in percent.
+        classes: the number of classes.
+        images: the number of images that it was measured on.
+    """
+    chance = 1 / classes
+    error = (chance * (1 - chance) / images) ** 0.5
+    return top1 <= 100 * (chance + min(3 * error, chance / 2))
+
+
 def percent(share: Tensor) -> float:
     """A share in percent; float32 carries no more than these digits."""
     return round(100 * share.item(), 4)

@@ -1,7 +1,7 @@
 """What all stages share: how they start, are trained, finish, and are found by later ones."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -21,7 +21,7 @@ from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.lock import hold
 from factor_transfer.training.checkpoint import is_under_way
 from factor_transfer.training.compile import worthwhile
-from factor_transfer.training.evaluate import mean_losses, top
+from factor_transfer.training.evaluate import at_chance, mean_losses, top
 from factor_transfer.training.log import RunLog, duration
 from factor_transfer.training.loop import fit
 from factor_transfer.training.trainer import Selection, Trainer
@@ -127,6 +127,7 @@ class StageTraining:
         method: the method to train.
         product: the part of the method that is delivered.
         record: what ``stage.json`` will say, besides the figures.
+        start: the validation top-1 of the weights that it starts from, in percent; ``None`` if they are random.
     """
 
     experiment: Experiment
@@ -135,6 +136,7 @@ class StageTraining:
     method: Method
     product: nn.Module
     record: Mapping[str, Any]
+    start: float | None = None
 
     def trainer(self, steps: int) -> Trainer:
         """The training, ready to start or to go on.
@@ -192,7 +194,27 @@ class StageTraining:
         self.experiment.say(
             f"{self.folder.name}  done in {duration(outcome.seconds)}, epoch {outcome.epoch} kept  {done.weights}"
         )
+        for warning in self.warnings(outcome.figures):
+            self.experiment.say(f"Warning: {self.folder.name} {warning}")
         return done
+
+    def warnings(self, figures: Mapping[str, float]) -> list[str]:
+        """What is wrong with a network whose training ended: it has learnt nothing, or less than it began with."""
+        if "top1" not in figures or not self.method.classifies:
+            return []
+        data, top1 = self.experiment.data, figures["top1"]
+        found = []
+        if at_chance(top1, len(data.classes), len(data.validation)):
+            found.append(
+                f"has learnt nothing: it is right in {top1:.2f} % of the validation images, guessing is in "
+                f"{100 / len(data.classes):.2f} %. A lower learning_rate, or a lower weight of its terms, may help"
+            )
+        if self.start is not None and top1 < self.start:
+            found.append(
+                f"is worse than the weights that it began with: {top1:.2f} % of the validation images, from "
+                f"{self.start:.2f} %. A lower learning_rate may help"
+            )
+        return found
 
 
 def train(trainings: list[StageTraining], views: Views | None = None) -> list[Artefact | Exception]:
@@ -213,6 +235,8 @@ def train(trainings: list[StageTraining], views: Views | None = None) -> list[Ar
             f"a batch of {section.batch_size} images cannot be divided into {section.accumulate} parts of each of "
             f"{batches.world} processes; choose a batch_size that is a multiple of {section.accumulate * batches.world}"
         )
+    if section.weights is not None and first.method.classifies:
+        trainings = [replace(training, start=training.validate().get("top1")) for training in trainings]
     trainers = [training.trainer(len(batches)) for training in trainings]
     if len(trainings) > 1:
         experiment.say(f"side by side  {', '.join(training.folder.name for training in trainings)}")
@@ -224,7 +248,7 @@ def train(trainings: list[StageTraining], views: Views | None = None) -> list[Ar
         raise Interrupted(f"{error}\n{collectives.on_rank_zero(signals.requeue)}", error.signal) from None
     experiment.data.check_unchanged()
     if len(trainings) == 1:
-        return [first.deliver(trainers[0])]
+        return [trainings[0].deliver(trainers[0])]
     return [
         training.deliver(trainer) if trainer.error is None else trainer.error
         for training, trainer in zip(trainings, trainers, strict=True)
