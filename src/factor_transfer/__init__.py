@@ -24,7 +24,10 @@ if TYPE_CHECKING:
         Supervised,
         Term,
         Translator,
+        attention_loss,
+        dkd_loss,
         factor_loss,
+        kd_loss,
     )
     from factor_transfer.models import build_model
 
@@ -49,8 +52,11 @@ __all__ = [
     "Supervised",
     "Term",
     "Translator",
+    "attention_loss",
     "build_model",
+    "dkd_loss",
     "factor_loss",
+    "kd_loss",
     "load_student",
 ]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from conftest import Run
 from factor_transfer.methods import KD, Teacher
 from factor_transfer.training import trainer
+from factor_transfer.training.checkpoint import save_training
 
 METHODS = ["--methods", "student,kd,factor", "--seeds", "1"]
 FOLDERS = ["student-alone-seed0", "student-kd-seed0", "student-factor-seed0"]
@@ -60,7 +61,7 @@ def test_a_kill_leaves_each_where_it_was(
 ) -> None:
     """After so many checkpoints; of three students, some are an epoch further than others."""
     assert compare("through").code == 0
-    save, saved = trainer.save_training, 0
+    save, saved = save_training, 0
 
     def save_and_die(path: Path, state: Any) -> None:
         nonlocal saved

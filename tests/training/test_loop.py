@@ -13,7 +13,7 @@ from factor_transfer.data import Batches
 from factor_transfer.distributed.fabric import open_fabric
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.training import trainer
-from factor_transfer.training.checkpoint import read_training
+from factor_transfer.training.checkpoint import read_training, save_training
 from factor_transfer.training.log import RunLog
 from factor_transfer.training.trainer import Selection
 from small_training import metrics, train
@@ -36,7 +36,7 @@ def test_a_training_that_goes_on_ends_with_the_same_bytes(
     (tmp_path / "through").mkdir()
     (tmp_path / "killed").mkdir()
     through = train(tmp_path / "through")
-    save = trainer.save_training
+    save = save_training
 
     def save_and_die(path: Path, state: Any) -> None:
         save(path, state)

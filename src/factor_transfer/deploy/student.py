@@ -47,6 +47,12 @@ def load_student(
 ) -> Student:
     """A trained network, in evaluation mode.
 
+    Example:
+        >>> from factor_transfer import load_student
+        >>> student = load_student("cifar10/resnet20-resnet8/teacher")  # a network of the zoo
+        >>> student.classes[:3]
+        ('airplane', 'automobile', 'bird')
+
     Args:
         source: a name of ``factor-transfer show zoo``; or a folder, which ``factor-transfer package`` wrote or which a
             finished stage left.

@@ -94,6 +94,13 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 class Supervised(Method):
     """Training on labels alone: the teacher, or a student without one.
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import Supervised, build_model
+        >>> losses = Supervised(build_model("resnet8", 10))(torch.randn(2, 3, 32, 32), torch.tensor([3, 7]))
+        >>> sorted(losses)
+        ['accuracy', 'loss']
+
     Args:
         model: images -> logits (B, K).
         prepare: turns a batch into the network's input, such as ``Normalize``.

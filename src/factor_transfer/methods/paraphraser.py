@@ -35,6 +35,14 @@ def _stack(layer: type[nn.Conv2d] | type[nn.ConvTranspose2d], channels: list[int
 class Paraphraser(nn.Module):
     """Encoder m→m, m→z, z→z and decoder z→z, z→m, m→m (paper, section 3.1; constants of the authors' code).
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import Paraphraser
+        >>> paraphraser = Paraphraser(64, rate=0.5)
+        >>> feature = torch.randn(2, 64, 8, 8)
+        >>> paraphraser.encode(feature).shape, paraphraser(feature).shape
+        (torch.Size([2, 32, 8, 8]), torch.Size([2, 64, 8, 8]))
+
     Args:
         in_channels: m, channels of the teacher's feature.
         rate: the paraphrase rate k; the factor has z = round(m * k) channels.
@@ -61,11 +69,13 @@ class Paraphraser(nn.Module):
 
     def encode(self, feature: Tensor) -> Tensor:
         """Feature (B, m, H, W) -> factor (B, z, H, W)."""
-        return self.encoder(feature)
+        factor: Tensor = self.encoder(feature)
+        return factor
 
     def decode(self, factor: Tensor) -> Tensor:
         """Factor (B, z, H, W) -> feature (B, m, H, W)."""
-        return self.decoder(factor)
+        reconstruction: Tensor = self.decoder(factor)
+        return reconstruction
 
     def forward(self, feature: Tensor) -> Tensor:
         """Feature (B, m, H, W) -> its reconstruction, the same shape."""
@@ -88,6 +98,12 @@ class Unchanged(Paraphraser):
 class Translator(nn.Module):
     """Convolutions c→c, c→z, z→z at the student (paper, section 3.2).
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import Translator
+        >>> Translator(16, 32)(torch.randn(2, 16, 8, 8)).shape
+        torch.Size([2, 32, 8, 8])
+
     Args:
         in_channels: c, channels of the student's feature.
         out_channels: z, channels of the teacher's factor.
@@ -100,7 +116,8 @@ class Translator(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Feature (B, c, H, W) -> factor (B, z, H, W)."""
-        return self.layers(feature)
+        factor: Tensor = self.layers(feature)
+        return factor
 
 
 def unit(feature: Tensor) -> Tensor:
@@ -131,6 +148,13 @@ RECONSTRUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 class ParaphraserTraining(Method):
     """Stage 2: the paraphraser learns to rebuild the frozen teacher's feature; labels are not looked at.
+
+    Example:
+        >>> import torch
+        >>> from factor_transfer import Paraphraser, ParaphraserTraining, build_model
+        >>> method = ParaphraserTraining(build_model("resnet20", 10), "layer3", Paraphraser(64))
+        >>> losses = method(torch.randn(2, 3, 32, 32), torch.tensor([3, 7]))  # the labels are not used
+        >>> losses["loss"].backward()
 
     Args:
         teacher: frozen; run no further than the tap. Or a ``Teacher``.
@@ -168,7 +192,8 @@ class ParaphraserTraining(Method):
     def features(self, images: Tensor, indices: Tensor | None, views: Tensor | None) -> tuple[Tensor, ...]:
         """The teacher's features (B, m, H, W), one a tap."""
         if self.cached is not None and indices is not None and views is not None:
-            return self.cached(indices, views)
+            cached: tuple[Tensor, ...] = self.cached(indices, views)
+            return cached
         seen = self.teacher(images)
         return tuple(seen.features[tap] for tap in self.taps)
 

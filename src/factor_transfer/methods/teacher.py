@@ -68,7 +68,7 @@ class Teacher(Frozen):
         began = time.perf_counter()
         with torch.autocast(images.device.type, torch.bfloat16) if self.reduced else nullcontext():
             if self.part is None or self.whole or len(images) <= self.part:
-                seen = self.module(images)
+                seen: Seen = self.module(images)
             else:
                 seen = _joined([self.module(part) for part in images.split(self.part)])
         if self.reduced:

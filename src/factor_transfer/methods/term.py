@@ -20,6 +20,14 @@ Target = Tensor | tuple[Tensor, ...]
 class Side:
     """The teacher, or the student, as terms find it when they are made.
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import Pair, Side, build_model
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> teacher, student = (Side(build_model(name, 10), ["layer3"], images) for name in ("resnet20", "resnet8"))
+        >>> teacher.stages, student.maps(["layer3"])
+        (['layer1', 'layer2', 'layer3'], [(64, 8, 8)])
+
     Args:
         model: the network.
         taps: where the recipe says to look.
@@ -38,7 +46,8 @@ class Side:
         """What it says to the images, in evaluation mode."""
         network = Taps(self.model, taps)
         with eval_mode(network):
-            return network(self.images)
+            seen: Seen = network(self.images)
+            return seen
 
     def shapes(self, taps: Sequence[str]) -> list[tuple[int, ...]]:
         """Of the features at ``taps``: (C, H, W) of a map, (C,) of a vector."""
@@ -71,6 +80,16 @@ class Side:
 @dataclass(frozen=True)
 class Pair:
     """What terms are made from.
+
+    Example:
+        >>> import torch
+        >>> from factor_transfer import Pair, Side, build_model
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> teacher, student = (Side(build_model(name, 10), ["layer3"], images) for name in ("resnet20", "resnet8"))
+        >>> teacher.stages, student.maps(["layer3"])
+        (['layer1', 'layer2', 'layer3'], [(64, 8, 8)])
+        >>> Pair(teacher, student).classes("kd")
+        10
 
     Attributes:
         teacher: trained.
@@ -139,6 +158,18 @@ class Term(nn.Module):
     A term says what it wants from both networks, turns the teacher's side into a target, and compares the
     student with it. The keyword-only arguments of ``__init__``, ``between`` and ``adapt`` are what a recipe's
     ``[transfer.NAME]`` may say.
+
+    Example:
+        >>> from torch.nn import functional as F
+        >>> from factor_transfer import Term
+        >>> class Logits(Term):
+        ...     teacher_logits = True
+        ...
+        ...     def target(self, teacher):
+        ...         return teacher.logits
+        ...
+        ...     def forward(self, student, target, batch):
+        ...         return F.mse_loss(student.logits, target)
 
     Attributes:
         weight: what its loss is multiplied by.

@@ -54,6 +54,12 @@ def build_model(
 ) -> nn.Module:
     """Build a network, with random weights unless ``pretrained``.
 
+    Example:
+        >>> from factor_transfer import build_model
+        >>> student = build_model("resnet8", num_classes=10, width=8)
+        >>> student.fc
+        Linear(in_features=32, out_features=10, bias=True)
+
     Args:
         name: one of ``MODELS``, or, with a colon, a network from elsewhere (``external.build_external``).
         num_classes: outputs.

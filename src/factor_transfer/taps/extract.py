@@ -41,6 +41,14 @@ class _Reached(Exception):
 class Taps(nn.Module):
     """A network that returns features beside its logits.
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import build_model
+        >>> from factor_transfer.taps import Taps
+        >>> logits, features = Taps(build_model("resnet8", 10), ["layer2", "layer3"])(torch.randn(2, 3, 32, 32))
+        >>> features["layer3"].shape
+        torch.Size([2, 64, 8, 8])
+
     Args:
         model: any network whose forward takes a batch of images and returns logits (B, K). Its weights are laid out
             as they are fastest, see ``layout``; their values stay the same.

@@ -39,4 +39,5 @@ def patch_grid(tokens: int, maps: Iterable[tuple[int, int]]) -> tuple[int, int]:
 def fold(feature: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens (B, N, C) -> map (B, C, H, W), without those before the patches'."""
     height, width = grid
-    return feature[:, feature.shape[1] - height * width :].transpose(1, 2).unflatten(2, grid)
+    maps: Tensor = feature[:, feature.shape[1] - height * width :].transpose(1, 2).unflatten(2, grid)
+    return maps

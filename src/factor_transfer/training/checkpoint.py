@@ -55,7 +55,8 @@ def read_training(path: Path) -> dict[str, Any]:
         digest, content = whole[len(_MARK) : len(_MARK) + _DIGEST], whole[len(_MARK) + _DIGEST :]
         if not whole.startswith(_MARK) or hashlib.sha256(content).digest() != digest:
             raise ValueError("its SHA-256 is not the one that it was written with")
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return state
     except Exception as error:
         raise InputError(
             f"checkpoint {path} is damaged: {first_line(error)}\nRemove it, or add --fresh, to start the stage anew"

@@ -77,7 +77,7 @@ def compile_networks(fabric: Fabric, method: Method, batch: Batch) -> str | None
 
 
 def _distance(gradient: Tensor, plain: Tensor) -> float:
-    return ((gradient - plain).norm() / plain.norm()).item()
+    return float((gradient - plain).norm() / plain.norm())
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ def at_chance(top1: float, classes: int, images: int) -> bool:
     """
     chance = 1 / classes
     error = (chance * (1 - chance) / images) ** 0.5
-    return top1 <= 100 * (chance + min(3 * error, chance / 2))
+    return bool(top1 <= 100 * (chance + min(3 * error, chance / 2)))
 
 
 def percent(share: Tensor) -> float:

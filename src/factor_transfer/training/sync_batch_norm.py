@@ -40,10 +40,11 @@ class _SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (input.dim() - 2)
         x = input.float()
         own = x.new_full((1,), x.numel() / x.shape[1])
-        sums = _Total.apply(torch.cat([x.sum(dims), own]))
+        sums: Tensor = _Total.apply(torch.cat([x.sum(dims), own]))  # type: ignore[no-untyped-call]
         count, mean = sums[-1], sums[:-1] / sums[-1]
         centred = x - mean.view(shape)
-        variance = _Total.apply(centred.square().sum(dims)) / count
+        total: Tensor = _Total.apply(centred.square().sum(dims))  # type: ignore[no-untyped-call]
+        variance = total / count
         if self.track_running_stats:
             with torch.no_grad():
                 self._remember(mean, variance * count / (count - 1))

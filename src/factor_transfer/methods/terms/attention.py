@@ -38,6 +38,13 @@ def energy_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """``energy_loss`` of two feature maps.
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import attention_loss
+        >>> feature = torch.randn(2, 16, 8, 8)
+        >>> attention_loss(feature, -feature)  # where the two look is the same
+        tensor(0.)
+
     Args:
         student: (B, C, H, W); gradient flows into it. The number of channels may differ.
         teacher: (B, C', H', W').
@@ -50,6 +57,17 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 class AttentionTransfer(Term):
     """The student looks where the teacher looks, at the end of every stage.
+
+    Example:
+        >>> import torch
+        >>> from factor_transfer import AttentionTransfer, Distillation, Pair, Side, build_model
+        >>> teacher, student = build_model("resnet20", 10), build_model("resnet8", 10)
+        >>> images, labels = torch.randn(4, 3, 32, 32), torch.tensor([3, 7, 3, 0])
+        >>> pair = Pair(Side(teacher, ["layer3"], images), Side(student, ["layer3"], images))
+        >>> method = Distillation(student, teacher, {"at": AttentionTransfer.between(pair)})
+        >>> losses = method(images, labels)
+        >>> sorted(losses)
+        ['accuracy', 'loss', 'loss_at', 'loss_ce']
 
     Args:
         teacher_taps: features of the teacher.

@@ -45,6 +45,17 @@ class CRD(Term):
     are trained. In training a step moves the memories and draws from torch's generator; in evaluation mode neither is
     done, and the loss is its mean over all draws. Defaults are the authors' (RepDistiller).
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import CRD, Distillation, Pair, Side, build_model
+        >>> teacher, student = build_model("resnet20", 10), build_model("resnet8", 10)
+        >>> images, labels = torch.randn(4, 3, 32, 32), torch.tensor([3, 7, 3, 0])
+        >>> pair = Pair(Side(teacher, ["layer3"], images), Side(student, ["layer3"], images), labels=labels)
+        >>> method = Distillation(student, teacher, {"crd": CRD.between(pair, negatives=8)})
+        >>> losses = method(images, labels, indices=torch.arange(4))
+        >>> sorted(losses)
+        ['accuracy', 'loss', 'loss_ce', 'loss_crd']
+
     Args:
         student_channels: of the student's feature.
         teacher_channels: of the teacher's.

@@ -24,6 +24,17 @@ class DIST(LogitsTerm):
     ``T² * (beta * inter + gamma * intra)``, where ``inter`` is the Pearson distance between the two networks'
     probabilities of an image's classes, and ``intra`` that between their probabilities of a class over the batch.
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import DIST, Distillation, Pair, Side, build_model
+        >>> teacher, student = build_model("resnet20", 10), build_model("resnet8", 10)
+        >>> images, labels = torch.randn(4, 3, 32, 32), torch.tensor([3, 7, 3, 0])
+        >>> pair = Pair(Side(teacher, ["layer3"], images), Side(student, ["layer3"], images))
+        >>> method = Distillation(student, teacher, {"dist": DIST.between(pair)})
+        >>> losses = method(images, labels)
+        >>> sorted(losses)
+        ['accuracy', 'loss', 'loss_ce', 'loss_dist']
+
     Args:
         beta: weight of the images' part. 2 is the paper's for classification; the authors' code has 1 in the loss and
             leaves the rest to the recipe.

@@ -16,6 +16,13 @@ def dkd_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, bet
     TCKD is KL between the two networks' probabilities of (the labelled class, any other); NCKD is KL between their
     probabilities of the other classes, the labelled one left out.
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import dkd_loss
+        >>> logits, labels = torch.randn(4, 10), torch.tensor([3, 7, 3, 0])
+        >>> dkd_loss(logits, logits, labels, alpha=1.0, beta=8.0, temperature=4.0).round(decimals=4).abs()
+        tensor(0.)
+
     Args:
         student: logits (B, K), K at least 2; gradient flows into them.
         teacher: logits (B, K).
@@ -45,6 +52,17 @@ class DKD(LogitsTerm):
 
     The defaults are the authors' (mdistiller) for CIFAR-100; there ``beta`` is tuned from pair to pair, 0.5 to 8. Their
     code for ImageNet has ``temperature`` 1, ``beta`` 0.5 and one epoch of warm-up.
+
+    Example:
+        >>> import torch
+        >>> from factor_transfer import Distillation, DKD, Pair, Side, build_model
+        >>> teacher, student = build_model("resnet20", 10), build_model("resnet8", 10)
+        >>> images, labels = torch.randn(4, 3, 32, 32), torch.tensor([3, 7, 3, 0])
+        >>> pair = Pair(Side(teacher, ["layer3"], images), Side(student, ["layer3"], images))
+        >>> method = Distillation(student, teacher, {"dkd": DKD.between(pair)})
+        >>> losses = method(images, labels)
+        >>> sorted(losses)
+        ['accuracy', 'loss', 'loss_ce', 'loss_dkd']
 
     Args:
         alpha: weight of the target class's part.

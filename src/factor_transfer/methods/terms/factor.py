@@ -26,6 +26,13 @@ def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: float = 1) ->
     and no p-th root is drawn. With p = 1 it is at most 2 / √D, and √(2 / D) if the factors are not negatively
     correlated, where D = z * H * W: one weight means different strengths at different D.
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import factor_loss
+        >>> teacher_factor = torch.randn(2, 32, 8, 8)
+        >>> factor_loss(2 * teacher_factor, teacher_factor)  # the scale does not matter
+        tensor(0.)
+
     Args:
         student_factor: (B, ...); gradient flows into it.
         teacher_factor: the same shape.
@@ -49,6 +56,16 @@ class FactorTransfer(Term):
     """The term of stage 3: ``beta * factor_loss(translator(x_S), paraphraser.encode(x_T))`` (paper, equation 2).
 
     Factors of different height or width are matched: the larger is average-pooled, see ``match``.
+
+    Example:
+        >>> import torch
+        >>> from factor_transfer import Distillation, FactorTransfer, Paraphraser, Translator, build_model
+        >>> teacher, student = build_model("resnet20", 10), build_model("resnet8", 10)
+        >>> paraphraser = Paraphraser(64, rate=0.5)  # to be trained first, see ParaphraserTraining
+        >>> factor = FactorTransfer(paraphraser, Translator(64, 32), "layer3", "layer3", beta=500)
+        >>> losses = Distillation(student, teacher, {"factor": factor})(torch.randn(2, 3, 32, 32), torch.tensor([3, 7]))
+        >>> sorted(losses)
+        ['accuracy', 'loss', 'loss_ce', 'loss_factor']
 
     Args:
         paraphraser: trained; its encoder is used, frozen. Or several, one a tap.

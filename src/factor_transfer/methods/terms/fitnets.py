@@ -17,6 +17,17 @@ class FitNets(Term):
 
     The paper trains hints first and the task afterwards; here, as in later comparisons, both are one sum.
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import Distillation, FitNets, Pair, Side, build_model
+        >>> teacher, student = build_model("resnet20", 10), build_model("resnet8", 10)
+        >>> images, labels = torch.randn(4, 3, 32, 32), torch.tensor([3, 7, 3, 0])
+        >>> pair = Pair(Side(teacher, ["layer3"], images), Side(student, ["layer3"], images))
+        >>> method = Distillation(student, teacher, {"fitnets": FitNets.between(pair)})
+        >>> losses = method(images, labels)
+        >>> sorted(losses)
+        ['accuracy', 'loss', 'loss_ce', 'loss_fitnets']
+
     Args:
         regressors: one a tap: the student's feature -> as many channels as the teacher's.
         teacher_taps: hint layers of the teacher.

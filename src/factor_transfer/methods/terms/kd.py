@@ -12,6 +12,13 @@ from factor_transfer.methods.logits_term import LogitsTerm
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """``T² · KL(softmax(z_T / T) ‖ softmax(z_S / T))``, the mean of the batch (section 2).
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import kd_loss
+        >>> logits = torch.randn(4, 10)
+        >>> kd_loss(logits + 1, logits, temperature=4.0).round(decimals=4).abs()
+        tensor(0.)
+
     Args:
         student: logits (B, K); gradient flows into them.
         teacher: logits (B, K).
@@ -27,6 +34,15 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 class KD(LogitsTerm):
     """The student's soft answers follow the teacher's: ``(1 - alpha) * CE + alpha * kd_loss``.
+
+    Example:
+        >>> import torch
+        >>> from factor_transfer import KD, Distillation, build_model
+        >>> teacher, student = build_model("resnet20", 10), build_model("resnet8", 10)
+        >>> method = Distillation(student, teacher, {"kd": KD(alpha=0.5)})
+        >>> losses = method(torch.randn(4, 3, 32, 32), torch.tensor([3, 7, 3, 0]))
+        >>> sorted(losses)
+        ['accuracy', 'loss', 'loss_ce', 'loss_kd']
 
     Args:
         temperature: T. 4 is usual for CIFAR (Tian, Krishnan, Isola 2020, and after them most comparisons).

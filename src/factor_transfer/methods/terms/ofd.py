@@ -61,6 +61,17 @@ class OFD(Term):
 
     The distances of n stages are summed with weights 1 / 2^(n - 1) … 1/2, 1, as in the authors' code.
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import Distillation, OFD, Pair, Side, build_model
+        >>> teacher, student = build_model("resnet20", 10), build_model("resnet8", 10)
+        >>> images, labels = torch.randn(4, 3, 32, 32), torch.tensor([3, 7, 3, 0])
+        >>> pair = Pair(Side(teacher, ["layer3"], images), Side(student, ["layer3"], images))
+        >>> method = Distillation(student, teacher, {"ofd": OFD.between(pair)})
+        >>> losses = method(images, labels)
+        >>> sorted(losses)
+        ['accuracy', 'loss', 'loss_ce', 'loss_ofd']
+
     Args:
         connectors: one a tap: the student's feature -> as many channels as the teacher's.
         margins: one a tap, (C,): see ``negative_mean``.

@@ -86,6 +86,17 @@ class Fusion(nn.Module):
 class ReviewKD(Term):
     """The student's deep features help its shallow ones to say what the teacher's say.
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import Distillation, Pair, ReviewKD, Side, build_model
+        >>> teacher, student = build_model("resnet20", 10), build_model("resnet8", 10)
+        >>> images, labels = torch.randn(4, 3, 32, 32), torch.tensor([3, 7, 3, 0])
+        >>> pair = Pair(Side(teacher, ["layer3"], images), Side(student, ["layer3"], images))
+        >>> method = Distillation(student, teacher, {"reviewkd": ReviewKD.between(pair)})
+        >>> losses = method(images, labels)
+        >>> sorted(losses)
+        ['accuracy', 'loss', 'loss_ce', 'loss_reviewkd']
+
     Args:
         fusions: one a level.
         teacher_taps: one a level, from the shallowest to the deepest.

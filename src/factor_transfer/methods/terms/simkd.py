@@ -100,13 +100,26 @@ class ReusedClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> logits (B, K)."""
         feature = self.projector(self.body(images).features[self.tap])
-        return self.classifier(feature.mean((2, 3)))
+        logits: Tensor = self.classifier(feature.mean((2, 3)))
+        return logits
 
 
 class SimKD(Term):
     """The student's projected feature follows the teacher's last; labels are not looked at (section 3.2).
 
     The student of the ``Distillation`` is a ``ReusedClassifier``, see ``adapt``.
+
+    Example:
+        >>> import torch
+        >>> from factor_transfer import Distillation, Pair, Side, SimKD, build_model
+        >>> teacher, student = build_model("resnet20", 10), build_model("resnet8", 10)
+        >>> images, labels = torch.randn(4, 3, 32, 32), torch.tensor([3, 7, 3, 0])
+        >>> pair = Pair(Side(teacher, ["layer3"], images), Side(student, ["layer3"], images))
+        >>> deployed = SimKD.adapt(pair)  # with a projector and the teacher's classifier
+        >>> pair = Pair(pair.teacher, Side(deployed, ["layer3"], images))
+        >>> losses = Distillation(deployed, teacher, {"simkd": SimKD.between(pair)})(images, labels)
+        >>> sorted(losses)
+        ['accuracy', 'loss', 'loss_ce', 'loss_simkd']
 
     Args:
         teacher_tap: the feature map whose mean over places is what the teacher's classifier takes.
