@@ -28,6 +28,7 @@ from factor_transfer.training.log import Display
 # Memory that a process needs at least, PyTorch and one training of small networks; images come on top.
 _PROCESS_BYTES = 2**30
 _SIGTERM = 15
+_KEPT = "what is done is kept; the same command goes on from there"
 
 
 def default_jobs(experiment: Experiment) -> int:
@@ -164,7 +165,8 @@ class _Pool:
                             if not stop.signal:  # by somebody else
                                 stop.signal = _SIGTERM
                         elif kind == "error":
-                            raise InputError(value)
+                            if not stop.signal:  # a process that is asked to stop may end before it can say so
+                                raise InputError(value)
                         elif one.task.seed is None:
                             self.prepared = True
                         else:
@@ -175,7 +177,8 @@ class _Pool:
                 for one in self.running:
                     one.process.join()
         if stop.signal:
-            raise Interrupted("\n".join(dict.fromkeys("\n".join(stopped).splitlines())), stop.signal)
+            lines = [line for text in stopped for line in text.splitlines()]
+            raise Interrupted("\n".join(dict.fromkeys(lines or [_KEPT])), stop.signal)
         return outcomes
 
     def _start(self, waiting: list[Task]) -> None:
