@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from factor_transfer.versions import __version__ as __version__
+
 if TYPE_CHECKING:
     from factor_transfer.deploy.student import load_student
     from factor_transfer.methods import (
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     )
     from factor_transfer.models import build_model
 
-__version__ = "0.1.0"
 
 __all__ = [
     "CRD",

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from factor_transfer.config.read import as_toml, read_recipe
 from factor_transfer.files import read_json, sha256, write_atomic, write_json
 from factor_transfer.pipeline.artefact import METRICS, RECIPE, RECORD, WEIGHTS, Artefact
@@ -28,7 +30,7 @@ def add_to_zoo(recipe: str, piece: str, done: Artefact, record: Mapping[str, Any
         record: the piece's record.
         name: its name in the zoo; that of the piece, if left out.
     """
-    name, test = name or zoo_name(recipe, piece), record.get("test", {})
+    name = name or zoo_name(recipe, piece)
     folder = ZOO / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -37,17 +39,23 @@ def add_to_zoo(recipe: str, piece: str, done: Artefact, record: Mapping[str, Any
     if (done.folder / RECIPE).is_file():  # a student's; where the images lay is nobody else's business
         own = read_recipe(done.folder / RECIPE, ["data.root=data"])
         write_atomic(folder / RECIPE, as_toml(own).encode())
-    teacher = Path(recipe).name.partition("-")[0]
+    list_in_zoo(recipe, piece, done, record, name)
+    write_sums()
+
+
+def list_in_zoo(recipe: str, piece: str, done: Artefact, record: Mapping[str, Any], name: str = "") -> None:
+    """List a finished stage in the zoo with its figures; the arguments are those of ``add_to_zoo``."""
+    name, test = name or zoo_name(recipe, piece), record.get("test", {})
     entry = {
-        "network": done.record.get("model", {}).get("name") or f"paraphraser of {teacher}",
+        "network": done.record.get("model", {}).get("name") or f"paraphraser of {Path(recipe).name.partition('-')[0]}",
         "top1": test.get("top1"),
         "top5": test.get("top5"),
         "data": "CIFAR-10",
         "recipe": f"recipes/{recipe}.toml",
         "command": f"python studies/cifar10/study.py run --only {piece}",
     }
-    write_json(ZOO / INDEX, dict(sorted({**read_json(ZOO / INDEX), name: entry}.items())))
-    write_sums()
+    with FileLock(ZOO.with_name(f".{ZOO.name}.lock")):
+        write_json(ZOO / INDEX, dict(sorted({**read_json(ZOO / INDEX), name: entry}.items())))
 
 
 def keep_best(recipe: str, piece: str, done: Artefact, record: Mapping[str, Any]) -> None:

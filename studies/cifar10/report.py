@@ -161,10 +161,14 @@ def _cost(records: Mapping[str, Record], group: str) -> str:
     found = [record for record in _of(records, group) if "seconds" in record]
     if not found:
         return "Not run yet.\n"
-    machines = sorted({f"{record['machine']['processor']}, {record.get('precision', '32-true')}" for record in found})
+    machines = sorted({f"{_device(record)}, {record.get('precision', '32-true')}" for record in found})
     versions = sorted({record["versions"]["torch"] for record in found})
     took = duration(sum(record["seconds"] for record in found))
     return f"{took} of training (h:mm:ss) on {'; '.join(machines)}; torch {', '.join(versions)}.\n"
+
+
+def _device(record: Record) -> str:
+    return str(record.get("device") or record["machine"]["processor"])
 
 
 def _mean(values: Mapping[int, float | None]) -> str:
@@ -199,6 +203,8 @@ def _networks(records: Mapping[str, Record], group: str) -> str:
         if entry["top1"] is not None:
             folder = f"zoo/{name}".replace("+", "%2B")
             files = f"[weights]({folder}/weights.safetensors), [log]({folder}/metrics.jsonl)"
+            if not (ROOT / "zoo" / name).is_dir():
+                files = f"too large; `{entry['command']}`"
             figures = [f"{entry[key]:.2f}" for key in ("top1", "top5")]
             recipe = f"[recipe]({entry['recipe']})"
             lines.append([entry["data"], f"`{name}`", entry["network"], *figures, recipe, files])

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 from rich.console import Console
 
@@ -16,16 +17,17 @@ from factor_transfer.config.read import read_recipe, shipped
 from factor_transfer.errors import Diverged, InputError
 from factor_transfer.export.record import machine
 from factor_transfer.files import read_json, write_json
-from factor_transfer.pipeline.artefact import METRICS, Artefact, claim
+from factor_transfer.pipeline.artefact import METRICS, WEIGHTS, Artefact, claim
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
 from factor_transfer.pipeline.stages.student import fill_cache, make_student
 from factor_transfer.pipeline.stages.teacher import make_teacher
 from plan import Piece
-from publish import add_to_zoo, keep_best, zoo_name
+from publish import add_to_zoo, keep_best, list_in_zoo, zoo_name
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
+WORK = Path("runs/cifar10")
 
 # What a record says of each epoch, as far as it is in the stage's log.
 _CURVE = ("epoch", "loss", "loss_ce", "loss_factor", "validation_top1", "validation_loss", "validation_relative_error")
@@ -38,22 +40,39 @@ def record_of(piece: Piece) -> Path:
     return RECORDS / f"{piece.name}.json"
 
 
-def settings(piece: Piece) -> list[str]:
-    """The overrides of a piece's recipe, but for the folder of the images and the precision."""
+def settings(piece: Piece, work: Path = WORK) -> list[str]:
+    """The overrides of a piece's recipe, but for the folder of the images and the precision.
+
+    Args:
+        piece: from the plan.
+        work: the folder of all work dirs.
+    """
     document = tomllib.loads(shipped()[piece.recipe].read_text(encoding="utf-8"))
     changes = [f"student.seed={piece.seed}", f"transfer.method={piece.method}"] if piece.method else []
     if piece.teacher:
-        changes.append(f"teacher={_taken(document['teacher'], _NETWORK, piece.recipe, 'teacher')}")
+        changes.append(f"teacher={_taken(document['teacher'], _NETWORK, piece, piece.teacher, work)}")
     if piece.paraphraser:
-        changes.append(f"paraphraser={_taken(document['paraphraser'], ('rate',), piece.recipe, 'paraphraser')}")
+        changes.append(f"paraphraser={_taken(document['paraphraser'], ('rate',), piece, piece.paraphraser, work)}")
     if piece.start:
-        changes.append(f"{piece.stage}.weights=zoo:{zoo_name(piece.recipe, piece.start)}")
+        changes.append(f"{piece.stage}.weights={_weights(piece, piece.start, work)}")
     # A teacher that is taken as it is has no schedule to change.
     return [*changes, *(one for one in piece.overrides if not _of_taken(one, piece))]
 
 
-def _taken(table: Mapping[str, Any], keys: tuple[str, ...], recipe: str, stage: str) -> str:
-    values = {key: table[key] for key in keys if key in table} | {"weights": f"zoo:{zoo_name(recipe, stage)}"}
+def _weights(piece: Piece, needed: str, work: Path) -> str:
+    """Where a piece finds the weights of another one that it needs."""
+    if piece.is_large:
+        return str(place_of(needed, work) / needed.rpartition("/")[2] / WEIGHTS)
+    return f"zoo:{zoo_name(piece.recipe, needed)}"
+
+
+def place_of(piece: str, work: Path) -> Path:
+    """The work dir of the piece of this name."""
+    return work / piece.replace("/", "-")
+
+
+def _taken(table: Mapping[str, Any], keys: tuple[str, ...], piece: Piece, needed: str, work: Path) -> str:
+    values = {key: table[key] for key in keys if key in table} | {"weights": _weights(piece, needed, work)}
     return "{" + ", ".join(f"{key} = {_inline(value)}" for key, value in values.items()) + "}"
 
 
@@ -69,7 +88,7 @@ def _of_taken(override: str, piece: Piece) -> bool:
     return bool(taken.get(stage)) and key not in _NETWORK
 
 
-def run(piece: Piece, work: Path, data: Path, precision: str, console: Console) -> dict[str, Any]:
+def run(piece: Piece, work: Path, data: Path, speed: Mapping[str, str], console: Console) -> dict[str, Any]:
     """Run a piece, or resume it, and write its record.
 
     A training that diverges is a result; everything else that goes wrong is an error.
@@ -78,7 +97,7 @@ def run(piece: Piece, work: Path, data: Path, precision: str, console: Console) 
         piece: from the plan.
         work: the folder of all work dirs.
         data: the folder of CIFAR-10.
-        precision: ``"32-true"`` or ``"bf16-mixed"``.
+        speed: the recipe's ``precision`` and ``compile``, which depend on the machine.
         console: where progress is shown.
 
     Returns:
@@ -87,9 +106,10 @@ def run(piece: Piece, work: Path, data: Path, precision: str, console: Console) 
     Raises:
         InputError: what the piece needs is missing, or another process is running it.
     """
-    changes = settings(piece)
-    recipe = read_recipe(piece.recipe, [*changes, f"data.root={data.resolve()}", f"precision={precision}"])
-    place = work / piece.name.replace("/", "-")
+    changes = settings(piece, work)
+    here = [f"data.root={data.resolve()}", *(f"{key}={value}" for key, value in speed.items())]
+    recipe = read_recipe(piece.recipe, [*changes, *here])
+    place = place_of(piece.name, work)
     experiment = Experiment(recipe, place, console, piece.name)
     record: dict[str, Any] = {"piece": piece.name, "recipe": piece.recipe, "settings": changes}
     record |= {"method": piece.method or None, "seed": piece.seed, "setting": piece.setting}
@@ -101,14 +121,17 @@ def run(piece: Piece, work: Path, data: Path, precision: str, console: Console) 
         record |= _described(done)
         if piece.test and piece.stage != "paraphraser":
             record["test"] = figures_of(experiment, done, experiment.test)
-        if piece.is_pretraining:
+        if piece.is_large and piece.seed == 0:
+            list_in_zoo(piece.recipe, piece.name, done, record, f"{piece.recipe}/{done.folder.name}")
+        elif piece.is_pretraining and not piece.is_large:
             add_to_zoo(piece.recipe, piece.name, done, record)
-        elif piece.test and not piece.setting:
+        elif piece.test and not piece.setting and not piece.is_large:
             keep_best(piece.recipe, piece.name, done, record)
         own = place / "paraphraser"
         if piece.stage == "student" and not piece.paraphraser and own.is_dir():
             record["paraphraser"] = read_json(own / "stage.json")["validation"]
-    record |= {"precision": precision, "machine": machine(), "commit": _commit()}
+    device = {"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    record |= {**speed, "machine": machine(), **device, "commit": _commit()}
     write_json(record_of(piece), record)
     return record
 
@@ -160,13 +183,18 @@ def _commit() -> str:
     return said.stdout.strip()
 
 
-def missing(piece: Piece) -> list[str]:
-    """The pieces that it needs and that have no record yet."""
-    return [
-        name
-        for name in (piece.start, piece.teacher, piece.paraphraser)
-        if name and not (RECORDS / f"{name}.json").is_file()
-    ]
+def is_done(piece: Piece, work: Path) -> bool:
+    """Whether a piece has a record, and the weights that later ones need are here."""
+    here = not (piece.is_large and piece.is_pretraining) or Path(_weights(piece, piece.name, work)).is_file()
+    return record_of(piece).is_file() and here
+
+
+def missing(piece: Piece, work: Path) -> list[str]:
+    """The pieces that it needs and that have no record yet, or whose weights are on another machine."""
+    needs = [name for name in (piece.start, piece.teacher, piece.paraphraser) if name]
+    if piece.is_large:
+        return [name for name in needs if not Path(_weights(piece, name, work)).is_file()]
+    return [name for name in needs if not (RECORDS / f"{name}.json").is_file()]
 
 
 def check_data(data: Path) -> None:

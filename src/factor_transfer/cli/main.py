@@ -1,5 +1,6 @@
 """The command line. A command is a function; what it does is elsewhere."""
 
+import platform
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,13 +15,13 @@ from factor_transfer.cli.common import Debug, Overrides, announce, console
 from factor_transfer.cli.exit import ending
 from factor_transfer.distributed.launch import launch_info
 from factor_transfer.errors import InputError, choose
+from factor_transfer.versions import OURS, versions
 
 if TYPE_CHECKING:  # what is heavy is imported where it is used: `--help` and a typing error need not wait for it
     from factor_transfer.config.recipe import Recipe
     from factor_transfer.pipeline.experiment import Experiment
 
 app = typer.Typer(
-    help="Compress a trained network into a small one by Factor Transfer.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,6 +30,22 @@ app = typer.Typer(
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or a name of `show recipes`.")]
 WorkDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Where results go.  [default: runs/<recipe>]")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew; what is there is kept in <work dir>/replaced.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        installed = versions(OURS, "torch")
+        print(f"{OURS} {installed[OURS]}, torch {installed['torch']}, Python {platform.python_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show versions and exit.")
+    ] = False,
+) -> None:
+    """Compress a trained network into a small one by Factor Transfer."""
 
 
 @app.command()

@@ -3,7 +3,6 @@
 import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import load_network
 from factor_transfer.pipeline.finished_run import Run
 from factor_transfer.pipeline.records import Summary, read_record
+from factor_transfer.versions import __version__
 
 CARD = "README.md"
 
@@ -64,7 +64,7 @@ def package(
         record = done.record
         config = {
             "library": "factor-transfer",
-            "version": version("factor-transfer"),
+            "version": __version__,
             "model": record["model"],
             "reused_classifier": record.get("reused_classifier"),
             "classes": list(record["classes"]),

@@ -11,7 +11,7 @@ from factor_transfer.errors import InputError
 from factor_transfer.export.build import ExportOptions, build_file
 from factor_transfer.export.formats.runtimes import ENDINGS, costs, open_file
 from factor_transfer.export.graph import bare
-from factor_transfer.export.record import RECORD, network_record, versions
+from factor_transfer.export.record import RECORD, exporter_versions, network_record
 from factor_transfer.files import read_json, sha256, write_atomic, write_json
 from factor_transfer.models import Normalize, macs, parameters
 from factor_transfer.pipeline.artefact import Artefact
@@ -60,7 +60,7 @@ def _teacher_file(
     """The teacher's float32 file, made once for all exports of one format and form."""
     form = f"{'raw' if options.form.raw else 'normalised'}-{'dynamic' if options.form.dynamic else 'single'}"
     folder = done.folder / "export" / f"{options.format}-float32-{form}"
-    path, now = folder / f"teacher{ENDINGS[options.format]}", versions(options.format)
+    path, now = folder / f"teacher{ENDINGS[options.format]}", exporter_versions(options.format)
     if path.is_file() and (folder / RECORD).is_file():
         said = read_json(folder / RECORD)
         if said == {"fingerprint": done.fingerprint, "sha256": sha256(path), "versions": now}:

@@ -18,11 +18,11 @@ from factor_transfer.export.quantize import calibration
 from factor_transfer.export.record import (
     RECORD,
     OwnerRecord,
+    exporter_versions,
     format_record,
     input_record,
     machine,
     network_record,
-    versions,
 )
 from factor_transfer.files import sha256, write_json
 from factor_transfer.models import Normalize
@@ -84,7 +84,7 @@ def export_student(experiment: Experiment, run: Run, options: ExportOptions, out
             **against_teacher(experiment, run, options, file, example),
             "classes": list(student.record["classes"]),
             "input": input_record(options.form, data.train, student),
-            "versions": versions(options.format),
+            "versions": exporter_versions(options.format),
             "machine": machine(),
         }
         refused = verdict(figures, options.precision, options.tolerance)

@@ -1,7 +1,6 @@
 """What ``export.json`` says beside the figures: of what the file was made, what it takes, and where that was."""
 
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +15,7 @@ from factor_transfer.models import macs, parameters
 from factor_transfer.models.normalize import check_statistics
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.records import Count, Percent, Record, Size
+from factor_transfer.versions import OURS, versions
 
 RECORD = "export.json"
 
@@ -159,9 +159,9 @@ def input_record(form: InputSpec, train: Split, student: Artefact) -> dict[str, 
     }
 
 
-def versions(extra: str) -> dict[str, str]:
-    """Of what a file was made with."""
-    return {name: version(name) for name in ("factor-transfer", "torch", *EXTRAS[extra])}
+def exporter_versions(extra: str) -> dict[str, str]:
+    """The versions of the packages that an exported file was made with."""
+    return versions(OURS, "torch", *EXTRAS[extra])
 
 
 def machine() -> dict[str, str]:

@@ -9,7 +9,6 @@ import json
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from factor_transfer.errors import InputError
 from factor_transfer.files import State, read_json, read_weights, save_weights, sha256, write_json
 from factor_transfer.pipeline.records import StageRecord, read_record
 from factor_transfer.training.checkpoint import remove_training
+from factor_transfer.versions import OURS, versions
 
 RECORD, WEIGHTS, METRICS, RUNNING = "stage.json", "weights.safetensors", "metrics.jsonl", "last.ckpt"
 RECIPE = "recipe.toml"  # of a student: the recipe that last asked for it
@@ -116,7 +116,7 @@ def complete(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "finished": True,
         **record,
         "inputs": _read_record(folder)["inputs"],
-        "versions": {name: version(name) for name in ("factor-transfer", "torch", "lightning-fabric")},
+        "versions": versions(OURS, "torch", "lightning-fabric"),
         "machine": platform.platform(),
     }
     write_json(folder / RECORD, whole)
