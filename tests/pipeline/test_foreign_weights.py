@@ -152,3 +152,82 @@ def test_a_teacher_and_a_paraphraser_from_elsewhere_in_a_recipe(tiny: Path, run:
     del own["fc.bias"]
     torch.save(own, "broken.pth")
     refused(run("run", tiny, given_teacher.replace("teacher.pth", "broken.pth")), "missing: fc.bias")
+
+
+def carried(kind: str) -> dict[str, Any]:
+    """A file as people carry it, of a ResNet whose average over the training is something else."""
+    state = resnet().state_dict()
+    average = {key: value + 1 if value.is_floating_point() else value for key, value in state.items()}
+    return {
+        "tutorial": {"model_state_dict": state, "optimizer_state_dict": {}, "epoch": 1},
+        "lightning": {"state_dict": {f"model.{key}": value for key, value in state.items()}, "epoch": 3},
+        "wrapped twice": {f"net.model.{key}": value for key, value in state.items()},
+        "averaged": {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in state.items()}},
+        "average beside": {"model": state, "model_ema": {f"module.{key}": value for key, value in average.items()}},
+        "average alone": {"state_dict_ema": state, "arch": "resnet8"},
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("tutorial", []),
+        ("lightning", ["without 'model.', which all names begin with"]),
+        ("wrapped twice", ["without 'net.model.', which all names begin with"]),
+        ("averaged", ["the average of 3 models"]),
+        ("average beside", ["model is used; weights_key='model_ema' uses the average that is beside it"]),
+        ("average alone", []),
+    ],
+)
+def test_files_that_people_carry(kind: str, said: list[str], tmp_path: Path) -> None:
+    torch.save(carried(kind), tmp_path / "file.pth")
+    notes: list[str] = []
+    state, report = adapt(read_foreign(tmp_path / "file.pth", notes=notes), resnet())
+    own = resnet()
+    load_into(own, state, PATH)
+    assert all(torch.equal(value, resnet().state_dict()[key]) for key, value in own.state_dict().items())
+    assert notes + report == said
+
+
+def test_a_key_chooses_among_several_weights(tiny: Path, run: Run, finished: Path) -> None:
+    own = read_weights(finished / "teacher" / "weights.safetensors")
+    other = {key: value * 2 if key.endswith("conv1.weight") else value for key, value in own.items()}
+    torch.save({"model": own, "model_ema": {f"module.{key}": value for key, value in other.items()}}, "both.pth")
+    given = "teacher={model='resnet8', args={width=8}, weights='both.pth'KEY}"
+    for key, expected in (("", own), (", weights_key='model_ema'", other)):
+        done = run("teacher", tiny, given.replace("KEY", key))
+        assert done.code == 0, done.err
+        found = read_weights(Path("runs/tiny/teacher/weights.safetensors"))
+        assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    refused(run("teacher", tiny, given.replace("KEY", ", weights_key='ema'")), "it has 'model', 'model_ema'")
+    assert "up to date" in run("teacher", tiny, given.replace("KEY", ", weights_key='model_ema'")).out
+
+
+def test_a_classifier_for_other_classes_starts_anew_where_the_network_is_trained_on(
+    tiny: Path, run: Run, finished: Path
+) -> None:
+    own = read_weights(finished / "teacher" / "weights.safetensors")
+    head = {"fc.weight": torch.randn(1000, own["fc.weight"].shape[1]), "fc.bias": torch.randn(1000)}
+    torch.save({**own, **head}, "thousand.pth")
+    on = run("teacher", tiny, "teacher.weights=thousand.pth", "teacher.epochs=1", "teacher.learning_rate=1e-9")
+    assert on.code == 0, on.err
+    assert "its classifier, fc, is for 1000 classes; it starts anew, for 4" in on.out
+    found = read_weights(Path("runs/tiny/teacher/weights.safetensors"))
+    assert torch.allclose(found["layer3.0.conv2.weight"], own["layer3.0.conv2.weight"], atol=1e-5)
+    taken = run("teacher", tiny, "teacher={model='resnet8', args={width=8}, weights='thousand.pth'}")
+    refused(taken, "the classifier, fc, is for 1000 classes, the data has 4. Give epochs")
+    # Another layer of another shape is no classifier.
+    torch.save({**own, **head, "conv1.weight": torch.randn(8, 3, 5, 5)}, "other.pth")
+    refused(run("teacher", tiny, "teacher.weights=other.pth"), r"conv1\.weight: shape \(8, 3, 5, 5\)")
+
+
+@pytest.mark.parametrize("command", ["teacher", "pretrain", "train", "run", "compare"])
+def test_a_refused_file_leaves_the_work_dir_as_it_was(command: str, tiny: Path, run: Run, work: Path) -> None:
+    def content() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in sorted(work.rglob("*")) if path.is_file()}
+
+    before = content()
+    torch.save({"fc.weight": torch.zeros(2, 2)}, "bad.pth")
+    for side in ("teacher", "student"):
+        refused(run(command, tiny, f"{side}.weights=bad.pth", "--work-dir", work), "bad.pth do not fit")
+        assert content() == before

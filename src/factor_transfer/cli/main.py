@@ -89,8 +89,11 @@ def teacher(
 ) -> None:
     """Stage 1: train the teacher."""
     from factor_transfer.pipeline.stages.teacher import make_teacher
+    from factor_transfer.pipeline.weights.initial import check_networks
 
-    make_teacher(_experiment(recipe, overrides, work_dir), fresh)
+    experiment = _experiment(recipe, overrides, work_dir)
+    check_networks(experiment)
+    make_teacher(experiment, fresh)
 
 
 @app.command()
@@ -103,8 +106,11 @@ def pretrain(
 ) -> None:
     """Stage 2, connectors pre-training: train the paraphraser on the teacher's features."""
     from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
+    from factor_transfer.pipeline.weights.initial import check_networks
 
-    make_paraphraser(_experiment(recipe, overrides, work_dir), fresh)
+    experiment = _experiment(recipe, overrides, work_dir)
+    check_networks(experiment)
+    make_paraphraser(experiment, fresh)
 
 
 @app.command()
@@ -117,8 +123,11 @@ def train(
 ) -> None:
     """Stage 3, distillation training: train the student with the teacher's factors."""
     from factor_transfer.pipeline.stages.student import make_student
+    from factor_transfer.pipeline.weights.initial import check_networks
 
-    make_student(_experiment(recipe, overrides, work_dir), fresh)
+    experiment = _experiment(recipe, overrides, work_dir)
+    check_networks(experiment)
+    make_student(experiment, fresh)
 
 
 @app.command()

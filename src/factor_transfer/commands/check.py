@@ -25,9 +25,9 @@ from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, new_p
 from factor_transfer.pipeline.stages.student import build_student_method
 from factor_transfer.pipeline.stages.teacher import frozen_teacher, teacher_provenance
 from factor_transfer.pipeline.weights.initial import init_network
+from factor_transfer.pipeline.weights.look import look_at_teacher
 from factor_transfer.settings import chosen
 from factor_transfer.taps.extract import Taps
-from factor_transfer.training.evaluate import top
 
 BATCHES = 3  # that losses and gradients are looked at with
 IMAGES = 500  # that accuracies are measured with, at most
@@ -77,7 +77,7 @@ def check(experiment: Experiment) -> dict[str, Any]:
     if isinstance(method, Distillation):
         # As many images as the teacher was found to afford.
         images = min(64, max(8, found["teacher"]["images"] // 8))
-        terms = _terms(experiment, method, images, warnings, now.done is not None)
+        terms = _terms(experiment, method, images, warnings, found["teacher"]["state"] != "untrained")
     # Last, for its steps change what is trained.
     stages = {name: budget._asdict() for name, budget in _budgets(experiment, now, method)}
     equal = _equal_images(experiment, warnings)
@@ -151,36 +151,17 @@ def _finished(experiment: Experiment, name: str, inputs: Mapping[str, Any]) -> A
 def _teacher(experiment: Experiment, now: _Now, warnings: list[str]) -> dict[str, Any]:
     """Its accuracy, under the recipe's own preprocessing."""
     done = now.done
-    data = experiment.data
-    split, name = (data.validation, "validation") if len(data.validation) else (data.train, "training")
-    began = time.perf_counter()
-    experiment.logits(now.teacher, split.subset(torch.arange(min(20, len(split)))), now.of_teacher)
-    affordable = int(20 * _SECONDS / (time.perf_counter() - began))
-    some = torch.linspace(0, len(split) - 1, min(IMAGES, max(affordable, 50), len(split))).long()
-    accuracy = top(*experiment.logits(now.teacher, split.subset(some), now.of_teacher))["top1"]
-    chance = 100 / len(data.classes)
     recorded = done.record["validation"].get("top1") if done and done.record.get("validation") else None
     state = "finished" if done else "given" if experiment.recipe.teacher.weights else "untrained"
-
-    def noise(share: float) -> float:  # three standard errors of a share of so many images
-        return 300 * math.sqrt(max(share * (100 - share), 1.0) / 1e4 / len(some))
-
-    if state != "untrained" and accuracy < chance + noise(chance):
-        warnings.append(
-            f"the teacher is right in {accuracy:.1f} % of {len(some)} {name} images, chance is {chance:.1f} %: are "
-            "these its classes, in its order, and its mean and std?"
-        )
-    elif recorded is not None and accuracy < recorded - noise(recorded):
-        warnings.append(
-            f"the teacher is right in {accuracy:.1f} % of {len(some)} {name} images; its stage recorded "
-            f"{recorded:.1f} %"
-        )
+    look = look_at_teacher(experiment, now.teacher, now.of_teacher, recorded)
+    if state != "untrained":
+        warnings += look.warnings
     return {
         "state": state,
-        "top1": accuracy,
-        "images": len(some),
-        "split": name,
-        "chance": chance,
+        "top1": look.top1,
+        "images": look.images,
+        "split": look.split,
+        "chance": look.chance,
         "top1_recorded": recorded,
     }
 

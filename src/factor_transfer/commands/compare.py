@@ -15,7 +15,7 @@ from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
 from factor_transfer.pipeline.stages.stage import in_work_dir
 from factor_transfer.pipeline.stages.student import make_students, preflight
 from factor_transfer.pipeline.stages.teacher import make_teacher
-from factor_transfer.pipeline.weights.initial import check_weights
+from factor_transfer.pipeline.weights.initial import check_networks
 from factor_transfer.report.confidence import CONFIDENCE, estimate, holm, p_value
 from factor_transfer.report.plot import plot_comparison
 from factor_transfer.training.evaluate import top
@@ -93,7 +93,7 @@ def compare(
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
     preflight(experiment, methods)
-    check_weights(experiment)
+    check_networks(experiment)
     return _train_and_score(experiment, methods, seeds, runner or ThisProcess(), against)
 
 

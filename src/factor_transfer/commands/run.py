@@ -10,7 +10,7 @@ from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
 from factor_transfer.pipeline.stages.stage import in_work_dir
 from factor_transfer.pipeline.stages.student import make_student, preflight
 from factor_transfer.pipeline.stages.teacher import make_teacher
-from factor_transfer.pipeline.weights.initial import check_weights
+from factor_transfer.pipeline.weights.initial import check_networks
 from factor_transfer.report.results import network_figures
 
 
@@ -26,7 +26,7 @@ def run(experiment: Experiment, baseline: bool = False, fresh: bool = False) -> 
         What ``summary.json`` says: the ``method``, and the figures of ``teacher``, ``student`` and ``baseline``.
     """
     preflight(experiment, [experiment.recipe.method])
-    check_weights(experiment)
+    check_networks(experiment)
     return _run_stages(experiment, baseline, fresh)
 
 

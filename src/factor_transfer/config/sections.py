@@ -60,6 +60,7 @@ class Training(Options):
         keep: the epoch that is ``"best"`` on the validation split, or the ``"last"``.
         weights: where it starts from: a file; ``"zoo:NAME"`` of `show zoo`; or ``"pretrained"``, for a network of timm,
             torchvision or transformers.
+        weights_key: of a file that holds several weights, the name of those to take, such as ``"model_ema"``.
         accumulate: parts that each batch is divided into where memory is short; their gradients are summed up, so that
             only batch norm can tell.
     """
@@ -69,6 +70,7 @@ class Training(Options):
     seed: Annotated[int, Ge(0), Lt(2**63)] = 0
     keep: Literal["best", "last"] = "best"
     weights: str | None = None
+    weights_key: str | None = None
     accumulate: Annotated[int, Ge(1)] = 1
 
     @property
@@ -98,6 +100,9 @@ class Network(Training):
         mean: of each channel, 0..1, for this network's normalisation. If left out: for weights from elsewhere, what
             they were trained with, where that is known; else the data's.
         std: of each channel, 0..1; likewise.
+        classes: the names of the outputs of ``weights``, in their order; they are permuted to the order of the data's
+            classes. ``"data"`` says that they are in that order, whatever names are stored with them. If left out, the
+            names that are stored with the weights, where there are any.
     """
 
     model: str
@@ -105,6 +110,7 @@ class Network(Training):
     tap: str | list[str] | None = None
     mean: list[float] | None = None
     std: list[Annotated[float, Field(gt=0)]] | None = None
+    classes: list[str] | Literal["data"] | None = None
 
     @property
     def taps(self) -> list[str] | None:

@@ -17,7 +17,7 @@ from factor_transfer.errors import InputError
 from factor_transfer.export.formats.optional import captured_output
 from factor_transfer.models import Normalize
 from factor_transfer.models.families.resnet import Projection
-from factor_transfer.models.inference import eval_mode
+from factor_transfer.models.inference import copy_network, eval_mode, fix_computed_weights
 from factor_transfer.taps.extract import Taps
 from factor_transfer.taps.fold import fold_batch_norm
 
@@ -71,7 +71,8 @@ def bare(model: nn.Module, normalize: Normalize, examples: Tensor) -> nn.Module:
         normalize: of its input.
         examples: a few raw images (B, C, H, W).
     """
-    alone = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    alone = copy_network(model).cpu().eval().requires_grad_(False)
+    fix_computed_weights(alone)
     _plain(alone)
     folded = fold_batch_norm(Taps(alone, (), copy.deepcopy(normalize).cpu()), examples[:2].cpu())
     return at_rest(folded.model)

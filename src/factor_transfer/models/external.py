@@ -16,6 +16,7 @@ from torch import nn
 
 from factor_transfer.errors import InputError, printable, shown, suggest
 from factor_transfer.models.optional import installed
+from factor_transfer.models.outputs import return_logits
 from factor_transfer.models.zoos import ZOOS, Statistics
 
 _BUILT_WITH = ("name", "num_classes", "in_channels")  # beside a network's own arguments
@@ -118,7 +119,9 @@ def build_external(name: str, num_classes: int, in_channels: int, pretrained: bo
         raise InputError(
             f"{name} is no zoo's network and has no zoo's weights; give a file of them, with weights = FILE"
         )
-    return _build_own(name, {"num_classes": num_classes, "in_channels": in_channels} | args)
+    model = _build_own(name, {"num_classes": num_classes, "in_channels": in_channels} | args)
+    model.register_forward_hook(return_logits)
+    return model
 
 
 def zoo_statistics(name: str, model: nn.Module, in_channels: int = 3) -> Statistics | None:
@@ -142,6 +145,18 @@ def zoo_size(name: str, model: nn.Module) -> int | None:
     """Height and width, in pixels, of the images that a network of a zoo is made for; ``None`` if it is not known."""
     prefix, _, rest = name.partition(":")
     return ZOOS[prefix].size(rest, model) if is_external(name) and prefix in ZOOS else None
+
+
+def zoo_classes(name: str, model: nn.Module) -> list[str] | None:
+    """The names of a network's outputs that a zoo stores with its weights; ``None`` if they are not known."""
+    prefix, _, rest = name.partition(":")
+    return ZOOS[prefix].classes(rest, model) if is_external(name) and prefix in ZOOS else None
+
+
+def zoo_preprocessing(name: str, model: nn.Module) -> dict[str, Any]:
+    """What a zoo's weights were trained with, beside mean and standard deviation; empty if it is not known."""
+    prefix, _, rest = name.partition(":")
+    return ZOOS[prefix].preprocessing(rest, model) if is_external(name) and prefix in ZOOS else {}
 
 
 def source(name: str) -> Path | None:

@@ -1,14 +1,16 @@
 """Networks of timm, torchvision and transformers, their weights, and what those were trained with."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from factor_transfer.errors import InputError, choose, suggest
 from factor_transfer.models.optional import answering, library
+from factor_transfer.models.outputs import return_logits
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -25,13 +27,11 @@ class Zoo(Protocol):
     def size(self, name: str, model: nn.Module) -> int | None:
         """Height and width of the images that the network is made for."""
 
+    def classes(self, name: str, model: nn.Module) -> list[str] | None:
+        """The names of the outputs that are stored with the network's weights; ``None`` if there are none."""
 
-def logits_alone(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-    """A forward hook for the root of a network that returns its logits in an object, among other things.
-
-    A hook, not a module around it: so paths of taps and keys of weights stay the library's own.
-    """
-    return None if isinstance(output, Tensor) else getattr(output, "logits", None)
+    def preprocessing(self, name: str, model: nn.Module) -> dict[str, Any]:
+        """What the network's weights were trained with, beside mean and standard deviation, such as ``crop``."""
 
 
 class Timm:
@@ -64,6 +64,19 @@ class Timm:
         size = _timm_config(model).get("input_size")
         return int(size[-1]) if size else None
 
+    def classes(self, name: str, model: nn.Module) -> list[str] | None:
+        """The ``label_names`` of ``pretrained_cfg``."""
+        names = _timm_config(model).get("label_names")
+        return [str(one) for one in names] if isinstance(names, list | tuple) else None
+
+    def preprocessing(self, name: str, model: nn.Module) -> dict[str, Any]:
+        """That of ``pretrained_cfg``."""
+        config = _timm_config(model)
+        size = config.get("input_size")
+        found = {"size": size[-1] if size else None, "crop": config.get("crop_pct")}
+        found["interpolation"] = config.get("interpolation")
+        return {key: value for key, value in found.items() if value is not None}
+
 
 def _timm_config(model: nn.Module) -> dict[str, Any]:
     config: Any = getattr(model, "pretrained_cfg", None)
@@ -89,7 +102,7 @@ class Torchvision:
                     raise InputError(f"torchvision has no weights of {name!r}; leave pretrained out")
                 zoo: nn.Module = models.get_model(name, weights="DEFAULT", progress=False, **args)
                 model = _with_classifier(zoo, model)
-        model.register_forward_hook(logits_alone)  # inception_v3 and googlenet have auxiliary ones in training
+        model.register_forward_hook(return_logits)  # inception_v3 and googlenet have auxiliary ones in training
         return model
 
     def statistics(self, name: str, model: nn.Module) -> Statistics | None:
@@ -101,6 +114,24 @@ class Torchvision:
         """What the ``DEFAULT`` weights' transforms cut out."""
         crop: Any = getattr(_torchvision_transforms(name), "crop_size", None)
         return int(crop[0]) if crop else None
+
+    def classes(self, name: str, model: nn.Module) -> list[str] | None:
+        """None: a pretrained network's classifier is made anew unless it has as many classes as ImageNet."""
+        return None
+
+    def preprocessing(self, name: str, model: nn.Module) -> dict[str, Any]:
+        """That of the ``DEFAULT`` weights' transforms."""
+        transforms = _torchvision_transforms(name)
+        keys = {"size": "crop_size", "resize": "resize_size", "interpolation": "interpolation"}
+        found = {key: getattr(transforms, attribute, None) for key, attribute in keys.items()}
+        return {key: _plain(value) for key, value in found.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """A setting of a transform, as people write it."""
+    if isinstance(value, list | tuple) and value:
+        return value[0]
+    return getattr(value, "value", value)
 
 
 def _torchvision_transforms(name: str) -> Any:
@@ -157,6 +188,8 @@ class Transformers:
                 config = transformers.AutoConfig.for_model(name, **settings)
             factory = transformers.AutoModelForImageClassification
             if pretrained:
+                if Path(name).is_dir():  # nothing is fetched, so there is nothing to wait for
+                    transformers.utils.logging.disable_progress_bar()
                 model, report = factory.from_pretrained(
                     name,
                     config=config,
@@ -168,23 +201,16 @@ class Transformers:
                 _check_weights(name, model, report)
             else:
                 model = factory.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        model.register_forward_hook(logits_alone)
+        model.register_forward_hook(return_logits)
         network: nn.Module = model
         return network.train()  # from_pretrained returns it in evaluation mode, unlike the others
 
     def statistics(self, name: str, model: nn.Module) -> Statistics | None:
         """Those of the image processor that is stored beside the network."""
-        if not _stored(name):
-            return None
-        library("transformers")
-        mixin = import_module("transformers.image_processing_base").ImageProcessingMixin
-        try:
-            with answering("transformers", name, {}, fetches=not Path(name).is_dir()):
-                processor, _ = mixin.get_image_processor_dict(name)
-        except InputError:
-            return None
+        processor = _processor(name)
         # Without it, or with another scale, the figures are not of images in 0..1.
-        if not processor.get("do_normalize", True) or abs(processor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+        scale = processor.get("rescale_factor", 1 / 255)
+        if not processor or not processor.get("do_normalize", True) or abs(scale * 255 - 1) > 1e-3:
             return None
         return _statistics(processor.get("image_mean"), processor.get("image_std"))
 
@@ -192,6 +218,52 @@ class Transformers:
         """That of the configuration; many convolutional networks have none."""
         size: Any = getattr(getattr(model, "config", None), "image_size", None)
         return int(size[0]) if isinstance(size, list | tuple) else size
+
+    def classes(self, name: str, model: nn.Module) -> list[str] | None:
+        """The configuration's ``id2label``, unless it has the names that transformers makes up."""
+        labels: Any = getattr(getattr(model, "config", None), "id2label", None)
+        if not _stored(name) or not isinstance(labels, dict):
+            return None
+        names = [str(labels[number]) for number in sorted(labels)]
+        return None if all(re.fullmatch(r"LABEL_\d+", one) for one in names) else names
+
+    def preprocessing(self, name: str, model: nn.Module) -> dict[str, Any]:
+        """That of the image processor that is stored beside the network."""
+        processor = _processor(name)
+        found: dict[str, Any] = {}
+        if processor.get("do_resize") and processor.get("size"):
+            found["size"] = _side(processor["size"])
+        if processor.get("do_center_crop") and processor.get("crop_size"):
+            found["crop"] = _side(processor["crop_size"])
+        if processor.get("resample") is not None:
+            found["resample"] = processor["resample"]
+        if not processor.get("do_normalize", True):
+            found["normalised"] = False
+        scale = processor.get("rescale_factor", 1 / 255)
+        if isinstance(scale, int | float) and abs(scale * 255 - 1) > 1e-3:
+            found["scale"] = scale
+        return found
+
+
+def _processor(name: str) -> dict[str, Any]:
+    """The settings of the image processor that is stored beside a network; empty if there is none."""
+    if not _stored(name):
+        return {}
+    library("transformers")
+    mixin = import_module("transformers.image_processing_base").ImageProcessingMixin
+    try:
+        with answering("transformers", name, {}, fetches=not Path(name).is_dir()):
+            processor, _ = mixin.get_image_processor_dict(name)
+    except InputError:
+        return {}
+    return dict(processor)
+
+
+def _side(size: Any) -> Any:
+    """Height of a processor's ``size``: a number, or a dict of height and width, or of the shortest edge."""
+    if isinstance(size, dict):
+        return size.get("height", size.get("shortest_edge"))
+    return size
 
 
 def _stored(name: str) -> bool:

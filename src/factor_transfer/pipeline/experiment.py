@@ -22,6 +22,7 @@ from factor_transfer.models.memory_format import to_memory_format
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.records import rebuild
+from factor_transfer.pipeline.weights.trial import try_network
 from factor_transfer.taps.stages import LAST_STAGE, resolve
 from factor_transfer.training.evaluate import predict
 from factor_transfer.training.log import Display
@@ -176,8 +177,10 @@ class Experiment:
     def taps(self) -> tuple[list[str], list[str]]:
         """The taps of teacher and student; where the recipe names none, the last stage's, if there is one.
 
+        Both networks are tried first, see ``try_network``.
+
         Raises:
-            InputError: a tap that does not exist.
+            InputError: a network that cannot be used, or a tap that does not exist.
         """
         found = []
         for name, section in (("teacher", self.recipe.teacher), ("student", self.recipe.student)):
@@ -185,6 +188,7 @@ class Experiment:
             with torch.random.fork_rng(devices=[]):
                 model = self.build(section)
             images = self.normalize(self.statistics(section))(self.examples[:2])
+            try_network(section.model, model, images, len(self.data.classes))
             try:
                 taps = [resolve(model, images, tap) for tap in section.taps or [LAST_STAGE]]
             except InputError:
@@ -248,8 +252,13 @@ def load_network(done: Artefact, last: bool = False, trusted_code: Collection[st
     return rebuild(done.record, state, done.folder / artefact.RECORD, weights)
 
 
-def check_fits(done: Artefact, data: Data) -> None:
+def check_fits(done: Artefact, data: Data, any_order: bool = False) -> None:
     """Refuse a network that was made for other classes or channels than the data's.
+
+    Args:
+        done: the stage.
+        data: the images.
+        any_order: whether the same classes may be in another order.
 
     Raises:
         InputError: so it is, or its record is damaged.
@@ -259,6 +268,7 @@ def check_fits(done: Artefact, data: Data) -> None:
     classes, channels = tuple(done.record["classes"]), done.record["model"]["in_channels"]
     if channels != data.channels:
         raise InputError(f"{done.weights} takes images of {channels} channels, this recipe's have {data.channels}")
-    if tuple(class_name(str(name)) for name in classes) != tuple(class_name(name) for name in data.classes):
+    own, wanted = [class_name(str(name)) for name in classes], [class_name(name) for name in data.classes]
+    if (sorted(own) != sorted(wanted)) if any_order else own != wanted:
         here, there = (f"{len(names)} classes ({', '.join(names[:3])}, …)" for names in (classes, data.classes))
         raise InputError(f"{done.weights} tells {here} apart, this recipe's data has {there}")

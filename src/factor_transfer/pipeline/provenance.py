@@ -15,6 +15,8 @@ from factor_transfer.settings import Options
 # Settings that came later. With these values a stage is what it was before there were any, and its record lacks them.
 _ADDED = {"factor": {"paraphrase": True}}
 
+_ADDED_TO_ALL = {"weights_key": None, "classes": None}
+
 _PLACES = {"tap", "mean", "std", "weights"}  # said as what they come to, not as they are written
 
 
@@ -68,8 +70,8 @@ def training_provenance(experiment: Experiment, section: Training, **sections: O
         inputs["sync_batch_norm"] = True
     for name, part in sections.items():
         inputs[name] = part.model_dump(mode="json", exclude=_PLACES if part is section else set())
-        for key, value in _ADDED.get(name, {}).items():
-            if inputs[name].get(key) == value:
+        for key, value in (_ADDED_TO_ALL | _ADDED.get(name, {})).items():
+            if key in inputs[name] and inputs[name][key] == value:
                 del inputs[name][key]
         if part is section:
             inputs[name] |= weights_provenance(section)
@@ -94,6 +96,7 @@ def weights_provenance(section: Training) -> dict[str, Any]:
     """Where the weights come from that a stage starts from."""
     if section.weights is None:
         return {}
+    given = section.model_dump(mode="json", include=set(_ADDED_TO_ALL), exclude_none=True)
     if section.weights == "pretrained":
-        return {"weights": section.weights}
-    return {"weights": sha256(weights_file(section.weights))}
+        return {"weights": section.weights, **given}
+    return {"weights": sha256(weights_file(section.weights)), **given}

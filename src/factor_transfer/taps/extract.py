@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from factor_transfer.errors import InputError, choose
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.models.memory_format import memory_format, to_memory_format
+from factor_transfer.models.outputs import logits_of
 from factor_transfer.taps.tokens import fold, patch_grid
 
 _VIEWS = ("", "input", "nhwc")
@@ -120,7 +121,7 @@ class Taps(nn.Module):
         if self.logits or self.taps:
             self._looking = True
             try:
-                logits = self.model(x)
+                logits = logits_of(self.model(x))
             except _Reached:
                 logits = None
             finally:

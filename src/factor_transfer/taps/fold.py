@@ -1,6 +1,5 @@
 """Batch norm folded into the convolutions before it: fewer passes over memory, for networks that are not trained."""
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from factor_transfer.models.families.resnet import Projection
-from factor_transfer.models.inference import eval_mode
+from factor_transfer.models.inference import copy_network, eval_mode
 from factor_transfer.taps.extract import Taps
 
 TOLERANCE = 1e-3  # of a folded network's features and logits, relative to the largest of each
@@ -40,7 +39,7 @@ def _fold(network: Taps, images: Tensor) -> Taps:
     pairs = _pairs(network, images)
     if not pairs:
         return network
-    folded = copy.deepcopy(network).eval()
+    folded = copy_network(network).eval()
     for convolution, norm in pairs:
         before, behind = (folded.model.get_submodule(path) for path in (convolution, norm))
         assert isinstance(before, nn.Conv2d)
@@ -105,7 +104,10 @@ def _pairs(network: Taps, images: Tensor) -> list[tuple[str, str]]:
 
     handles = []
     for path, module in network.model.named_modules():
-        # Of these types alone is it known what they compute: others may scale their weights, or add an activation.
+        # Of these types alone is it known what they compute: others may scale their weights, or add an activation. And
+        # hooks may make the weights (pruning, weight norm, spectral norm) or change what is returned.
+        if module._forward_pre_hooks or module._forward_hooks:
+            continue
         if type(module) in (nn.Conv2d, Projection):
             handles.append(module.register_forward_hook(made(path)))
         elif type(module) is nn.BatchNorm2d and module.running_mean is not None:

@@ -55,7 +55,7 @@ def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
         "in_channels": {tap: paraphraser.in_channels for tap, paraphraser in paraphrasers.items()}
     }
     if section.weights is not None:
-        load_foreign(experiment, "paraphraser", section.weights, product)
+        load_foreign(experiment, "paraphraser", section, product)
     if section.epochs is None:
         record |= {"stage": "paraphraser", "epoch": None, "seconds": 0.0}
         return finish_stage(folder, product.state_dict(), record)

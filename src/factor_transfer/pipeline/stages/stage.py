@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import nn
 
 from factor_transfer.config.recipe import Training
-from factor_transfer.data import Batches, Views
+from factor_transfer.data import Batch, Batches, Views
 from factor_transfer.distributed import collectives, signals
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.files import State, remove_unfinished
@@ -19,6 +19,7 @@ from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.lock import hold
+from factor_transfer.pipeline.weights.trial import leave_out_unused
 from factor_transfer.training.checkpoint import is_under_way
 from factor_transfer.training.compile import worthwhile
 from factor_transfer.training.evaluate import at_chance, mean_losses, top
@@ -235,6 +236,9 @@ def train(trainings: list[StageTraining], views: Views | None = None) -> list[Ar
             f"a batch of {section.batch_size} images cannot be divided into {section.accumulate} parts of each of "
             f"{batches.world} processes; choose a batch_size that is a multiple of {section.accumulate * batches.world}"
         )
+    if batches.world > 1:
+        for training in trainings:
+            _leave_out_unused(training, batches)
     if section.weights is not None and first.method.classifies:
         trainings = [replace(training, start=training.validate().get("top1")) for training in trainings]
     trainers = [training.trainer(len(batches)) for training in trainings]
@@ -253,6 +257,18 @@ def train(trainings: list[StageTraining], views: Views | None = None) -> list[Ar
         training.deliver(trainer) if trainer.error is None else trainer.error
         for training, trainer in zip(trainings, trainers, strict=True)
     ]
+
+
+def _leave_out_unused(training: StageTraining, batches: Batches) -> None:
+    first = next(batches.epoch(0))
+    views = None if first.views is None else first.views[:2]
+    indices = None if first.indices is None else first.indices[:2]
+    some = Batch(first.images[:2], first.labels[:2], indices, views)
+    unused = leave_out_unused(training.method.train(), some)
+    if unused:
+        shown = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
+        name = training.folder.name
+        training.experiment.say(f"{name}  is trained without {shown}, which its loss does not depend on")
 
 
 def train_one(training: StageTraining, views: Views | None = None) -> Artefact:

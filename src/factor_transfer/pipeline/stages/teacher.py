@@ -18,6 +18,7 @@ from factor_transfer.pipeline.stages.stage import (
     train_one,
 )
 from factor_transfer.pipeline.weights.initial import init_network
+from factor_transfer.pipeline.weights.look import look_at_teacher
 
 
 @in_work_dir
@@ -35,6 +36,9 @@ def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
         return done
     model, record = init_network(experiment, "teacher", section)
     if section.epochs is None:
+        normalize = experiment.normalize((record["mean"], record["std"]))
+        for warning in look_at_teacher(experiment, model, normalize, recorded=None).warnings:
+            experiment.say(f"Warning: {warning}")
         record |= {"stage": "teacher", "epoch": None, "seconds": 0.0}
         return finish_stage(folder, model.state_dict(), record)
     normalize = experiment.normalize((record["mean"], record["std"]))

@@ -1,0 +1,98 @@
+"""The trial of a network before anything is trained: one step on two images."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from factor_transfer.data import Batch
+from factor_transfer.errors import InputError, first_line, shown
+from factor_transfer.methods import Method
+from factor_transfer.models.outputs import logits_of
+
+_IMAGES = 2
+
+
+def try_network(name: str, model: nn.Module, images: Tensor, classes: int) -> None:
+    """Run a network forward and backward in training mode, and forward in evaluation mode, and leave it as it was.
+
+    Args:
+        name: the network's name, for messages.
+        model: images (B, C, H, W) -> logits (B, K).
+        images: some images as the network gets them; two of them are used.
+        classes: K.
+
+    Raises:
+        InputError: the network cannot be used; the message names it and the reason.
+    """
+    images = images[:_IMAGES]
+    with _unchanged(model), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        torch.manual_seed(0)
+        for training in (True, False):
+            model.train(training)
+            step = "a training step" if training else "evaluation mode"
+            try:
+                with torch.set_grad_enabled(training):
+                    logits = logits_of(model(images))
+                    _check_logits(logits, len(images), classes)
+                    if training and any(parameter.requires_grad for parameter in model.parameters()):
+                        logits.float().square().sum().backward()
+            except InputError as error:
+                raise InputError(f"network {shown(name)} cannot be used: {error}") from error
+            except Exception as error:  # a stranger's network may raise anything
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                raise InputError(
+                    f"network {shown(name)} cannot be used: in {step} on {len(images)} images of size "
+                    f"{images.shape[2]}×{images.shape[3]} it raises {reason}; --debug shows where"
+                ) from error
+
+
+def leave_out_unused(method: Method, batch: Batch) -> list[str]:
+    """Exclude parameters from training that the loss does not depend on, such as those of a layer that is never called.
+
+    A single process passes over them by itself; processes that train together would wait for their gradients.
+
+    Args:
+        method: the method, in training mode.
+        batch: some images.
+
+    Returns:
+        The names of the parameters, which need no gradient any more.
+    """
+    with _unchanged(method), torch.random.fork_rng(devices=[batch.images.device] if batch.images.is_cuda else []):
+        torch.manual_seed(0)
+        method(*batch)["loss"].backward()
+        trained = [(name, parameter) for name, parameter in method.named_parameters() if parameter.requires_grad]
+        unused = [(name, parameter) for name, parameter in trained if parameter.grad is None]
+    for _, parameter in unused:
+        parameter.requires_grad_(False)
+    return [name for name, _ in unused]
+
+
+def _check_logits(logits: Tensor, images: int, classes: int) -> None:
+    if logits.shape != (images, classes):
+        raise InputError(f"for {images} images and {classes} classes its logits have the shape {tuple(logits.shape)}")
+    if not logits.is_floating_point():
+        raise InputError(f"its logits are of type {logits.dtype}")
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore a network's weights, statistics, gradients and modes."""
+    modes = {module: module.training for module in model.modules()}
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    state = {key: value.clone() for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    for parameter in gradients:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for key, value in model.state_dict().items():
+                if isinstance(value, Tensor):
+                    value.copy_(state[key])
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+        for module, mode in modes.items():
+            module.training = mode
