@@ -53,6 +53,14 @@ more_classes = _returning(lambda self, logits: torch.cat([logits, logits], 1))
 classes_named = _returning(lambda self, logits: logits.argmax(1))
 
 
+def dead(num_classes: int, in_channels: int) -> nn.Module:
+    """Its last feature map is zero everywhere."""
+    model = Plain(num_classes, in_channels)
+    for name, value in (("weight", 0.0), ("bias", -1.0)):
+        nn.init.constant_(model.get_parameter(f"last.1.{name}"), value)
+    return model
+
+
 def unused(num_classes: int, in_channels: int) -> nn.Module:
     model = Plain(num_classes, in_channels)
     model.auxiliary = nn.Linear(5, num_classes)

@@ -6,17 +6,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import Run, refused
 from factor_transfer.errors import InputError
-from factor_transfer.pipeline.lock import hold
+from factor_transfer.pipeline.lock import hold, still_held
+from factor_transfer.training.log import RunLog
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from factor_transfer.pipeline.lock import hold
+from factor_transfer.pipeline.lock import hold, still_held
+from factor_transfer.training.log import RunLog
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -82,3 +85,85 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot use work dir"), hold(tmp_path / "file" / "below"):
         pass
+
+
+def another(work_dir: Path) -> dict[str, Any]:
+    """A process that holds the work dir on its own behalf, not on that of this one."""
+    environment = {key: value for key, value in os.environ.items() if key != "FACTOR_TRANSFER_HOLDER"}
+    words = [sys.executable, "-c", HOLDER, str(work_dir)]
+    return {"args": words, "env": environment, "stdout": subprocess.PIPE, "text": True}
+
+
+def test_a_lock_whose_file_was_removed_is_taken_again(tmp_path: Path) -> None:
+    with hold(tmp_path):
+        still_held(tmp_path)
+        (tmp_path / ".lock").unlink()
+        still_held(tmp_path)
+        done = subprocess.run(**another(tmp_path), stderr=subprocess.PIPE, check=False)
+        assert "is in use by process" in done.stderr
+    with hold(tmp_path):
+        pass
+
+
+def test_a_training_stops_where_its_lock_was_removed_and_taken(tmp_path: Path, tiny: Path, run: Run) -> None:
+    work = tmp_path / "work"
+    other: list[subprocess.Popen[str]] = []
+    said = RunLog.epoch
+
+    def steal(self: RunLog, *arguments: Any) -> None:
+        said(self, *arguments)
+        if not other:
+            (work / ".lock").unlink()
+            other.append(subprocess.Popen(**another(work)))
+            assert other[0].stdout is not None
+            assert other[0].stdout.readline() == "held\n"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "epoch", steal)
+        stopped = run("teacher", tiny, "--work-dir", work)
+    refused(stopped, r"\.lock was removed while this process held it", f"process {other[0].pid} on ")
+    other[0].kill()
+    other[0].communicate()
+    done = run("teacher", tiny, "--work-dir", work)
+    assert done.code == 0, done.err
+
+
+def test_of_two_recipes_that_claim_a_new_work_dir_one_gets_it(tiny: Path, tmp_path: Path) -> None:
+    """Both find the folder free, and only then ask for it."""
+    script = """
+import sys
+from pathlib import Path
+from factor_transfer.cli import main
+from factor_transfer.pipeline import artefact
+looked = artefact.check_owner
+def look(work_dir, recipe):
+    found = looked(work_dir, recipe)
+    if not looks:
+        looks.append(found)
+        print("looked", flush=True)
+        sys.stdin.readline()
+    return found
+looks = []
+artefact.check_owner = look
+main(["teacher", sys.argv[1], "name=" + sys.argv[2], "teacher.epochs=1", "--work-dir", "work"])
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tiny), name],
+            **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},  # type: ignore[call-overload]
+        )
+        for name in ("one", "two")
+    ]
+    for process in processes:
+        while "looked" not in process.stdout.readline():
+            pass
+    errors = [process.communicate("go\n")[1] for process in processes]
+    assert sorted(process.returncode for process in processes) == [0, 2]
+    assert "belongs to the recipe" in "".join(errors) or "is in use by" in "".join(errors)
+
+
+def test_a_folder_of_somebody_else_stays_as_it_was(tmp_path: Path, tiny: Path, run: Run) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    refused(run("teacher", tiny, "--work-dir", tmp_path / "mine"), "was not made by factor-transfer")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]

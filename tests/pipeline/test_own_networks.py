@@ -66,6 +66,17 @@ def test_what_cannot_be_used_is_refused_before_any_training(
     assert not Path("runs/tiny/teacher").exists()
 
 
+def test_a_teacher_from_which_nothing_can_be_learned(own: Path, run: Run) -> None:
+    dead = [*of("teacher", "dead"), "teacher.learning_rate=1e-9", "teacher.tap=last"]
+    refused(run("run", own, *dead), "its values at last are zero for all of the first 16 training images")
+    state = own_networks.plain(4, 3).state_dict()
+    state["last.1.weight"] *= 1e30
+    state["fc.weight"] *= 1e30
+    torch.save(state, "huge.pth")
+    huge = 'teacher={model="nets:plain", weights="huge.pth"}'
+    refused(run("run", own, huge, "--work-dir", "huge"), "its logits are not finite for the training images")
+
+
 def test_the_trial_leaves_nothing_behind() -> None:
     torch.manual_seed(3)
     model = own_networks.spectral_norm(4, 3).train()
@@ -92,6 +103,21 @@ def test_parameters_without_a_gradient_are_left_out() -> None:
         "auxiliary.bias",
     ]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_what_is_frozen_is_used_as_ever() -> None:
+    def method() -> Distillation:
+        torch.manual_seed(0)
+        teacher, student = own_networks.plain(4, 3), own_networks.plain(4, 3)
+        for _ in range(3):
+            teacher(1 + IMAGES)  # statistics that folding takes into account
+        term = FactorTransfer(Paraphraser(12), Translator(12, 6), "last", "last")
+        return Distillation(student, Teacher(teacher.eval(), None, IMAGES), {"factor": term}).train()
+
+    tried, plain = method(), method()
+    assert leave_out_unused(tried, Batch(IMAGES, torch.arange(4))) == []
+    losses = [one(IMAGES, torch.arange(4))["loss"] for one in (tried, plain)]
+    assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("name", COMPUTED)

@@ -157,7 +157,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Methods against each other, over seeds, on the same batches; what is done is not done again."""
-    from factor_transfer.commands.compare import Runner, parse_methods
+    from factor_transfer.commands.compare import Runner, parse_methods, refuse_failed
     from factor_transfer.commands.compare import compare as run_comparison
     from factor_transfer.commands.jobs import ProcessJobs, default_jobs
     from factor_transfer.commands.slurm import Jobs
@@ -174,6 +174,7 @@ def compare(
     comparison = run_comparison(experiment, parse_methods(methods), seeds, runner, reference)
     print_comparison(experiment.console, comparison, len(experiment.test), seeds)
     experiment.say(f"{experiment.work_dir / 'comparison.json'}  {experiment.work_dir / 'comparison.png'}")
+    refuse_failed(comparison)
 
 
 @app.command()

@@ -119,6 +119,20 @@ def _train_and_score(
     return comparison
 
 
+def refuse_failed(comparison: Mapping[str, Any]) -> None:
+    """End a command in an error where a method has no result at all.
+
+    Raises:
+        InputError: every seed of a method failed; the message has the reasons.
+    """
+    failed: dict[str, list[str]] = {}
+    for run in comparison["runs"]:
+        failed.setdefault(run["method"], []).append(run.get("error", ""))
+    lines = [f"{method}: {errors[0]}" for method, errors in failed.items() if all(errors)]
+    if lines:
+        raise InputError("\n  ".join(["every seed failed, of these methods:", *lines]))
+
+
 def figures_of(experiment: Experiment, done: Artefact, split: Split, last: bool = False) -> dict[str, float]:
     """Loss, top-1 and top-5 of a finished network; or as it was after its last epoch."""
     return top(*experiment.logits(experiment.load(done, last), split, experiment.normalize(done)))

@@ -89,7 +89,7 @@ class Jobs:
         try:
             for name, command in commands.items():
                 executor.update_parameters(**self.parameters, job_name=name)
-                call = [sys.executable, "-m", "factor_transfer", *command]
+                call = [sys.executable, "-P", "-m", "factor_transfer", *command]
                 jobs[name] = executor.submit(subprocess.run, call, check=True)
                 experiment.say(f"job {jobs[name].job_id}  {shlex.join(['factor-transfer', *command])}")
             return {name: self._failure(name, job) for name, job in jobs.items()}

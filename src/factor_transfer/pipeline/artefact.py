@@ -148,11 +148,11 @@ def is_work_dir(folder: Path) -> bool:
     return (folder / _MARK).is_file()
 
 
-def claim(work_dir: Path, recipe: str) -> None:
-    """Make ``work_dir`` the recipe's own.
+def check_owner(work_dir: Path, recipe: str) -> bool:
+    """See that a folder may be a recipe's work dir; whether it is so already.
 
     Raises:
-        InputError: it belongs to another recipe, holds something else, or cannot be written.
+        InputError: it belongs to another recipe, holds something else, or cannot be read.
     """
     mark = work_dir / _MARK
     try:
@@ -164,12 +164,26 @@ def claim(work_dir: Path, recipe: str) -> None:
                     f"work dir {work_dir} belongs to the recipe {owner!r}, not to {recipe!r}; "
                     "give another one with --work-dir"
                 )
-            return
+            return True
         if work_dir.exists() and any(not entry.name.startswith(".") for entry in work_dir.iterdir()):
             raise InputError(
                 f"work dir {work_dir} is not empty and was not made by factor-transfer; give another --work-dir"
             )
-        write_json(mark, {"recipe": recipe})
+    except OSError as error:
+        raise InputError(f"cannot use work dir {work_dir}: {error.strerror}") from error
+    return False
+
+
+def claim(work_dir: Path, recipe: str) -> None:
+    """Make a folder a recipe's work dir. Of two recipes that want it at the same time, the lock's holder gets it.
+
+    Raises:
+        InputError: it belongs to another recipe, holds something else, or cannot be written.
+    """
+    if check_owner(work_dir, recipe):
+        return
+    try:
+        write_json(work_dir / _MARK, {"recipe": recipe})
     except OSError as error:
         raise InputError(f"cannot use work dir {work_dir}: {error.strerror}") from error
 

@@ -22,6 +22,7 @@ _LOCK, _HOLDER = ".lock", ".holder.json"
 _ON_BEHALF = "FACTOR_TRANSFER_HOLDER"
 
 _held: dict[Path, FileLock | None] = {}
+_inodes: dict[Path, int] = {}  # of the lock files, as they were when they were taken
 
 
 @contextmanager
@@ -47,6 +48,35 @@ def hold(work_dir: Path) -> Iterator[None]:
         if lock is not None:
             os.environ.pop(_ON_BEHALF, None)
             lock.release()
+
+
+def still_held(work_dir: Path) -> None:
+    """See that the lock of a folder that this process holds is still there; one whose file was removed is taken again.
+
+    Raises:
+        InputError: another process has taken it meanwhile.
+    """
+    folder = work_dir.resolve()
+    lock = _held.get(folder)
+    if lock is None:
+        return
+    try:
+        there = os.stat(work_dir / _LOCK).st_ino  # noqa: PTH116
+    except OSError:
+        there = None
+    if there == _inodes.get(folder):
+        return
+    holder = _holder(work_dir)
+    lock.release(force=True)
+    _held[folder] = None
+    os.environ.pop(_ON_BEHALF, None)
+    try:
+        _take(work_dir)
+    except InputError as error:
+        raise InputError(
+            f"{work_dir / _LOCK} was removed while this process held it, and another one has taken the work dir: "
+            f"{_named(holder)}. This one stops; what it has written down so far is kept"
+        ) from error
 
 
 def holder_token() -> str | None:
@@ -82,6 +112,7 @@ def _take(work_dir: Path) -> None:
         raise InputError(f"cannot use work dir {work_dir}: {error.strerror}") from error
     os.environ[_ON_BEHALF] = token
     _held[work_dir.resolve()] = lock
+    _inodes[work_dir.resolve()] = os.stat(work_dir / _LOCK).st_ino  # noqa: PTH116
 
 
 def _description() -> dict[str, Any]:

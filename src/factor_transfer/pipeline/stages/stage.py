@@ -18,7 +18,7 @@ from factor_transfer.models import Normalize, macs
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
-from factor_transfer.pipeline.lock import hold
+from factor_transfer.pipeline.lock import hold, still_held
 from factor_transfer.pipeline.weights.trial import leave_out_unused
 from factor_transfer.training.checkpoint import is_under_way
 from factor_transfer.training.compile import worthwhile
@@ -44,8 +44,10 @@ def in_work_dir(function: Callable[P, R]) -> Callable[P, R]:
     def holding(*args: P.args, **kwargs: P.kwargs) -> R:
         first: Any = args[0]
         experiment: Experiment = first if isinstance(first, Experiment) else first[0]
-        collectives.on_rank_zero(lambda: artefact.claim(experiment.work_dir, experiment.recipe.name))
+        # Looked at before the lock, which would leave a file in a folder that is somebody else's; claimed under it.
+        collectives.on_rank_zero(lambda: artefact.check_owner(experiment.work_dir, experiment.recipe.name))
         with hold(experiment.work_dir):
+            collectives.on_rank_zero(lambda: artefact.claim(experiment.work_dir, experiment.recipe.name))
             return function(*args, **kwargs)
 
     return holding
@@ -88,6 +90,7 @@ def start_stage(
 @collectives.by_rank_zero
 def finish_stage(folder: Path, state: State, record: Mapping[str, Any], last: State | None = None) -> Artefact:
     """Write a stage's weights and record, see ``artefact.finish``."""
+    still_held(folder.parent)
     return artefact.finish(folder, state, record, last)
 
 
@@ -166,6 +169,7 @@ class StageTraining:
 
     def validate(self) -> dict[str, float]:
         """Figures on the validation split, if there is one."""
+        collectives.on_rank_zero(lambda: still_held(self.experiment.work_dir))
         experiment, data = self.experiment, self.experiment.data
         if not len(data.validation):
             return {}

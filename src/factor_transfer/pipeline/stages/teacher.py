@@ -18,7 +18,7 @@ from factor_transfer.pipeline.stages.stage import (
     train_one,
 )
 from factor_transfer.pipeline.weights.initial import init_network
-from factor_transfer.pipeline.weights.look import look_at_teacher
+from factor_transfer.pipeline.weights.look import check_features, look_at_teacher
 
 
 @in_work_dir
@@ -37,6 +37,7 @@ def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
     model, record = init_network(experiment, "teacher", section)
     if section.epochs is None:
         normalize = experiment.normalize((record["mean"], record["std"]))
+        check_features(model, normalize, experiment.taps[0], experiment.examples)
         for warning in look_at_teacher(experiment, model, normalize, recorded=None).warnings:
             experiment.say(f"Warning: {warning}")
         record |= {"stage": "teacher", "epoch": None, "seconds": 0.0}
@@ -64,6 +65,11 @@ def require_teacher(experiment: Experiment) -> Artefact:
 
 
 def frozen_teacher(experiment: Experiment, model: nn.Module, normalize: Normalize) -> Teacher:
-    """A trained network as a frozen teacher, which runs as cheaply as its figures allow."""
+    """A trained network as a frozen teacher, which runs as cheaply as its figures allow.
+
+    Raises:
+        InputError: its logits or features are not finite, or a feature is zero everywhere.
+    """
+    check_features(model, normalize, experiment.taps[0], experiment.examples)
     precision = experiment.recipe.teacher_precision
     return Teacher(model, normalize, experiment.examples, reduced=precision == "bf16-mixed")

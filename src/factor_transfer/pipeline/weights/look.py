@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from factor_transfer.errors import InputError
 from factor_transfer.models import Normalize
+from factor_transfer.models.inference import eval_mode
 from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.taps import Taps
 from factor_transfer.training.evaluate import top
 
 IMAGES = 500  # at most
 _SECONDS = 3.0  # at most, of a large network
+_FEATURES = 16  # images whose features are computed
 _NAMED = 20  # classes whose order a message can hold
 
 
@@ -74,6 +78,36 @@ def look_at_teacher(experiment: Experiment, model: nn.Module, normalize: Normali
             f"the teacher is right in {found.top1:.1f} % {of_images}; its stage recorded {recorded:.1f} %"
         )
     return found
+
+
+def check_features(model: nn.Module, normalize: Normalize, taps: Sequence[str], examples: Tensor) -> None:
+    """Refuse a teacher from which nothing can be learned.
+
+    Args:
+        model: images -> logits (B, K).
+        normalize: what turns raw images into its input.
+        taps: the features that are transferred.
+        examples: raw training images (B, C, H, W); the first few are used.
+
+    Raises:
+        InputError: its logits or a feature are not finite, or a feature is zero for all of the images.
+    """
+    network = Taps(model, taps, normalize)
+    with eval_mode(network):
+        logits, features = network(examples[:_FEATURES])
+    places = {"its logits": logits, **{f"its values at {tap}": feature for tap, feature in features.items()}}
+    for place, values in places.items():
+        if values is not None and not values.isfinite().all():
+            raise InputError(
+                f"the teacher cannot be learned from: {place} are not finite for the training images. Are its weights "
+                "whole, and its mean and std those that it was trained with?"
+            )
+    for tap, feature in features.items():
+        if not feature.any():
+            raise InputError(
+                f"the teacher cannot be learned from: its values at {tap} are zero for all of the first {len(feature)} "
+                "training images. Name another teacher.tap, or another teacher"
+            )
 
 
 def _noise(share: float, images: int) -> float:

@@ -1,6 +1,6 @@
 """The trial of a network before anything is trained: one step on two images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError, first_line, shown
-from factor_transfer.methods import Method
+from factor_transfer.methods import Method, trained_state
 from factor_transfer.models.outputs import logits_of
 
 _IMAGES = 2
@@ -27,7 +27,10 @@ def try_network(name: str, model: nn.Module, images: Tensor, classes: int) -> No
         InputError: the network cannot be used; the message names it and the reason.
     """
     images = images[:_IMAGES]
-    with _unchanged(model), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+    with (
+        _unchanged(model, model.state_dict()),
+        torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
+    ):
         torch.manual_seed(0)
         for training in (True, False):
             model.train(training)
@@ -60,7 +63,11 @@ def leave_out_unused(method: Method, batch: Batch) -> list[str]:
     Returns:
         The names of the parameters, which need no gradient any more.
     """
-    with _unchanged(method), torch.random.fork_rng(devices=[batch.images.device] if batch.images.is_cuda else []):
+    # A frozen teacher does not change, but folds its batch norms into its weights when it is first used.
+    with (
+        _unchanged(method, trained_state(method)),
+        torch.random.fork_rng(devices=[batch.images.device] if batch.images.is_cuda else []),
+    ):
         torch.manual_seed(0)
         method(*batch)["loss"].backward()
         trained = [(name, parameter) for name, parameter in method.named_parameters() if parameter.requires_grad]
@@ -78,20 +85,19 @@ def _check_logits(logits: Tensor, images: int, classes: int) -> None:
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Restore a network's weights, statistics, gradients and modes."""
+def _unchanged(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Restore a network's weights and statistics, ``state``, and its gradients and modes."""
     modes = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
-    state = {key: value.clone() for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    before = [(value, value.clone()) for value in state.values() if isinstance(value, Tensor)]
     for parameter in gradients:
         parameter.grad = None
     try:
         yield
     finally:
         with torch.no_grad():
-            for key, value in model.state_dict().items():
-                if isinstance(value, Tensor):
-                    value.copy_(state[key])
+            for value, former in before:
+                value.copy_(former)
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
         for module, mode in modes.items():
