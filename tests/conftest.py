@@ -68,6 +68,13 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("factor_transfer.commands.jobs._processors", lambda: 1)
 
 
+@pytest.fixture(autouse=True)
+def no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have no charts, which take a second to draw, unless a test is marked with ``charts``."""
+    if request.node.get_closest_marker("charts") is None:
+        monkeypatch.setattr("factor_transfer.report.html.charts.chart", lambda *_: "")
+
+
 @dataclass
 class Outcome:
     """What a command printed, and its exit code."""

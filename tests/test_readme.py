@@ -59,7 +59,21 @@ def test_the_tree_names_every_module() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "check", "run", "compare", "teacher", "pretrain", "train", "test", "show", "export", "predict", "package"],
+    [
+        "demo",
+        "check",
+        "run",
+        "compare",
+        "teacher",
+        "pretrain",
+        "train",
+        "test",
+        "report",
+        "show",
+        "export",
+        "predict",
+        "package",
+    ],
 )
 def test_every_command_is_described(command: str, run: Run) -> None:
     assert f"    factor-transfer {command} " in README

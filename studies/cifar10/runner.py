@@ -120,7 +120,7 @@ def run(piece: Piece, work: Path, data: Path, speed: Mapping[str, str], console:
     else:
         record |= _described(done)
         if piece.test and piece.stage != "paraphraser":
-            record["test"] = figures_of(experiment, done, experiment.test)
+            record["test"] = figures_of(experiment, done)
         if piece.is_large and piece.seed == 0:
             list_in_zoo(piece.recipe, piece.name, done, record, f"{piece.recipe}/{done.folder.name}")
         elif piece.is_pretraining and not piece.is_large:

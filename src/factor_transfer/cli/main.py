@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from factor_transfer.cli import deploy as deploy_cli
-from factor_transfer.cli.common import Debug, Overrides, announce, console
+from factor_transfer.cli.common import Debug, Overrides, TrustCode, announce, console
 from factor_transfer.cli.exit import ending
 from factor_transfer.distributed.launch import launch_info
 from factor_transfer.errors import InputError, choose
@@ -173,8 +173,24 @@ def compare(
     (reference,) = set(parse_methods(against)) - {"student"} or {"student"}
     comparison = run_comparison(experiment, parse_methods(methods), seeds, runner, reference)
     print_comparison(experiment.console, comparison, len(experiment.test), seeds)
-    experiment.say(f"{experiment.work_dir / 'comparison.json'}  {experiment.work_dir / 'comparison.png'}")
+    written = (experiment.work_dir / name for name in ("comparison.json", "comparison.png", "report.html"))
+    experiment.say("  ".join(str(path) for path in written if path.exists()))
     refuse_failed(comparison)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The work dir of a finished run or comparison.")],
+    trust_code: TrustCode = None,
+    debug: Debug = False,
+) -> None:
+    """Make report.html anew: tables, charts and images of what came out, on one page."""
+    from factor_transfer.report.html.write import open_work_dir, write_report
+
+    experiment, models = open_work_dir(folder, console(), trust_code or [])
+    announce(models)
+    path = write_report(experiment)
+    experiment.say(str(path))
 
 
 @app.command()

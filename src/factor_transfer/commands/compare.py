@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from factor_transfer.config.recipe import ALONE, needs_paraphraser, parse_method
-from factor_transfer.data import Split
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_json
@@ -17,6 +16,7 @@ from factor_transfer.pipeline.stages.student import make_students, preflight
 from factor_transfer.pipeline.stages.teacher import make_teacher
 from factor_transfer.pipeline.weights.initial import check_networks
 from factor_transfer.report.confidence import CONFIDENCE, estimate, holm, p_value
+from factor_transfer.report.html.write import try_report
 from factor_transfer.report.plot import plot_comparison
 from factor_transfer.training.evaluate import top
 
@@ -105,7 +105,7 @@ def _train_and_score(
     runs = runner.runs(experiment, methods, range(first, first + seeds), score)
     teacher = artefact.find(experiment.work_dir / "teacher")
     assert teacher is not None  # the runner has made it
-    taught = figures_of(experiment, teacher, experiment.test)
+    taught = figures_of(experiment, teacher)
     comparison = {
         "runs": runs,
         "teacher": {"top1": taught["top1"], "top5": taught["top5"], "loss": taught["loss"]},
@@ -116,6 +116,7 @@ def _train_and_score(
     }
     collectives.on_rank_zero(lambda: write_json(experiment.work_dir / COMPARISON, comparison))
     collectives.on_rank_zero(lambda: plot_comparison(comparison, experiment.work_dir / PICTURE))
+    try_report(experiment)
     return comparison
 
 
@@ -133,9 +134,9 @@ def refuse_failed(comparison: Mapping[str, Any]) -> None:
         raise InputError("\n  ".join(["every seed failed, of these methods:", *lines]))
 
 
-def figures_of(experiment: Experiment, done: Artefact, split: Split, last: bool = False) -> dict[str, float]:
-    """Loss, top-1 and top-5 of a finished network; or as it was after its last epoch."""
-    return top(*experiment.logits(experiment.load(done, last), split, experiment.normalize(done)))
+def figures_of(experiment: Experiment, done: Artefact, last: bool = False) -> dict[str, float]:
+    """Loss, top-1 and top-5 of a finished network on the test images; or as it was after its last epoch."""
+    return top(*experiment.test_logits(done, last))
 
 
 def score(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
@@ -146,9 +147,9 @@ def score(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
     try:
         if isinstance(done, Exception):
             raise done
-        last = figures_of(experiment, done, experiment.test, last=True)
+        last = figures_of(experiment, done, last=True)
         # Where the last epoch is the delivered one, its network is the same, and need not be run again.
-        best = last if done.record.get("last_sha256") is None else figures_of(experiment, done, experiment.test)
+        best = last if done.record.get("last_sha256") is None else figures_of(experiment, done)
     except (InputError, RuntimeError, MemoryError) as error:
         experiment.say(f"{recipe.method}, seed {recipe.student.seed}, failed: {error}")
         failed = dict.fromkeys(("top1", "top5", "top1_best", "loss", "seconds"))

@@ -12,6 +12,7 @@ from factor_transfer.models import parameters
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.report.comparison import print_comparison
 from factor_transfer.report.confidence import as_estimate
+from factor_transfer.report.html.write import REPORT
 
 RECIPE = "fashion-mnist/resnet20-resnet8"
 METHODS = ("student", "kd", "factor", "factor+kd")
@@ -53,5 +54,6 @@ def _summary(comparison: dict[str, Any], work_dir: Path, teacher: int, student: 
         "Next:",
         f"  factor-transfer export {work_dir}/student-factor-seed0 --format onnx    the student as a file for a device",
         f"  factor-transfer predict {work_dir}/student-factor-seed0 PICTURE         its classes for a picture",
+        f"  {work_dir / REPORT!s:<72}all of it on one page, for a browser",
         '  README.md, "Your own images"                                            the same with your own pictures',
     ]

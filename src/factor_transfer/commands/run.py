@@ -11,6 +11,7 @@ from factor_transfer.pipeline.stages.stage import in_work_dir
 from factor_transfer.pipeline.stages.student import make_student, preflight
 from factor_transfer.pipeline.stages.teacher import make_teacher
 from factor_transfer.pipeline.weights.initial import check_networks
+from factor_transfer.report.html.write import try_report
 from factor_transfer.report.results import network_figures
 
 
@@ -42,4 +43,5 @@ def _run_stages(experiment: Experiment, baseline: bool, fresh: bool) -> dict[str
     summary: dict[str, Any] = {"method": experiment.recipe.method, "teacher": None, "student": None, "baseline": None}
     summary |= {name: network_figures(experiment, artefact) for name, artefact in done.items()}
     collectives.on_rank_zero(lambda: write_json(experiment.work_dir / "summary.json", summary))
+    try_report(experiment)
     return summary

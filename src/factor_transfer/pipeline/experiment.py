@@ -28,6 +28,7 @@ from factor_transfer.training.evaluate import predict
 from factor_transfer.training.log import Display
 
 EVALUATION_BATCH = 500
+KEPT_LOGITS = 2**28  # bytes: three networks' of the 50,000 validation images of ImageNet would be 600 MB
 EXAMPLES = 64  # images that networks are looked at with before they are trained
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel, 0..1
@@ -57,6 +58,7 @@ class Experiment:
         self.display = console if isinstance(console, Display) else Display(console)
         self.trusted_code = trusted_code
         self.verified: set[Path] = set()  # folders whose sums were compared in this command
+        self._test_logits: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
 
     def with_method(self, method: str, seed: int | None = None) -> Self:
         """The same experiment with another method, and another seed of the student; images and taps are shared."""
@@ -207,6 +209,24 @@ class Experiment:
     def logits(self, model: nn.Module, split: Split, normalize: Normalize) -> tuple[Tensor, Tensor]:
         """Logits (N, K) of a network over a split, and labels (N,), in full precision."""
         return predict(nn.Sequential(normalize, model), self.in_order(split))
+
+    def test_logits(self, done: Artefact, last: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits (N, K) of a finished network over the test images, and labels (N,).
+
+        They are worked out once in a command, and kept as far as they are small.
+
+        Args:
+            done: the network.
+            last: whether it is taken as it was after its last epoch.
+        """
+        last = last and "last_sha256" in done.record
+        key = done.fingerprint, str(done.record["last_sha256"]) if last else ""
+        if key not in self._test_logits:
+            found = self.logits(self.load(done, last), self.test, self.normalize(done))
+            if sum(logits.nbytes for logits, _ in self._test_logits.values()) + found[0].nbytes > KEPT_LOGITS:
+                return found
+            self._test_logits[key] = found
+        return self._test_logits[key]
 
 
 def named_code(recipe: Recipe, done: Artefact) -> list[str]:

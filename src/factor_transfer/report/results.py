@@ -28,7 +28,7 @@ def network_figures(experiment: Experiment, done: Artefact) -> dict[str, Any]:
     """
     model = experiment.load(done)
     split = experiment.test
-    figures = top(*experiment.logits(model, split, experiment.normalize(done)))
+    figures = top(*experiment.test_logits(done))
     example = torch.zeros(1, *split.images.shape[1:], device=experiment.fabric.device)
     return {
         "top1": figures["top1"],

@@ -1,0 +1,216 @@
+"""The charts of the page: what each draws, and how."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from factor_transfer.report.html.answers import Reliability
+from factor_transfer.report.html.curves import Curve
+from factor_transfer.report.html.svg import INK, MUTED, OTHERS, RULE, SHADE, TEACHER, chart, short
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WIDTH = 4.7  # inches; the page shows two charts side by side, and one below the other where it is narrow
+_FEW = 12  # classes, of which a matrix has room for the figures
+_NAMED = 30  # classes, of which a matrix has room for the names
+
+Lines = Mapping[str, tuple[str, Curve]]  # what a line shows -> its colour, its values by epoch
+
+
+def curves(name: str, title: str, unit: str, lines: Lines, dashed: Lines | None = None, log: bool = False) -> "Markup":
+    """Figures over the epochs.
+
+    Args:
+        name: see ``svg.chart``.
+        title: of the chart.
+        unit: of the figures.
+        lines: the figures.
+        dashed: others of the same colours, such as those on the training images.
+        log: whether the axis is logarithmic, where the figures fall by more than a factor of four.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots()
+        for drawn, style in ((dashed or {}, "--"), (lines, "-")):
+            for label, (color, curve) in drawn.items():
+                shown = label if style == "-" or label not in lines else None
+                marker = "o" if len(curve) == 1 else ""
+                axes.plot(
+                    list(curve), list(curve.values()), style, color=color, label=shown, marker=marker, markersize=3,
+                    linewidth=1.6 if style == "-" else 1,
+                )  # fmt: skip
+        values = [value for _, curve in lines.values() for value in curve.values()]
+        if log and min(values) > 0 and max(values) > 4 * min(values):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(lines) > 1:
+            axes.legend()
+
+    return chart(name, f"{title}, {unit}, over the epochs: {', '.join(lines)}", (_WIDTH, 3.0), paint)
+
+
+def colors(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each of several things that are neither teacher nor student."""
+    return dict(zip(names, cycle(OTHERS), strict=False))
+
+
+def class_accuracy(classes: Sequence[str], networks: Mapping[str, tuple[str, Tensor]]) -> "Markup":
+    """The accuracy of each class: a row a class, a dot a network.
+
+    Args:
+        classes: their names.
+        networks: name -> colour and accuracies (K,) in percent; NaN is left out.
+    """
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots()
+        for row in range(len(classes)):
+            values = [accuracy[row].item() for _, accuracy in networks.values() if not accuracy[row].isnan()]
+            if values:
+                axes.plot([min(values), max(values)], [row, row], color=RULE, linewidth=3, solid_capstyle="round")
+        for name, (color, accuracy) in networks.items():
+            axes.plot(accuracy.tolist(), range(len(classes)), "o", color=color, markersize=5, label=name)
+        _rows(axes, classes)
+        axes.set_xlabel("top-1 %")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, handletextpad=0.2, columnspacing=1.2)
+
+    height = 1.1 + 0.26 * len(classes)
+    return chart("classes", f"Top-1 of each class: {', '.join(networks)}", (_WIDTH, height), paint)
+
+
+def confusion(name: str, title: str, classes: Sequence[str], counts: Tensor) -> "Markup":
+    """A confusion matrix: a row for each class, a column for what its images are taken for.
+
+    Args:
+        name: see ``svg.chart``.
+        title: whose it is.
+        classes: their names.
+        counts: of images, (K, K).
+    """
+    import numpy as np
+
+    shares = (counts.double() / counts.sum(1, keepdim=True).clamp_min(1)).numpy()
+    cells = np.empty((*shares.shape, 4))
+    # The square root shows the rare mistakes; the deepest shade leaves the figures readable.
+    cells[..., :3], cells[..., 3] = SHADE, 0.75 * shares**0.5
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots()
+        axes.imshow(cells, interpolation="none")
+        axes.set_title(title)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        names = [short(one, 12) for one in classes] if len(classes) <= _NAMED else []
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        if len(classes) <= _FEW:
+            for row, column in np.argwhere(shares >= 0.005):
+                text = f"{100 * shares[row, column]:.0f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=INK)
+
+    return chart(name, f"Confusion matrix of the {title}", (3.6, 3.8), paint)
+
+
+def reliability(networks: Mapping[str, tuple[str, Reliability]]) -> "Markup":
+    """Accuracy over confidence; on the diagonal a network is right as often as it says.
+
+    Args:
+        networks: name -> colour and figures.
+    """
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots()
+        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle=":")
+        for name, (color, one) in networks.items():
+            label = f"{name}, error {one.error:.1f} %"
+            sizes = 6 + 120 * one.share
+            axes.plot((100 * one.confidence).tolist(), (100 * one.accuracy).tolist(), color=color, linewidth=1.2)
+            axes.scatter(
+                (100 * one.confidence).tolist(), (100 * one.accuracy).tolist(), sizes.tolist(), color=color, label=label
+            )
+        axes.set_xlim(0, 102)
+        axes.set_ylim(0, 102)
+        axes.set_xlabel("confidence %: the probability of the network's answer")
+        axes.set_ylabel("how often it is right, %")
+        legend = axes.legend(loc="upper left")
+        for handle in legend.legend_handles:
+            handle.set_sizes([24])  # type: ignore[union-attr] # of a scatter, which has sizes
+
+    return chart("reliability", f"Reliability diagram: {', '.join(networks)}", (_WIDTH, 3.6), paint)
+
+
+def seeds(rows: Mapping[str, tuple[str, Sequence[float], float | None, float | None]], teacher: float) -> "Markup":
+    """Top-1 of each method: a dot a seed, the mean and its interval, and the teacher's as a line.
+
+    Args:
+        rows: method -> colour, values of the seeds, mean, half the interval.
+        teacher: its top-1.
+    """
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots()
+        for row, (color, values, mean, half) in enumerate(rows.values()):
+            axes.plot(values, [row + 0.2] * len(values), "o", color=color, markersize=3.5, alpha=0.55, linewidth=0)
+            if mean is not None:
+                axes.errorbar(mean, row - 0.05, xerr=half or 0, fmt="s", color=color, markersize=5, capsize=3)
+        _teacher(axes, teacher)
+        low, high = axes.get_xlim()
+        _rows(axes, list(rows))
+        # The dots say where to look: an interval of two seeds may be wider than all percents.
+        points = [teacher, *(value for _, values, _, _ in rows.values() for value in values)]
+        margin = 0.6 * max(max(points) - min(points), 0.5)
+        axes.set_xlim(max(low, min(points) - margin, 0), min(high, max(points) + margin, 101))
+        axes.set_xlabel("top-1 %")
+
+    size = _WIDTH, 1.1 + 0.42 * len(rows)
+    return chart("seeds", f"Top-1 of each method and seed, and of the teacher: {', '.join(rows)}", size, paint)
+
+
+def cost(points: Mapping[str, tuple[str, float, float]], teacher: float) -> "Markup":
+    """Accuracy over the cost of the training.
+
+    Args:
+        points: method -> colour, cost relative to the student alone, mean top-1.
+        teacher: its top-1.
+    """
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots()
+        for name, (color, price, mean) in points.items():
+            axes.plot(price, mean, "s", color=color, markersize=6, label=name, linewidth=0)
+        axes.axhline(teacher, color=TEACHER, linestyle="--", linewidth=1)
+        axes.annotate("teacher", (0.99, teacher), xycoords=("axes fraction", "data"), color=TEACHER, ha="right",
+                      va="bottom")  # fmt: skip
+        axes.margins(0.12)
+        axes.set_xlabel("training time, relative to the student alone")
+        axes.set_ylabel("top-1 %, mean")
+        axes.legend(loc="best", handletextpad=0.2)
+
+    return chart("cost", f"Mean top-1 over the training's cost: {', '.join(points)}", (_WIDTH, 3.2), paint)
+
+
+def _rows(axes: "Axes", names: Sequence[str]) -> None:
+    """Name the rows of a chart, the first one on top."""
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+
+
+def _teacher(axes: "Axes", top1: float) -> None:
+    axes.axvline(top1, color=TEACHER, linestyle="--", linewidth=1)
+    place: Any = (top1, 1.01)
+    axes.annotate("teacher", place, xycoords=axes.get_xaxis_transform(), color=TEACHER, ha="center", va="bottom")

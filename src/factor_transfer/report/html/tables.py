@@ -1,0 +1,229 @@
+"""The tables of the page, in words and figures ready to be shown, and the sentence above them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from factor_transfer.config.recipe import ALONE
+from factor_transfer.pipeline.records import Summary
+from factor_transfer.report.confidence import Estimate
+from factor_transfer.report.html.work_dir import Comparison, Exported, MethodFigures
+from factor_transfer.report.names import name_of
+
+ROLES = {"teacher": "teacher", "baseline": "student alone", "student": "student"}
+
+_TOP = "top-1\u00a0%", "top-5\u00a0%"  # a line does not break before the sign
+
+
+class Table(NamedTuple):
+    """A table.
+
+    Attributes:
+        headings: of the columns; the first column has names, all others have figures.
+        rows: as many cells each; what is empty was not measured.
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def networks_table(figures: Mapping[str, Mapping[str, Any]], method: str) -> Table:
+    """Teacher, student alone and student: how good they are and what they cost.
+
+    Args:
+        figures: by role, see ``network_figures``.
+        method: of the student.
+    """
+    teacher, alone = figures.get("teacher"), figures.get("baseline")
+    headings = ["", *_TOP]
+    headings += ["against the student alone"] * (alone is not None) + ["against the teacher"] * (teacher is not None)
+    rows = []
+    for role, own in figures.items():
+        name = f"student, {name_of(method)}" if role == "student" and method != ALONE else ROLES[role]
+        row = [name, f"{own['top1']:.2f}", f"{own['top5']:.2f}"]
+        for column, other in (("baseline", alone), ("teacher", teacher)):
+            if other is not None:
+                shown = role != column and (column, role) != ("baseline", "teacher")
+                row.append(signed(own["top1"] - other["top1"]) if shown else "")
+        rows.append([*row, *_sizes(own, None if role == "teacher" else teacher)])
+    return Table([*headings, "parameters", "multiply-accumulates", "weights"], rows)
+
+
+def costs_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What teacher and student cost, whatever the student was trained by."""
+    teacher = figures.get("teacher")
+    rows = [
+        [role, *_sizes(figures[role], None if role == "teacher" else teacher)]
+        for role in ("teacher", "student")
+        if role in figures
+    ]
+    return Table(["", "parameters", "multiply-accumulates", "weights"], rows)
+
+
+def _sizes(own: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[str]:
+    """What a network costs, and how much smaller than another it is."""
+    shown = [f"{own['parameters']:,}", f"{own['macs']:,}", size(own["bytes"])]
+    if other is None:
+        return shown
+    ratios = [other[key] / own[key] if own[key] else 0 for key in ("parameters", "macs", "bytes")]
+    return [f"{cell} (÷ {ratio:.1f})" if ratio > 1.05 else cell for cell, ratio in zip(shown, ratios, strict=True)]
+
+
+def methods_table(comparison: Comparison) -> Table:
+    """All methods of a comparison."""
+    reference = _the(comparison.against)
+    rows = [["teacher", f"{comparison.teacher.top1:.2f}", f"{comparison.teacher.top5:.2f}", "", "", "", "", ""]]
+    for name, one in comparison.methods.items():
+        own, difference = mean_of(one), difference_of(one)
+        top5 = [run.top5 for run in comparison.runs if run.method == name and run.top5 is not None]
+        count = sum(run.method == name and run.top1 is not None for run in comparison.runs)
+        rows.append(
+            [
+                name_of(name),
+                "failed" if own is None else f"{own:.2f}",
+                f"{sum(top5) / len(top5):.2f}" if top5 else "",
+                "" if difference is None else minus(f"{difference:+.2f}"),
+                "" if one.p_holm is None else p(one.p_holm),
+                "" if one.gap_closed is None else minus(f"{one.gap_closed:.0%}"),
+                "" if one.cost is None else f"{one.cost:.2f} ×",
+                f"{count}" + (f", {one.failed} failed" if one.failed else ""),
+            ]
+        )
+    headings = [
+        "method",
+        "top-1\u00a0%",
+        "top-5\u00a0%",
+        f"against {reference}",
+        "p",
+        "gap closed",
+        "training time",
+        "seeds",
+    ]
+    return Table(headings, rows)
+
+
+def pairs_table(comparison: Comparison) -> Table:
+    """The differences between any two methods: of the row's top-1 from the column's."""
+    names = [name for name in comparison.methods if name in comparison.pairwise]
+    rows = []
+    for row in names:
+        cells = []
+        for column in names:
+            one = comparison.pairwise[row].get(column)
+            known = one is not None and one.difference is not None
+            cells.append(minus(f"{Estimate(one.difference, one.interval):+.2f}") if known else "")  # type: ignore[union-attr,arg-type]
+        rows.append([name_of(row), *cells])
+    return Table(["", *(name_of(name) for name in names)], rows)
+
+
+def exports_table(exports: Mapping[str, Exported]) -> Table:
+    """The student's files for devices."""
+    rows = [
+        [
+            name,
+            f"{one.format}, {one.precision}",
+            size(one.file.bytes),
+            f"{one.parity.top1_file:.2f}",
+            f"{one.parity.equal_predictions:.2f}",
+            f"{one.costs.p50_ms:.3f}",
+            "" if one.costs.p95_ms is None else f"{one.costs.p95_ms:.3f}",
+        ]
+        for name, one in exports.items()
+    ]
+    headings = [
+        "file",
+        "format",
+        "size",
+        "top-1\u00a0%",
+        "equal answers\u00a0%",
+        "p50, ms an image",
+        "p95, ms an image",
+    ]
+    return Table(headings, rows)
+
+
+def run_sentence(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """What came out of a run, in a sentence."""
+    student = figures["student"]
+    against = [
+        f"{points(student['top1'] - figures[role]['top1'])} the {words}"
+        for role, words in (("baseline", "student trained alone"), ("teacher", "teacher"))
+        if role in figures
+    ]
+    said = f"The student reaches {student['top1']:.1f}\u00a0% top-1" + (f", {' and '.join(against)}" if against else "")
+    if "teacher" in figures and (ratio := figures["teacher"]["parameters"] / max(student["parameters"], 1)) > 1.05:
+        said += f", with {ratio:.1f} times fewer parameters"
+    return f"{said}."
+
+
+def comparison_sentence(comparison: Comparison) -> str:
+    """What came out of a comparison, in a sentence."""
+    best = comparison.best
+    one, count = comparison.methods[best], len(comparison.seeds)
+    own = mean_of(one)
+    if own is None:
+        return f"All trainings failed but the teacher's, which reaches {comparison.teacher.top1:.1f}\u00a0% top-1."
+    seeds = "one seed" if count == 1 else f"{count} seeds"
+    who = "The student alone" if best == ALONE else f"A student trained by {name_of(best)}"
+    said = f"{who} reaches {own.mean:.1f}\u00a0% top-1 over {seeds}"
+    difference = difference_of(one)
+    if difference is None:
+        return f"{said}; the teacher reaches {comparison.teacher.top1:.1f} %."
+    half = "" if difference.interval is None else f" (±\u00a0{difference.interval:.1f})"
+    reference = "the student trained alone" if comparison.against == ALONE else name_of(comparison.against)
+    said += f", {points(difference.mean, half)} {reference}"
+    if difference.interval is None:
+        return f"{said}. One seed does not tell whether the difference is due to chance."
+    verdict = "is statistically significant" if one.significant else "cannot be told from chance"
+    return f"{said}. The difference {verdict}."
+
+
+def points(difference: float, interval: str = "") -> str:
+    """A difference in words, such as ``"2.3 points more than"``.
+
+    Args:
+        difference: in percentage points.
+        interval: goes behind the figure.
+    """
+    if round(abs(difference), 1) == 0 and not interval:
+        return "as much as"
+    return f"{abs(difference):.1f}\u00a0points{interval} {'more' if difference >= 0 else 'less'} than"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign."""
+    return minus(f"{value:+.2f}")
+
+
+def minus(text: str) -> str:
+    """Figures with a true minus sign, which is as wide as a plus."""
+    return text.replace("-", "−")
+
+
+def size(count: int) -> str:
+    """The size of a file."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
+
+
+def p(value: float) -> str:
+    """A p-value, which three digits may round to nothing."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def mean_of(figures: MethodFigures) -> Estimate | None:
+    """The mean top-1 of a method."""
+    return None if figures.mean is None else Estimate(figures.mean, figures.interval)
+
+
+def difference_of(figures: MethodFigures) -> Estimate | None:
+    """Its difference from the method that it is compared with."""
+    return None if figures.difference is None else Estimate(figures.difference, figures.difference_interval)
+
+
+def _the(method: str) -> str:
+    return "the student alone" if method == ALONE else name_of(method)
+
+
+def summary_figures(summary: Summary) -> dict[str, dict[str, Any]]:
+    """The figures of a run's networks, by role."""
+    found = {role: getattr(summary, role) for role in ROLES}
+    return {role: one.model_dump() for role, one in found.items() if one is not None}
