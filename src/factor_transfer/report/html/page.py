@@ -183,9 +183,7 @@ def _compare(page: Page, comparison: Comparison) -> None:
     ):
         page.pairs = tables.pairs_table(comparison)
     page.note = _note(comparison)
-    best = comparison.best
-    shades = charts.colors([name for name in comparison.methods if name not in (ALONE, best)])
-    shades |= {ALONE: palette.ALONE} | ({best: palette.STUDENT} if best != ALONE else {})
+    shades = _shades(comparison)
     teacher = comparison.teacher.top1
     rows: dict[str, tuple[str, list[float], float | None, float | None]] = {}
     points: dict[str, tuple[str, float, float]] = {}
@@ -197,6 +195,31 @@ def _compare(page: Page, comparison: Comparison) -> None:
     page.comparison.append(charts.seeds(rows, teacher))
     if len(points) > 1:
         page.comparison.append(charts.cost(points, teacher))
+
+
+def _shades(comparison: Comparison) -> dict[str, str]:
+    """The colour of each method; the best one has the student's."""
+    best = comparison.best
+    others = charts.colors([name for name in comparison.methods if name not in (ALONE, best)])
+    return {**others, best: palette.STUDENT, ALONE: palette.ALONE}
+
+
+def _labels(found: WorkDir) -> dict[str, str]:
+    """What the networks are called in charts, by role; the student of a comparison is one of several."""
+    named = {} if found.summary is not None else {"student": name_of(_method(found.student))}
+    return {role: (tables.ROLES | named)[role] for role in found.networks}
+
+
+def _stages(found: WorkDir) -> dict[str, tuple[str, Path]]:
+    """The networks whose learning curves are shown, with their colours and folders: of a comparison, one a method."""
+    labels = _labels(found)
+    stages = {labels[role]: (_COLORS[role], done.folder) for role, done in found.networks.items()}
+    if found.summary is None and found.comparison is not None:
+        seed = found.student.folder.name.rpartition("-seed")[2]
+        for method, color in _shades(found.comparison).items():
+            folder = found.folder / f"student-{'alone' if method == ALONE else method}-seed{seed}"
+            stages.setdefault(name_of(method), (color, folder))
+    return stages
 
 
 def _note(comparison: Comparison) -> str:
@@ -213,24 +236,24 @@ def _note(comparison: Comparison) -> str:
 
 def _curves(found: WorkDir) -> "list[Markup]":
     """Learning curves of all stages."""
-    names = {role: tables.ROLES[role] for role in found.networks}
-    read = {role: read_curves(done.folder) for role, done in found.networks.items()}
+    read = {name: (color, read_curves(folder)) for name, (color, folder) in _stages(found).items()}
     drawn = []
-    accuracy = _lines(read, names, "validation_top1")
-    training = _lines(read, names, "accuracy")
+    accuracy = _lines(read, "validation_top1")
+    training = _lines(read, "accuracy")
     if accuracy or training:
         title = "Accuracy: validation (solid), training (dashed)" if accuracy else "Accuracy on the training images"
         drawn.append(charts.curves("accuracy", title, "top-1 %", accuracy or training, training if accuracy else None))
-    loss = _lines(read, names, "loss")
+    loss = _lines(read, "loss")
     if loss:
         drawn.append(charts.curves("loss", "Training loss, all its parts", "loss", loss, log=True))
-    of_student = parts(read["student"])
+    of_student = parts(read[_labels(found)["student"]][1])
     if len(of_student) > 1:
+        title = f"Parts of the loss: {_labels(found)['student']}"
         shades = charts.colors(list(of_student))
         named = {
             "cross-entropy" if part == "ce" else name_of(part): (shades[part], of_student[part]) for part in of_student
         }
-        drawn.append(charts.curves("parts", "Parts of the student's loss", "weighted", named, log=True))
+        drawn.append(charts.curves("parts", title, "weighted", named, log=True))
     if found.paraphraser is not None:
         curves = read_curves(found.paraphraser.folder)
         stages = {"validation": "validation_relative_error", "training": "relative_error"}
@@ -241,19 +264,20 @@ def _curves(found: WorkDir) -> "list[Markup]":
     return drawn
 
 
-def _lines(read: Mapping[str, Mapping[str, Curve]], names: Mapping[str, str], key: str) -> charts.Lines:
-    return {names[role]: (_COLORS[role], curves[key]) for role, curves in read.items() if key in curves}
+def _lines(read: Mapping[str, tuple[str, Mapping[str, Curve]]], key: str) -> charts.Lines:
+    return {name: (color, curves[key]) for name, (color, curves) in read.items() if key in curves}
 
 
 def _answer(page: Page, found: WorkDir, answers: Mapping[str, Answers], test: Split) -> None:
     """The sections of what the networks answer to the test images."""
     classes: list[str] = found.student.record["classes"]
-    names = {role: tables.ROLES[role] for role in answers}
+    names = _labels(found)
     accuracies = {role: one.class_accuracy() for role, one in answers.items()}
     chosen = list(range(len(classes)))
     notes = []
     if found.last:
-        notes.append(f"Of {', '.join(sorted({found.student.folder.name, *_alone(found)}))}, after the last epoch.")
+        shown = [done.folder.name for role, done in found.networks.items() if role != "teacher"]
+        notes.append(f"The students of one seed, after the last epoch: {', '.join(shown)}.")
     if len(classes) > _CLASSES:
         first, last = (accuracies[role] for role in (next(iter(answers)), "student"))
         order = (first - last).abs().nan_to_num(0).sort(descending=True, stable=True).indices
@@ -286,10 +310,6 @@ def _answer(page: Page, found: WorkDir, answers: Mapping[str, Answers], test: Sp
 def _image(test: Split, index: int) -> Tensor:
     (batch,) = in_order(test.subset(torch.tensor([index])), 1)
     return batch.images
-
-
-def _alone(found: WorkDir) -> list[str]:
-    return [found.baseline.folder.name] if found.baseline is not None else []
 
 
 def _provenance(found: WorkDir) -> list[tuple[str, str]]:

@@ -47,6 +47,7 @@ _STYLE: Any = {
     "ytick.color": MUTED,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "ytick.minor.size": 0,
     "lines.linewidth": 1.6,
     "legend.frameon": False,
     "legend.labelcolor": INK,

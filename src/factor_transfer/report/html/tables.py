@@ -82,7 +82,7 @@ def methods_table(comparison: Comparison) -> Table:
                 "failed" if own is None else f"{own:.2f}",
                 f"{sum(top5) / len(top5):.2f}" if top5 else "",
                 "" if difference is None else minus(f"{difference:+.2f}"),
-                "" if one.p_holm is None else p(one.p_holm),
+                "" if one.p_holm is None else p_value(one.p_holm).removeprefix("= "),
                 "" if one.gap_closed is None else minus(f"{one.gap_closed:.0%}"),
                 "" if one.cost is None else f"{one.cost:.2f} ×",
                 f"{count}" + (f", {one.failed} failed" if one.failed else ""),
@@ -173,8 +173,12 @@ def comparison_sentence(comparison: Comparison) -> str:
     said += f", {points(difference.mean, half)} {reference}"
     if difference.interval is None:
         return f"{said}. One seed does not tell whether the difference is due to chance."
-    verdict = "is statistically significant" if one.significant else "cannot be told from chance"
-    return f"{said}. The difference {verdict}."
+    if one.p_holm is None:
+        return f"{said}."
+    verdict = "is" if one.significant else "is not"
+    tested = sum(figures.p_holm is not None for figures in comparison.methods.values())
+    corrected = f", corrected for {tested} comparisons" if tested > 1 else ""
+    return f"{said}. The difference {verdict} statistically significant (p\u00a0{p_value(one.p_holm)}{corrected})."
 
 
 def points(difference: float, interval: str = "") -> str:
@@ -204,9 +208,9 @@ def size(count: int) -> str:
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
-def p(value: float) -> str:
-    """A p-value, which three digits may round to nothing."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+def p_value(value: float) -> str:
+    """A p-value with its sign; three digits may round it to nothing."""
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def mean_of(figures: MethodFigures) -> Estimate | None:

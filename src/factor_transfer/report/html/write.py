@@ -74,6 +74,17 @@ def write_report(experiment: Experiment) -> Path:
     path = experiment.work_dir / REPORT
 
     def write() -> None:
+        try:
+            make()
+        except (InputError, OSError):
+            raise
+        except Exception as error:
+            if collectives.world() == 1:
+                raise
+            # The other processes wait for what the first one says, and hear only of these errors.
+            raise InputError(f"the report could not be made: {first_line(error)}") from error
+
+    def make() -> None:
         paraphrased: list[TapReport] = []
         if not why and found.teacher is not None and found.paraphraser is not None and experiment.recipe.paraphraser:
             paraphrased = paraphrase(experiment, found.teacher, found.paraphraser)
