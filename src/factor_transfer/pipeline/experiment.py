@@ -28,7 +28,7 @@ from factor_transfer.training.evaluate import predict
 from factor_transfer.training.log import Display
 
 EVALUATION_BATCH = 500
-KEPT_LOGITS = 2**28  # bytes: three networks' of the 50,000 validation images of ImageNet would be 600 MB
+KEPT_LOGITS = 2**30  # bytes: five networks' answers to the 50,000 validation images of ImageNet
 EXAMPLES = 64  # images that networks are looked at with before they are trained
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel, 0..1

@@ -46,6 +46,7 @@ class Page:
         comparison: charts.
         curves: charts.
         classes: charts.
+        matrices: confusion matrices.
         classes_note: which classes, and of which students.
         features: of each tap.
         names: of the classes.

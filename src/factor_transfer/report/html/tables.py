@@ -178,7 +178,8 @@ def comparison_sentence(comparison: Comparison) -> str:
     verdict = "is" if one.significant else "is not"
     tested = sum(figures.p_holm is not None for figures in comparison.methods.values())
     corrected = f", corrected for {tested} comparisons" if tested > 1 else ""
-    return f"{said}. The difference {verdict} statistically significant (p\u00a0{p_value(one.p_holm)}{corrected})."
+    p = p_value(one.p_holm).replace(" ", "\u00a0")
+    return f"{said}. The difference {verdict} statistically significant (p\u00a0{p}{corrected})."
 
 
 def points(difference: float, interval: str = "") -> str:
