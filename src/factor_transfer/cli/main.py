@@ -71,10 +71,11 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Teacher, paraphraser and student; what is up to date is reused."""
+    experiment = _experiment(recipe, overrides, work_dir)
+
     from factor_transfer.commands.run import run as run_stages
     from factor_transfer.report.results import print_results
 
-    experiment = _experiment(recipe, overrides, work_dir)
     summary = run_stages(experiment, baseline, fresh)
     print_results(experiment.console, [summary], len(experiment.test))
 
@@ -88,10 +89,11 @@ def teacher(
     debug: Debug = False,
 ) -> None:
     """Stage 1: train the teacher."""
+    experiment = _experiment(recipe, overrides, work_dir)
+
     from factor_transfer.pipeline.stages.teacher import make_teacher
     from factor_transfer.pipeline.weights.initial import check_networks
 
-    experiment = _experiment(recipe, overrides, work_dir)
     check_networks(experiment)
     make_teacher(experiment, fresh)
 
@@ -105,10 +107,11 @@ def pretrain(
     debug: Debug = False,
 ) -> None:
     """Stage 2, connectors pre-training: train the paraphraser on the teacher's features."""
+    experiment = _experiment(recipe, overrides, work_dir)
+
     from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
     from factor_transfer.pipeline.weights.initial import check_networks
 
-    experiment = _experiment(recipe, overrides, work_dir)
     check_networks(experiment)
     make_paraphraser(experiment, fresh)
 
@@ -122,10 +125,11 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Stage 3, distillation training: train the student with the teacher's factors."""
+    experiment = _experiment(recipe, overrides, work_dir)
+
     from factor_transfer.pipeline.stages.student import make_student
     from factor_transfer.pipeline.weights.initial import check_networks
 
-    experiment = _experiment(recipe, overrides, work_dir)
     check_networks(experiment)
     make_student(experiment, fresh)
 
@@ -157,13 +161,14 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Methods against each other, over seeds, on the same batches; what is done is not done again."""
+    experiment = _experiment(recipe, overrides, work_dir)
+
     from factor_transfer.commands.compare import Runner, parse_methods, refuse_failed
     from factor_transfer.commands.compare import compare as run_comparison
     from factor_transfer.commands.jobs import ProcessJobs, default_jobs
     from factor_transfer.commands.slurm import Jobs
     from factor_transfer.report.comparison import print_comparison
 
-    experiment = _experiment(recipe, overrides, work_dir)
     runner: Runner | None = None
     if slurm is not None:
         runner = Jobs(slurm, slurm_args)
@@ -202,11 +207,12 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Look before a long run: networks, taps, each term's share, time and memory, from a few batches."""
+    experiment = _experiment(recipe, overrides, work_dir)
+
     from factor_transfer.commands.check import check as look
     from factor_transfer.files import write_json
     from factor_transfer.report.check import print_check
 
-    experiment = _experiment(recipe, overrides, work_dir)
     found = look(experiment)
     print_check(experiment.console, found)
     if json is not None:
@@ -228,6 +234,8 @@ def test(
     debug: Debug = False,
 ) -> None:
     """Figures of a network on the test split, overall and a class."""
+    read = _recipe(recipe, overrides)
+
     from factor_transfer.commands.test import score
     from factor_transfer.files import write_json
     from factor_transfer.report.test import test_table
@@ -235,7 +243,7 @@ def test(
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     screen = console()
     say = partial(screen.print, highlight=False, markup=False, soft_wrap=True)
-    result = score(_recipe(recipe, overrides), checkpoint, names, say)
+    result = score(read, checkpoint, names, say)
     line = f"{checkpoint}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %"
     screen.print(line, markup=False, soft_wrap=True)
     if result.get("note"):
@@ -279,9 +287,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _experiment(recipe: str, overrides: list[str] | None, work_dir: Path | None) -> "Experiment":
+    read = _recipe(recipe, overrides)
+    # Imported after the recipe is read, as all that is heavy: a misspelt recipe need not wait for it.
     from factor_transfer.pipeline.experiment import Experiment
 
-    read = _recipe(recipe, overrides)
     command = shlex.join([recipe, *(overrides or []), *(["--work-dir", str(work_dir)] if work_dir else [])])
     experiment = Experiment(read, work_dir or Path("runs") / read.name, console(), command)
     if launch_info().world > 1:

@@ -6,15 +6,16 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from factor_transfer.config.presets import with_preset
-from factor_transfer.config.recipe import Recipe, recipe_type
 from factor_transfer.config.toml_lines import Key, Lines, key_text, known
 from factor_transfer.config.toml_values import check_values
 from factor_transfer.errors import InputError, about, shown, suggest
+
+if TYPE_CHECKING:
+    from factor_transfer.config.recipe import Recipe
 
 _LARGEST = 2**18  # bytes of a recipe
 _SHOWN = 8  # faults: a screen has room for so many
@@ -32,7 +33,7 @@ def shipped() -> dict[str, Path]:
     return {}
 
 
-def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
     """Read a recipe.
 
     Args:
@@ -49,6 +50,10 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     document = _parse(path, text)
     for override in overrides:
         _override(document, override)
+    # What a recipe is made of takes PyTorch to import: a file that is not there, or no TOML, need not wait for it.
+    from factor_transfer.config.presets import with_preset
+    from factor_transfer.config.recipe import recipe_type
+
     origin = _Origin(text, overrides, document)
     try:
         check_values(document)
@@ -69,7 +74,7 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     raise InputError("\n".join([f"recipe {path}:", *lines, *more]))
 
 
-def as_toml(recipe: Recipe) -> str:
+def as_toml(recipe: "Recipe") -> str:
     """A recipe with all that it says and all that it leaves to defaults, as TOML: ``read_recipe`` reads it back."""
     # A preset's settings are among the others by now, and must not fill in what was left out since.
     document = recipe.model_dump(mode="json", exclude_none=True, exclude={"preset"})

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.models import Normalize
 from factor_transfer.models.inference import eval_mode
@@ -54,7 +55,10 @@ def look_at_teacher(experiment: Experiment, model: nn.Module, normalize: Normali
     split, name = (data.validation, "validation") if len(data.validation) else (data.train, "training")
     began = time.perf_counter()
     experiment.logits(model, split.subset(torch.arange(min(20, len(split)))), normalize)
-    affordable = int(20 * _SECONDS / (time.perf_counter() - began))
+    # Processes that look together must take the same images: the slowest one says how many.
+    took_us = 1 + int(1e6 * (time.perf_counter() - began))
+    (slowest_us,) = collectives.all_reduce_max([took_us], experiment.fabric.device)
+    affordable = int(20e6 * _SECONDS / slowest_us)
     some = torch.linspace(0, len(split) - 1, min(IMAGES, max(affordable, 50), len(split))).long()
     logits, labels = experiment.logits(model, split.subset(some), normalize)
     found = Look(top(logits, labels)["top1"], len(some), name, 100 / len(data.classes))

@@ -27,11 +27,7 @@ def try_network(name: str, model: nn.Module, images: Tensor, classes: int) -> No
         InputError: the network cannot be used; the message names it and the reason.
     """
     images = images[:_IMAGES]
-    with (
-        _unchanged(model, model.state_dict()),
-        torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
-    ):
-        torch.manual_seed(0)
+    with _unchanged(model, model.state_dict()), _own_random_numbers(images):
         for training in (True, False):
             model.train(training)
             step = "a training step" if training else "evaluation mode"
@@ -64,11 +60,7 @@ def leave_out_unused(method: Method, batch: Batch) -> list[str]:
         The names of the parameters, which need no gradient any more.
     """
     # A frozen teacher does not change, but folds its batch norms into its weights when it is first used.
-    with (
-        _unchanged(method, trained_state(method)),
-        torch.random.fork_rng(devices=[batch.images.device] if batch.images.is_cuda else []),
-    ):
-        torch.manual_seed(0)
+    with _unchanged(method, trained_state(method)), _own_random_numbers(batch.images):
         method(*batch)["loss"].backward()
         trained = [(name, parameter) for name, parameter in method.named_parameters() if parameter.requires_grad]
         unused = [(name, parameter) for name, parameter in trained if parameter.grad is None]
@@ -82,6 +74,14 @@ def _check_logits(logits: Tensor, images: int, classes: int) -> None:
         raise InputError(f"for {images} images and {classes} classes its logits have the shape {tuple(logits.shape)}")
     if not logits.is_floating_point():
         raise InputError(f"its logits are of type {logits.dtype}")
+
+
+@contextmanager
+def _own_random_numbers(images: Tensor) -> Iterator[None]:
+    """Leave the generators as they are: what is trained next must not depend on a trial."""
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        torch.manual_seed(0)
+        yield
 
 
 @contextmanager

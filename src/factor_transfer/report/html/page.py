@@ -170,7 +170,7 @@ def _method(student: Artefact) -> str:
 
 def _facts(found: WorkDir, recipe: Recipe, data: Data | None) -> list[str]:
     teacher, student = recipe.teacher.model, recipe.student.model
-    facts = [f"{teacher} teaches {student}" if found.teacher is not None else f"{student}"]
+    facts = [f"teacher {teacher}, student {student}" if found.teacher is not None else f"student {student}"]
     if data is not None:
         facts.append(describe(data))
     return [printable(fact) for fact in facts]

@@ -1,0 +1,53 @@
+"""What a command imports before it can say that something is wrong: names, not seconds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Slow to import, and needed by a training alone.
+HEAVY = {"torch", "lightning_fabric", "torchmetrics", "scipy", "sklearn", "matplotlib", "jinja2", "torch._dynamo"}
+SCRIPT = """
+import json, sys
+try:
+    {0}
+finally:
+    print(json.dumps([name for name in sys.modules]))
+"""
+
+
+def imported(statement: str) -> set[str]:
+    """The heavy modules that a statement imports in a new process."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT.format(statement)], capture_output=True, text=True, check=False)
+    return HEAVY & set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def command(*words: str) -> str:
+    return f"from factor_transfer.cli import main; main({list(words)!r})"
+
+
+def test_the_package_alone_imports_nothing_heavy() -> None:
+    assert imported("import factor_transfer") == set()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--nonsense"],
+        ["run", "digits/resnet20-resnet9"],
+        ["compare", "broken.toml"],
+        ["train", "digits/resnet20-resnet8", "x"],
+    ],
+)
+def test_what_has_nothing_to_do_with_networks_does_not_wait_for_pytorch(words: list[str]) -> None:
+    Path("broken.toml").write_text("[data\n")
+    assert imported(command(*words)) == set()
+
+
+@pytest.mark.parametrize("name", ["run", "teacher", "compare", "check", "test"])
+def test_a_wrong_setting_waits_for_pytorch_alone(name: str) -> None:
+    more = ["weights.pth"] if name == "test" else []
+    assert imported(command(name, "digits/resnet20-resnet8", *more, "student.epoch=3")) == {"torch"}
