@@ -12,7 +12,7 @@ import typer
 
 from factor_transfer.cli import deploy as deploy_cli
 from factor_transfer.cli.common import Debug, Overrides, TrustCode, announce, console
-from factor_transfer.cli.exit import ending
+from factor_transfer.cli.exit import report_errors
 from factor_transfer.distributed.launch import launch_info
 from factor_transfer.errors import InputError, choose
 from factor_transfer.versions import OURS, versions
@@ -282,7 +282,7 @@ deploy_cli.add_to(app)
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    with ending(debug="--debug" in given, last=arguments is None):
+    with report_errors(debug="--debug" in given, last=arguments is None):
         app(args=given, prog_name="factor-transfer")
 
 
