@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what is heavy is imported where it is used: `--help` and a 
 
 app = typer.Typer(
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
 )
