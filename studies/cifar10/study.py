@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from factor_transfer.cli.exit import ending
+from factor_transfer.cli.exit import report_errors
 from factor_transfer.errors import InputError, suggest
 from plan import Piece, pieces
 from report import write_report
@@ -122,7 +122,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     given = parser.parse_args(words)
     console = Console() if sys.stdout.isatty() else Console(width=160)
-    with ending(given.debug):
+    with report_errors(given.debug):
         if given.threads < 1 or (given.minutes is not None and not given.minutes > 0):
             raise InputError("--threads must be at least 1, and --minutes more than 0")
         if given.command == "status":

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 # The packages that a machine with PyTorch, NumPy, SciPy, scikit-learn, matplotlib and Pillow lacks.
 PACKAGES = (
     *("annotated-doc", "annotated-types", "filelock", "lightning-fabric", "lightning-utilities", "pydantic"),
-    *("pydantic_core", "rich", "safetensors", "shellingham", "torchmetrics", "typer", "typing-inspection"),
+    *("pydantic_core", "rich", "safetensors", "shellingham", "typer", "typing-inspection"),
 )
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 PARTS = (

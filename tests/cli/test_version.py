@@ -15,6 +15,13 @@ def test_versions_are_shown(run: Run) -> None:
     assert f"factor-transfer {factor_transfer.__version__}," in done.out
 
 
+def test_help_has_a_short_name(run: Run) -> None:
+    for words in ((), ("run",), ("export",)):
+        short, long = run(*words, "-h"), run(*words, "--help")
+        assert short.code == long.code == 0
+        assert short.out == long.out
+
+
 def test_a_checkout_that_is_not_installed_has_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         if name == "factor-transfer":

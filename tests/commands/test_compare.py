@@ -3,6 +3,8 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from scipy.stats import ttest_rel
 
 from conftest import Run, refused
 from factor_transfer.commands.compare import pairwise, parse_methods, summarize
+from factor_transfer.data import DATASETS, Split
+from factor_transfer.data.sets.synthetic import load_synthetic
+from factor_transfer.data.split import Source
 from factor_transfer.errors import InputError
 from factor_transfer.methods import KD
 from factor_transfer.report.confidence import Estimate, estimate, holm, p_value
@@ -209,3 +214,24 @@ def test_what_cannot_be_compared_is_told_before_anything_is_trained(quick: Path,
     quick.write_text(text[:start] + text[end:].replace("[transfer.factor]\nbeta = 50", ""))
     refused(run("compare", quick, "--methods", "kd,factor"), "factor needs a paraphraser.*paraphraser")
     assert not Path("runs").exists()
+
+
+def test_images_are_opened_once_for_all_methods_and_seeds(
+    quick: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def counted(**options: Any) -> Source:
+        source = load_synthetic(**options)
+        opened.append("training")
+
+        def test() -> Split:
+            opened.append("test")
+            return source.test()
+
+        return replace(source, test=test)
+
+    monkeypatch.setitem(DATASETS, "synthetic", wraps(load_synthetic)(counted))
+    done = run("compare", quick, "--methods", "student,kd,at", "--seeds", "2")
+    assert done.code == 0, done.err
+    assert opened == ["training", "test"]

@@ -111,8 +111,8 @@ def predict(
         typer.echo(text.encode(errors="backslashreplace").decode())
         return
     for result in results:
-        said = "  ".join(f"{each['class']} {each['probability']:.2%}" for each in result["top"])
-        typer.echo(printable(f"{result['image']}  {said}"))
+        answers = "  ".join(f"{each['class']} {each['probability']:.2%}" for each in result["top"])
+        typer.echo(printable(f"{result['image']}  {answers}"))
 
 
 def package(

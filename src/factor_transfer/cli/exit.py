@@ -26,8 +26,8 @@ _LOST = re.compile(r"(?i)gloo|nccl|connection (closed|reset)|by peer|tcpstore|br
 
 
 @contextmanager
-def ending(debug: bool, last: bool = False) -> Iterator[None]:
-    """Run a command: 2 is the exit code of bad input, 128 and its number that of a signal.
+def report_errors(debug: bool, last: bool = False) -> Iterator[None]:
+    """Run a command, and turn its errors into one message and an exit code: 2 for bad input, 128 + N for signal N.
 
     Args:
         debug: show the traceback of an error nevertheless.
@@ -37,7 +37,7 @@ def ending(debug: bool, last: bool = False) -> Iterator[None]:
     code = 0
     if last:
         atexit.register(signals.disregard)  # what is registered first runs last
-    with signals.at_once(restore=not last):
+    with signals.raise_on_signals(restore=not last):
         try:
             try:
                 yield

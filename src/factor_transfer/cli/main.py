@@ -12,7 +12,7 @@ import typer
 
 from factor_transfer.cli import deploy as deploy_cli
 from factor_transfer.cli.common import Debug, Overrides, TrustCode, announce, console
-from factor_transfer.cli.exit import ending
+from factor_transfer.cli.exit import report_errors
 from factor_transfer.distributed.launch import launch_info
 from factor_transfer.errors import InputError, choose
 from factor_transfer.versions import OURS, versions
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what is heavy is imported where it is used: `--help` and a 
 
 app = typer.Typer(
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -282,7 +283,7 @@ deploy_cli.add_to(app)
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    with ending(debug="--debug" in given, last=arguments is None):
+    with report_errors(debug="--debug" in given, last=arguments is None):
         app(args=given, prog_name="factor-transfer")
 
 

@@ -105,13 +105,13 @@ def _train_and_score(
     runs = runner.runs(experiment, methods, range(first, first + seeds), score)
     teacher = artefact.find(experiment.work_dir / "teacher")
     assert teacher is not None  # the runner has made it
-    taught = figures_of(experiment, teacher)
+    of_teacher = figures_of(experiment, teacher)
     comparison = {
         "runs": runs,
-        "teacher": {"top1": taught["top1"], "top5": taught["top5"], "loss": taught["loss"]},
+        "teacher": {"top1": of_teacher["top1"], "top5": of_teacher["top5"], "loss": of_teacher["loss"]},
         "classes": len(experiment.data.classes),
         "against": against,
-        "methods": summarize(runs, methods, taught["top1"], against),
+        "methods": summarize(runs, methods, of_teacher["top1"], against),
         "pairwise": pairwise(runs, methods),
     }
     collectives.on_rank_zero(lambda: write_json(experiment.work_dir / COMPARISON, comparison))
@@ -241,9 +241,9 @@ def pairwise(runs: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> dict[
     result: dict[str, dict[str, Any]] = {method: {} for method in methods}
     for (a, b), p, corrected in zip(pairs, p_values, holm(p_values), strict=True):
         mean, interval = estimate(differences[a, b]) if differences[a, b] else (None, None)
-        said = {"interval": interval, "p": p, "p_holm": corrected}
-        result[a][b] = {"difference": mean, **said}
-        result[b][a] = {"difference": None if mean is None else -mean, **said}
+        spread = {"interval": interval, "p": p, "p_holm": corrected}
+        result[a][b] = {"difference": mean, **spread}
+        result[b][a] = {"difference": None if mean is None else -mean, **spread}
     return result
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from factor_transfer.config.read import as_toml, read_recipe
 from factor_transfer.config.recipe import ALONE, needs_paraphraser
-from factor_transfer.distributed.signals import at_once, defer_signals
+from factor_transfer.distributed.signals import defer_signals, raise_on_signals
 from factor_transfer.distributed.workers import end_with_parent, starting_workers, worker_context
 from factor_transfer.errors import InputError, Interrupted, first_line
 from factor_transfer.methods import TERMS
@@ -281,7 +281,7 @@ def _work(
     torch.set_num_threads(threads)
     experiment = Experiment(read_recipe(recipe), work_dir, RemoteDisplay(connection), command)
     try:
-        with at_once():
+        with raise_on_signals():
             connection.send(("done", _do(experiment, task, score)))
     except Interrupted as error:
         connection.send(("stopped", str(error)))

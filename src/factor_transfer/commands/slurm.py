@@ -105,6 +105,6 @@ class Jobs:
         error = job.exception()
         if error is None:
             return None
-        said = [line for line in (job.stderr() or "").splitlines() if line.startswith(("Error: ", "Stopped: "))]
-        why = said[-1].removeprefix("Error: ") if said else first_line(error)
+        messages = [line for line in (job.stderr() or "").splitlines() if line.startswith(("Error: ", "Stopped: "))]
+        why = messages[-1].removeprefix("Error: ") if messages else first_line(error)
         return InputError(f"job {job.job_id} ({name}) failed: {why}\nIts log: {job.paths.stderr}")

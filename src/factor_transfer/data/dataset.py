@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any
 
 import torch
@@ -43,7 +43,7 @@ class Data:
         classes: names, in the order of the labels.
         train: what gradients come from.
         validation: chooses epochs and settings; of files of its own, or cut from the training images. May be empty.
-        test: reads the test images. For evaluation alone.
+        test: the test images, read when it is first called. For evaluation alone.
         mean: of each channel, 0..1, for normalisation.
         std: of each channel, 0..1.
         test_is_cut: see ``Source``.
@@ -144,7 +144,8 @@ def open_data(
             "larger data.limit"
         )
     mean_std = _statistics(train, mean, std)
-    return Data(source.classes, train, held, source.test, *mean_std, source.test_is_cut, name, origin)
+    test = cache(source.test)  # opened once, however many experiments share these images
+    return Data(source.classes, train, held, test, *mean_std, source.test_is_cut, name, origin)
 
 
 def _joined(*parts: str) -> str:

@@ -68,11 +68,11 @@ def _metadata(name: str, facts: Mapping[str, Any]) -> str:
 
 def _what(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     model, teacher = config["model"], facts["teacher"]
-    taught = f", taught by a {teacher['model']['name']}" if teacher else ""
+    origin = f", taught by a {teacher['model']['name']}" if teacher else ""
     image = " x ".join(str(length) for length in config["image"]) if config["image"] else "of its data set"
     return (
         f"A {model['name']} that tells {len(config['classes'])} classes apart ({_classes(config)}) on images {image}. "
-        f"It was trained on {facts['data']['name']} by {name_of(facts['method'])}{taught}, with "
+        f"It was trained on {facts['data']['name']} by {name_of(facts['method'])}{origin}, with "
         "[factor-transfer](https://arxiv.org/abs/1802.04977)."
     )
 

@@ -90,9 +90,9 @@ def _network(student: Student, place: Path) -> Network:
 
     def logits(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            said = model(student.prepare(images)).logits
-            assert said is not None
-            return said
+            logits = model(student.prepare(images)).logits
+            assert logits is not None
+            return logits
 
     return Network(student.classes, student.image, logits)
 
@@ -170,9 +170,9 @@ def predict(network: Network, paths: Sequence[Path], top: int, convert: bool = F
     """
     results: list[dict[str, Any]] = []
     for some, images, resized in _batches(network.image, paths, convert):
-        said = network.logits(images)
-        check_logits(said, network.classes, "the network")
-        probabilities, classes = said.softmax(1).topk(min(top, len(network.classes)))
+        logits = network.logits(images)
+        check_logits(logits, network.classes, "the network")
+        probabilities, classes = logits.softmax(1).topk(min(top, len(network.classes)))
         for path, scaled, values, indices in zip(some, resized, probabilities.tolist(), classes.tolist(), strict=True):
             likeliest = [
                 {"class": network.classes[index], "probability": round(value, 6)}

@@ -43,8 +43,8 @@ def rank() -> int:
     try:
         return launch_info().rank
     except InputError:
-        said = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or ""
-        return int(said) if said.isdecimal() else 0
+        number = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or ""
+        return int(number) if number.isdecimal() else 0
 
 
 def _number(name: str) -> int:

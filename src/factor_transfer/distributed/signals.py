@@ -32,7 +32,7 @@ class _Leaving:
 
 
 @contextmanager
-def at_once(restore: bool = True) -> Iterator[None]:
+def raise_on_signals(restore: bool = True) -> Iterator[None]:
     """While it lasts, the first of these signals raises ``Interrupted``, wherever the process is.
 
     A second one ends the process, whatever it waits for. So does the first where Python would print it and forget it:

@@ -62,8 +62,8 @@ def _teacher_file(
     folder = done.folder / "export" / f"{options.format}-float32-{form}"
     path, now = folder / f"teacher{ENDINGS[options.format]}", exporter_versions(options.format)
     if path.is_file() and (folder / RECORD).is_file():
-        said = read_json(folder / RECORD)
-        if said == {"fingerprint": done.fingerprint, "sha256": sha256(path), "versions": now}:
+        stored = read_json(folder / RECORD)
+        if stored == {"fingerprint": done.fingerprint, "sha256": sha256(path), "versions": now}:
             open_file(path).close()  # it was found in the run's folder: it is verified before it is measured
             return path
     examples = experiment.examples.cpu()

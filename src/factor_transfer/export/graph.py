@@ -132,7 +132,10 @@ class _Last(TorchFunctionMode):
 
 
 def _where(module: nn.Module, images: Tensor) -> str:
-    """The layer at which tracing fails, and the operator there: it is traced again, and listened to."""
+    """The layer at which tracing fails, and the operator there: it is traced again with hooks that note both.
+
+    It is worth its lines: what ``torch.export`` raises names neither, and who is told the layer can replace it.
+    """
     within: list[str] = []
     handles = []
     for path, part in module.named_modules():

@@ -61,8 +61,11 @@ class Experiment:
         self._test_logits: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
 
     def with_method(self, method: str, seed: int | None = None) -> Self:
-        """The same experiment with another method, and another seed of the student; images and taps are shared."""
-        _ = self.data, self.taps  # once for all methods
+        """The same experiment with another method, and another seed of the student.
+
+        Images, device, taps and the test images' logits are the same objects in both.
+        """
+        _ = self.data, self.taps, self.views  # made now, so that the copy has them, too
         other = copy(self)
         other.recipe = self.recipe.with_method(method, seed)
         return other

@@ -135,5 +135,5 @@ def _holder(work_dir: Path) -> Holder | None:
 def _named(holder: Holder | None) -> str:
     if holder is None:
         return "another process"
-    said = f"process {holder.process} on {holder.host}, since {holder.since} ({holder.command})"
-    return printable(said)
+    description = f"process {holder.process} on {holder.host}, since {holder.since} ({holder.command})"
+    return printable(description)

@@ -152,14 +152,14 @@ class StageRecord(Record):
     def _whole(self) -> Self:
         if not self.finished:
             return self
-        said = self.model_fields_set
+        present = self.model_fields_set
         needed = ["versions", "machine"]  # a cache has no more
         if self.stage == "paraphraser":
             needed += ["weights_sha256", "in_channels"]
         elif "model" in (self.model_extra or {}):
             NetworkRecord.model_validate(self.model_dump(exclude_unset=True))
             needed += ["weights_sha256", "seconds"]
-        absent = [key for key in needed if key not in said or getattr(self, key) is None]
+        absent = [key for key in needed if key not in present or getattr(self, key) is None]
         if absent:
             raise ValueError(f"{absent[0]} is missing of a finished stage")
         taps = self.inputs.get("tap")

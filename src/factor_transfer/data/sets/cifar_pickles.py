@@ -5,6 +5,9 @@ for is looked up in a table of stand-ins, which only keep what they are given, s
 the system nor numpy's own unpickling code (which trusts its input) is within its reach. Of the opcodes,
 those are run that CIFAR's files and copies of them are made of. What they cost, in time and in memory,
 grows as the file does.
+
+Why it is not torchvision's reader: that loads the pickles the usual way. And the binary archives, which need no
+reader, are not enough: most people's copy of CIFAR is the Python one, fetched by torchvision or Keras.
 """
 
 import io

@@ -72,9 +72,9 @@ class PassedOver:
         """Such as ``"hidden or system files and folders: 4 (@eaDir, .DS_Store), .txt: 2"``; empty if there is none."""
         # Reasons first, in the order of this module, then endings, the most frequent first.
         kinds = sorted(self.counts, key=lambda why: (why.startswith("."), -self.counts[why], why))
-        said = [f"{printable(why)}: {self.counts[why]:,}{self._first(why)}" for why in kinds[:_KINDS]]
+        parts = [f"{printable(why)}: {self.counts[why]:,}{self._first(why)}" for why in kinds[:_KINDS]]
         rest = sum(self.counts[why] for why in kinds[_KINDS:])
-        return ", ".join([*said, f"others: {rest:,}"] if rest else said)
+        return ", ".join([*parts, f"others: {rest:,}"] if rest else parts)
 
     def _first(self, why: str) -> str:
         if why.startswith("."):

@@ -197,9 +197,9 @@ def _classifier(teacher: Side) -> nn.Linear:
     vector = features[tap].mean((2, 3))
     if logits is not None and linear and linear[-1].in_features == vector.shape[1]:
         with torch.no_grad():
-            said = linear[-1](vector)
+            computed = linear[-1](vector)
         # Rounding apart: an average may be taken in another order, or in half precision.
-        if said.shape == logits.shape and (said - logits).abs().max() <= 1e-3 * logits.abs().max():
+        if computed.shape == logits.shape and (computed - logits).abs().max() <= 1e-3 * logits.abs().max():
             return linear[-1]
     raise InputError(
         "simkd needs a teacher whose logits are its last linear layer of its last feature map, averaged over its "

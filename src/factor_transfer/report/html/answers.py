@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-_BINS = 15  # as in Guo et al. 2017
+from factor_transfer.report.metrics import Reliability, reliability
 
 
 class Answers(NamedTuple):
@@ -40,33 +39,9 @@ class Answers(NamedTuple):
         confusion = self.confusion().double()
         return 100 * confusion.diagonal() / confusion.sum(1)
 
-    def reliability(self) -> "Reliability":
+    def reliability(self) -> Reliability:
         """How often the network is right, by how sure it is."""
-        confidence = self.logits.softmax(1).max(1).values.double()
-        place = (confidence * _BINS).ceil().long().clamp(1, _BINS) - 1  # bins are open below, as in the paper
-        hot = F.one_hot(place, _BINS).double()  # (N, bins)
-        count = hot.sum(0)
-        filled = count > 0
-        sure = (hot.T @ confidence)[filled] / count[filled]
-        right = (hot.T @ self.right.double())[filled] / count[filled]
-        share = count[filled] / len(self.labels)
-        return Reliability(sure, right, share, 100 * ((sure - right).abs() * share).sum().item())
-
-
-class Reliability(NamedTuple):
-    """A network's accuracy by its confidence, in bins of confidence that hold any images.
-
-    Attributes:
-        confidence: mean of each bin, 0..1.
-        accuracy: of each bin, 0..1.
-        share: of the images that each bin holds.
-        error: the expected calibration error, in percent (Guo et al. 2017).
-    """
-
-    confidence: Tensor
-    accuracy: Tensor
-    share: Tensor
-    error: float
+        return reliability(self.logits.softmax(1).max(1).values, self.right)
 
 
 class Missed(NamedTuple):

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from factor_transfer.report.html.answers import Reliability
 from factor_transfer.report.html.curves import Curve
 from factor_transfer.report.html.svg import INK, MUTED, OTHERS, RULE, SHADE, TEACHER, chart, short
+from factor_transfer.report.metrics import Reliability
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -149,10 +149,10 @@ def run_sentence(figures: Mapping[str, Mapping[str, Any]]) -> str:
         for role, words in (("baseline", "student trained alone"), ("teacher", "teacher"))
         if role in figures
     ]
-    said = f"The student reaches {student['top1']:.1f}\u00a0% top-1" + (f", {' and '.join(against)}" if against else "")
+    text = f"The student reaches {student['top1']:.1f}\u00a0% top-1" + (f", {' and '.join(against)}" if against else "")
     if "teacher" in figures and (ratio := figures["teacher"]["parameters"] / max(student["parameters"], 1)) > 1.05:
-        said += f", with {ratio:.1f} times fewer parameters"
-    return f"{said}."
+        text += f", with {ratio:.1f} times fewer parameters"
+    return f"{text}."
 
 
 def comparison_sentence(comparison: Comparison) -> str:
@@ -164,22 +164,22 @@ def comparison_sentence(comparison: Comparison) -> str:
         return f"All trainings failed but the teacher's, which reaches {comparison.teacher.top1:.1f}\u00a0% top-1."
     seeds = "one seed" if count == 1 else f"{count} seeds"
     who = "The student alone" if best == ALONE else f"A student trained by {name_of(best)}"
-    said = f"{who} reaches {own.mean:.1f}\u00a0% top-1 over {seeds}"
+    text = f"{who} reaches {own.mean:.1f}\u00a0% top-1 over {seeds}"
     difference = difference_of(one)
     if difference is None:
-        return f"{said}; the teacher reaches {comparison.teacher.top1:.1f} %."
+        return f"{text}; the teacher reaches {comparison.teacher.top1:.1f} %."
     half = "" if difference.interval is None else f" (±\u00a0{difference.interval:.1f})"
     reference = "the student trained alone" if comparison.against == ALONE else name_of(comparison.against)
-    said += f", {points(difference.mean, half)} {reference}"
+    text += f", {points(difference.mean, half)} {reference}"
     if difference.interval is None:
-        return f"{said}. One seed does not tell whether the difference is due to chance."
+        return f"{text}. One seed does not tell whether the difference is due to chance."
     if one.p_holm is None:
-        return f"{said}."
+        return f"{text}."
     verdict = "is" if one.significant else "is not"
     tested = sum(figures.p_holm is not None for figures in comparison.methods.values())
     corrected = f", corrected for {tested} comparisons" if tested > 1 else ""
     p = p_value(one.p_holm).replace(" ", "\u00a0")
-    return f"{said}. The difference {verdict} statistically significant (p\u00a0{p}{corrected})."
+    return f"{text}. The difference {verdict} statistically significant (p\u00a0{p}{corrected})."
 
 
 def points(difference: float, interval: str = "") -> str:
