@@ -23,21 +23,12 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from factor_transfer.cli.exit import report_errors
+from factor_transfer.distributed.fabric import find_device
+from factor_transfer.distributed.precision import fast_precision
 from factor_transfer.errors import InputError, suggest
 from plan import Piece, pieces
 from report import write_report
 from runner import WORK, check_data, is_done, missing, record_of, run
-
-
-def fast_precision() -> str:
-    """bfloat16 where the processor computes faster in it, float32 elsewhere."""
-    if torch.cuda.is_available():
-        return "bf16-mixed"
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return "32-true"
-    return "bf16-mixed" if {"avx512_bf16", "amx_bf16"} & set(flags) else "32-true"
 
 
 def chosen(only: Sequence[str], changes: Sequence[str] = ()) -> list[Piece]:
@@ -135,7 +126,7 @@ def main(words: Sequence[str] | None = None) -> None:
             if given.minutes is not None:
                 signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
                 signal.setitimer(signal.ITIMER_REAL, 60 * given.minutes)
-            precision = fast_precision() if given.precision == "auto" else given.precision
+            precision = fast_precision(find_device("auto")) if given.precision == "auto" else given.precision
             speed = {"precision": precision, "compile": given.compile}
             run_all(chosen(given.only, given.set), given.work_dir, given.data, speed, console)
 

@@ -10,6 +10,7 @@ from factor_transfer.config.recipe import Recipe
 from factor_transfer.data import Data, in_order, open_data
 from factor_transfer.distributed import collectives
 from factor_transfer.distributed.fabric import open_fabric
+from factor_transfer.distributed.precision import FULL
 from factor_transfer.errors import InputError
 from factor_transfer.files import load_into
 from factor_transfer.models import Normalize, build_model, zoo_statistics
@@ -46,7 +47,7 @@ def score(
     path = folder / artefact.WEIGHTS if folder.is_dir() else folder
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; give a file of weights, or the folder of a finished stage")
-    fabric = open_fabric(recipe.device, recipe.precision)
+    fabric = open_fabric(recipe.device, FULL)  # figures are measured in full precision
     data = open_data(**recipe.data.model_dump())
     say(data_line(data, fabric))
     model, normalize, note = _network(recipe, data, path)

@@ -21,6 +21,7 @@ from factor_transfer.training.optim import Optimization
 ALONE = "student"  # the method that is no term: the student alone
 
 Precision = Literal["32-true", "bf16-mixed"]
+AnyPrecision = Literal["auto", "32-true", "bf16-mixed"]
 
 
 class Recipe(Options):
@@ -29,7 +30,8 @@ class Recipe(Options):
     Attributes:
         name: of the default work dir; the file's, if left out.
         preset: whose settings hold where the recipe says nothing, see ``factor-transfer show presets``.
-        precision: ``"32-true"``, or ``"bf16-mixed"``: bfloat16 where it is safe.
+        precision: ``"32-true"``; ``"bf16-mixed"``, bfloat16 where it is safe; or ``"auto"``, which takes bfloat16 where
+            the device computes faster in it, and what the work dir's stages were trained in where there are any.
         teacher_precision: of the teacher where it is only looked at; that of ``precision``, if left out.
         compile: ``"on"`` compiles training steps, which rounds otherwise and changes nothing else; ``"auto"`` does so
             where a training is long enough for it to pay.
@@ -50,7 +52,7 @@ class Recipe(Options):
 
     name: Annotated[str, Field(pattern=r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$")]
     preset: str | None = None
-    precision: Precision = "32-true"
+    precision: AnyPrecision = "32-true"
     teacher_precision: Precision | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"

@@ -5,6 +5,7 @@ from datetime import timedelta
 from inspect import signature
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning_fabric.strategies import DDPStrategy
@@ -19,6 +20,13 @@ _PATIENCE = timedelta(hours=24)
 _STATISTICS: dict[str, Any] = {
     max({"forward_sync_buffers", "broadcast_buffers"} & {*signature(DistributedDataParallel).parameters}): False
 }
+
+
+def find_device(device: str) -> torch.device:
+    """The device that a recipe's name stands for on this machine; ``"auto"`` is a GPU where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(device)
 
 
 def open_fabric(device: str, precision: Any) -> Fabric:

@@ -148,6 +148,18 @@ def is_work_dir(folder: Path) -> bool:
     return (folder / _MARK).is_file()
 
 
+def trained_precision(work_dir: Path) -> str | None:
+    """The precision in which the stages of a work dir were, or are being, trained; ``None`` if there is no stage."""
+    for folder in sorted(work_dir.iterdir()) if work_dir.is_dir() else []:
+        try:
+            found = read_json(folder / RECORD)["inputs"]["precision"]
+        except (InputError, OSError, KeyError, TypeError):
+            continue
+        if found in ("32-true", "bf16-mixed"):
+            return str(found)
+    return None
+
+
 def check_owner(work_dir: Path, recipe: str) -> bool:
     """See that a folder may be a recipe's work dir; whether it is so already.
 

@@ -15,7 +15,8 @@ from factor_transfer.config.recipe import Network, Recipe
 from factor_transfer.data import Augment, Batch, Data, Split, Views, describe, in_order, open_data
 from factor_transfer.data.sets.image_files import class_name
 from factor_transfer.distributed import collectives
-from factor_transfer.distributed.fabric import open_fabric
+from factor_transfer.distributed.fabric import find_device, open_fabric
+from factor_transfer.distributed.precision import fast_precision
 from factor_transfer.errors import InputError, printable
 from factor_transfer.models import Normalize, build_model, check_trusted, zoo_statistics
 from factor_transfer.models.memory_format import to_memory_format
@@ -87,7 +88,8 @@ class Experiment:
             InputError: bad data, or a batch that is larger than the training set.
         """
         data = open_data(**self.recipe.data.model_dump())
-        self.display.say_once(data_line(data, self.fabric))
+        chosen = f", in {self.precision}" if self.recipe.precision == "auto" else ""
+        self.display.say_once(data_line(data, self.fabric) + chosen)
         for name in ("teacher", "paraphraser", "student"):
             section = getattr(self.recipe, name)
             if section is not None and section.epochs is not None and section.batch_size > len(data.train):
@@ -100,7 +102,17 @@ class Experiment:
     @cached_property
     def fabric(self) -> Fabric:
         """Device and precision."""
-        return open_fabric(self.recipe.device, self.recipe.precision)
+        return open_fabric(self.recipe.device, self.precision)
+
+    @cached_property
+    def precision(self) -> str:
+        """The precision of all trainings, ``"32-true"`` or ``"bf16-mixed"``; ``"auto"`` is settled here.
+
+        A work dir keeps the precision that its first stage was trained in, so that it goes on alike on another machine.
+        """
+        if self.recipe.precision != "auto":
+            return self.recipe.precision
+        return artefact.trained_precision(self.work_dir) or fast_precision(find_device(self.recipe.device))
 
     @cached_property
     def augment(self) -> Augment:

@@ -40,7 +40,7 @@ def cache_provenance(
         "data": experiment.data.fingerprint,
         "augment": recipe.augment.model_dump(mode="json"),
         "cache": recipe.cache.model_dump(mode="json"),
-        "precision": recipe.precision,
+        "precision": experiment.precision,
         "teacher_precision": recipe.teacher_precision,
     }
     if name in TERMS and TERMS[name].needs_paraphraser:
@@ -60,7 +60,7 @@ def training_provenance(experiment: Experiment, section: Training, **sections: O
     data, recipe = experiment.data, experiment.recipe
     mean, std = getattr(section, "mean", None), getattr(section, "std", None)
     inputs: dict[str, Any] = {
-        "precision": recipe.precision,
+        "precision": experiment.precision,
         "data": data.fingerprint,
         "mean": list(mean or data.mean),
         "std": list(std or data.std),
