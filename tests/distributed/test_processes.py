@@ -29,10 +29,12 @@ NETWORK = """
 from torch import nn
 
 def network(num_classes, in_channels):
-    return nn.Sequential(
+    layers = nn.Sequential(
         nn.Conv2d(in_channels, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes),
     )
+    layers[0].auxiliary = nn.Linear(2, 2)  # which is never called
+    return layers
 """
 
 
@@ -109,6 +111,12 @@ def test_each_step_has_the_same_loss(
     mine, others = (read_weights(folder / "teacher/weights.safetensors") for folder in folders)
     for key, value in mine.items():
         assert torch.allclose(value.float(), others[key].float(), rtol=1e-3, atol=1e-4), key
+
+
+def test_parameters_that_are_never_used_are_left_out(together: Together) -> None:
+    result = outcome(together, 0)
+    assert "teacher  is trained without model.model.0.auxiliary.weight, model.model.0.auxiliary.bias" in result["out"]
+    assert "is trained without" not in outcome(together, 1)["out"]
 
 
 def test_each_image_is_evaluated_once(together: Together, tmp_path: Path, tiny: Path, run: Run) -> None:

@@ -16,6 +16,7 @@ from conftest import Run, refused
 from factor_transfer import build_model
 from factor_transfer.files import read_weights
 from factor_transfer.models.classifier import find_classifier, reorder_outputs
+from factor_transfer.models.external import zoo_classes
 from factor_transfer.pipeline.weights.classes import output_order
 
 RECIPE = """
@@ -183,6 +184,15 @@ def test_names_that_are_stored_with_a_zoos_weights(run: Run, capsys: pytest.Capt
     on = run("teacher", path, table.replace("CLASSES", ", epochs=1, batch_size=12"), "--work-dir", "c")
     assert on.code == 0, on.err
     assert "its outputs have other names (wolf, ant, bee)" in on.out
+
+
+@pytest.mark.usefixtures("torchvision_operators")
+def test_the_names_that_timm_stores() -> None:
+    model: Any = build_model("timm:test_resnet", 3)
+    assert zoo_classes("timm:test_resnet", model) is None
+    model.pretrained_cfg["label_names"] = ["bee", "ant", "cat"]
+    assert zoo_classes("timm:test_resnet", model) == ["bee", "ant", "cat"]
+    assert zoo_classes("resnet8", build_model("resnet8", 3)) is None
 
 
 @given(st.permutations(["a", "B b", "c_c", "d"]), st.randoms(use_true_random=False))
