@@ -1,7 +1,5 @@
 """The version of this package, and those of others, as records have them."""
 
-from importlib.metadata import version
-
 __version__ = "0.1.0"
 
 OURS = "factor-transfer"
@@ -12,4 +10,6 @@ def versions(*packages: str) -> dict[str, str]:
 
     This package's own is not asked of the installer: a checkout on ``PYTHONPATH`` that is not installed has one, too.
     """
+    from importlib.metadata import version  # not at the start: every import of the package would wait for it
+
     return {name: __version__ if name == OURS else version(name) for name in packages}

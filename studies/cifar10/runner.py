@@ -121,11 +121,12 @@ def run(piece: Piece, work: Path, data: Path, speed: Mapping[str, str], console:
         record |= _described(done)
         if piece.test and piece.stage != "paraphraser":
             record["test"] = figures_of(experiment, done)
-        if piece.is_large and piece.seed == 0:
-            list_in_zoo(piece.recipe, piece.name, done, record, f"{piece.recipe}/{done.folder.name}")
-        elif piece.is_pretraining and not piece.is_large:
+        if piece.is_large:
+            if piece.seed == 0:
+                list_in_zoo(piece.recipe, piece.name, done, record, f"{piece.recipe}/{done.folder.name}")
+        elif piece.is_pretraining:
             add_to_zoo(piece.recipe, piece.name, done, record)
-        elif piece.test and not piece.setting and not piece.is_large:
+        elif piece.test and not piece.setting:
             keep_best(piece.recipe, piece.name, done, record)
         own = place / "paraphraser"
         if piece.stage == "student" and not piece.paraphraser and own.is_dir():

@@ -1,4 +1,5 @@
 import re
+from importlib import metadata
 from importlib.metadata import PackageNotFoundError
 
 import pytest
@@ -28,7 +29,7 @@ def test_a_checkout_that_is_not_installed_has_a_version(monkeypatch: pytest.Monk
             raise PackageNotFoundError(name)
         return "1.2.3"
 
-    monkeypatch.setattr(module, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     assert module.versions("factor-transfer", "torch") == {
         "factor-transfer": factor_transfer.__version__,
         "torch": "1.2.3",

@@ -90,12 +90,10 @@ def teacher(
     debug: Debug = False,
 ) -> None:
     """Stage 1: train the teacher."""
-    experiment = _experiment(recipe, overrides, work_dir)
+    experiment = _tried(_experiment(recipe, overrides, work_dir))
 
     from factor_transfer.pipeline.stages.teacher import make_teacher
-    from factor_transfer.pipeline.weights.initial import check_networks
 
-    check_networks(experiment)
     make_teacher(experiment, fresh)
 
 
@@ -108,12 +106,10 @@ def pretrain(
     debug: Debug = False,
 ) -> None:
     """Stage 2, connectors pre-training: train the paraphraser on the teacher's features."""
-    experiment = _experiment(recipe, overrides, work_dir)
+    experiment = _tried(_experiment(recipe, overrides, work_dir))
 
     from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
-    from factor_transfer.pipeline.weights.initial import check_networks
 
-    check_networks(experiment)
     make_paraphraser(experiment, fresh)
 
 
@@ -126,12 +122,10 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Stage 3, distillation training: train the student with the teacher's factors."""
-    experiment = _experiment(recipe, overrides, work_dir)
+    experiment = _tried(_experiment(recipe, overrides, work_dir))
 
     from factor_transfer.pipeline.stages.student import make_student
-    from factor_transfer.pipeline.weights.initial import check_networks
 
-    check_networks(experiment)
     make_student(experiment, fresh)
 
 
@@ -296,6 +290,14 @@ def _experiment(recipe: str, overrides: list[str] | None, work_dir: Path | None)
     experiment = Experiment(read, work_dir or Path("runs") / read.name, console(), command)
     if launch_info().world > 1:
         _ = experiment.fabric  # the processes meet before any of them reads or writes
+    return experiment
+
+
+def _tried(experiment: "Experiment") -> "Experiment":
+    """The experiment, after its networks and weights have been tried, as ``run`` and ``compare`` do themselves."""
+    from factor_transfer.pipeline.weights.initial import check_networks
+
+    check_networks(experiment)
     return experiment
 
 

@@ -72,8 +72,7 @@ class Timm:
     def preprocessing(self, name: str, model: nn.Module) -> dict[str, Any]:
         """That of ``pretrained_cfg``."""
         config = _timm_config(model)
-        size = config.get("input_size")
-        found = {"size": size[-1] if size else None, "crop": config.get("crop_pct")}
+        found = {"size": self.size(name, model), "crop": config.get("crop_pct")}
         found["interpolation"] = config.get("interpolation")
         return {key: value for key, value in found.items() if value is not None}
 
@@ -122,8 +121,9 @@ class Torchvision:
     def preprocessing(self, name: str, model: nn.Module) -> dict[str, Any]:
         """That of the ``DEFAULT`` weights' transforms."""
         transforms = _torchvision_transforms(name)
-        keys = {"size": "crop_size", "resize": "resize_size", "interpolation": "interpolation"}
-        found = {key: getattr(transforms, attribute, None) for key, attribute in keys.items()}
+        keys = {"resize": "resize_size", "interpolation": "interpolation"}
+        found: dict[str, Any] = {"size": self.size(name, model)}
+        found |= {key: getattr(transforms, attribute, None) for key, attribute in keys.items()}
         return {key: _plain(value) for key, value in found.items() if value is not None}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -21,8 +21,15 @@ _LOCK, _HOLDER = ".lock", ".holder.json"
 # What lets a job in that the holder has started and waits for: see ``compare --slurm``.
 _ON_BEHALF = "FACTOR_TRANSFER_HOLDER"
 
-_held: dict[Path, FileLock | None] = {}
-_inodes: dict[Path, int] = {}  # of the lock files, as they were when they were taken
+
+class _Held(NamedTuple):
+    """A lock, and the inode that its file had when it was taken."""
+
+    lock: FileLock
+    inode: int
+
+
+_held: dict[Path, _Held | None] = {}  # None: another process has the lock, on behalf of which this one works
 
 
 @contextmanager
@@ -44,10 +51,10 @@ def hold(work_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock = _held.pop(folder)
-        if lock is not None:
+        held = _held.pop(folder)
+        if held is not None:
             os.environ.pop(_ON_BEHALF, None)
-            lock.release()
+            held.lock.release()
 
 
 def still_held(work_dir: Path) -> None:
@@ -57,17 +64,17 @@ def still_held(work_dir: Path) -> None:
         InputError: another process has taken it meanwhile.
     """
     folder = work_dir.resolve()
-    lock = _held.get(folder)
-    if lock is None:
+    held = _held.get(folder)
+    if held is None:
         return
     try:
         there = os.stat(work_dir / _LOCK).st_ino  # noqa: PTH116
     except OSError:
         there = None
-    if there == _inodes.get(folder):
+    if there == held.inode:
         return
     holder = _holder(work_dir)
-    lock.release(force=True)
+    held.lock.release(force=True)
     _held[folder] = None
     os.environ.pop(_ON_BEHALF, None)
     try:
@@ -111,8 +118,7 @@ def _take(work_dir: Path) -> None:
     except OSError as error:
         raise InputError(f"cannot use work dir {work_dir}: {error.strerror}") from error
     os.environ[_ON_BEHALF] = token
-    _held[work_dir.resolve()] = lock
-    _inodes[work_dir.resolve()] = os.stat(work_dir / _LOCK).st_ino  # noqa: PTH116
+    _held[work_dir.resolve()] = _Held(lock, os.stat(work_dir / _LOCK).st_ino)  # noqa: PTH116
 
 
 def _description() -> dict[str, Any]:

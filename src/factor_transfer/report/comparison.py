@@ -10,7 +10,7 @@ from rich.table import Table
 
 from factor_transfer.errors import printable
 from factor_transfer.report.confidence import as_estimate
-from factor_transfer.report.names import name_of
+from factor_transfer.report.names import name_of, the_name_of
 from factor_transfer.training.evaluate import at_chance
 
 
@@ -32,14 +32,14 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
             "" if figures["cost"] is None else f"{figures['cost']:.2f} x",
         )
     console.print(table)
-    reference = name_of(comparison["against"])
+    reference = the_name_of(comparison["against"])
     lines = [
         f"Top-1 of the last epoch on {test_images:,} test images, mean ± 95 % interval over {seeds} "
-        f"{'seed' if seeds == 1 else 'seeds'}; difference from {_the(reference)}, seed by seed; gap closed: the share "
+        f"{'seed' if seeds == 1 else 'seeds'}; difference from {reference}, seed by seed; gap closed: the share "
         "of the gap between the student alone and the teacher; cost: seconds of the student's training, relative to "
         "the student alone (without the paraphraser's)."
     ]
-    lines += _verdicts(methods, _the(reference))
+    lines += _verdicts(methods, reference)
     classes = comparison["classes"]
     lost = [
         run for run in comparison["runs"] if run["top1"] is not None and at_chance(run["top1"], classes, test_images)
@@ -52,10 +52,6 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
             lines.append(f"Failed: {run['method']}, seed {run['seed']}: {run['error'].splitlines()[0]}")
     for line in lines:
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
-
-
-def _the(name: str) -> str:
-    return f"the {name}" if name == "student alone" else name
 
 
 def _verdicts(methods: Mapping[str, Mapping[str, Any]], reference: str) -> list[str]:

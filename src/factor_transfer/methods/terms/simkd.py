@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.methods.term import Pair, Side, Target, Term, match
+from factor_transfer.models.classifier import find_classifier
 from factor_transfer.models.inference import eval_mode
-from factor_transfer.taps.extract import Seen, Taps, shapes
+from factor_transfer.taps.extract import Seen, Taps
 
 
 class Projector(nn.Sequential):
@@ -191,16 +192,14 @@ def _classifier(teacher: Side) -> nn.Linear:
     """The teacher's last linear layer, which says its logits of the averaged feature at its tap."""
     tap = _tap(teacher)
     logits, features = teacher.see([tap])
-    modules = dict(teacher.model.named_modules())
-    called = [modules[path] for path in shapes(teacher.model, teacher.images[:2])]
-    linear = [module for module in called if isinstance(module, nn.Linear)]
+    classifier = find_classifier(teacher.model, teacher.images[:2])
     vector = features[tap].mean((2, 3))
-    if logits is not None and linear and linear[-1].in_features == vector.shape[1]:
+    if logits is not None and isinstance(classifier, nn.Linear) and classifier.in_features == vector.shape[1]:
         with torch.no_grad():
-            computed = linear[-1](vector)
+            computed = classifier(vector)
         # Rounding apart: an average may be taken in another order, or in half precision.
         if computed.shape == logits.shape and (computed - logits).abs().max() <= 1e-3 * logits.abs().max():
-            return linear[-1]
+            return classifier
     raise InputError(
         "simkd needs a teacher whose logits are its last linear layer of its last feature map, averaged over its "
         f"places; {type(teacher.model).__name__} is none, with the feature at {tap!r}: name another tap or choose "

@@ -35,14 +35,13 @@ def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
     if done:
         return done
     model, record = init_network(experiment, "teacher", section)
+    normalize = experiment.normalize((record["mean"], record["std"]))
     if section.epochs is None:
-        normalize = experiment.normalize((record["mean"], record["std"]))
         check_features(model, normalize, experiment.taps[0], experiment.examples)
         for warning in look_at_teacher(experiment, model, normalize, recorded=None).warnings:
             experiment.say(f"Warning: {warning}")
         record |= {"stage": "teacher", "epoch": None, "seconds": 0.0}
         return finish_stage(folder, model.state_dict(), record)
-    normalize = experiment.normalize((record["mean"], record["std"]))
     return train_one(StageTraining(experiment, folder, section, Supervised(model, normalize), model, record))
 
 

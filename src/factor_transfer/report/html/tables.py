@@ -7,7 +7,7 @@ from factor_transfer.config.recipe import ALONE
 from factor_transfer.pipeline.records import Summary
 from factor_transfer.report.confidence import Estimate
 from factor_transfer.report.html.work_dir import Comparison, Exported, MethodFigures
-from factor_transfer.report.names import name_of
+from factor_transfer.report.names import name_of, the_name_of
 
 ROLES = {"teacher": "teacher", "baseline": "student alone", "student": "student"}
 
@@ -70,7 +70,7 @@ def _sizes(own: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[str]
 
 def methods_table(comparison: Comparison) -> Table:
     """All methods of a comparison."""
-    reference = _the(comparison.against)
+    reference = the_name_of(comparison.against)
     rows = [["teacher", f"{comparison.teacher.top1:.2f}", f"{comparison.teacher.top5:.2f}", "", "", "", "", ""]]
     for name, one in comparison.methods.items():
         own, difference = mean_of(one), difference_of(one)
@@ -222,10 +222,6 @@ def mean_of(figures: MethodFigures) -> Estimate | None:
 def difference_of(figures: MethodFigures) -> Estimate | None:
     """Its difference from the method that it is compared with."""
     return None if figures.difference is None else Estimate(figures.difference, figures.difference_interval)
-
-
-def _the(method: str) -> str:
-    return "the student alone" if method == ALONE else name_of(method)
 
 
 def summary_figures(summary: Summary) -> dict[str, dict[str, Any]]:
