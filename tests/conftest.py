@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from factor_transfer.cli import main
 
@@ -121,9 +122,13 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture(autouse=True)
 def signals_as_before() -> Iterator[None]:
-    """A test that runs a whole program in this process leaves no handler behind."""
+    """Each test starts with the handlers of a process in the foreground, and leaves none of its own behind.
+
+    A shell without job control starts background jobs with SIGINT ignored, and children inherit that.
+    """
     numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
     former = [signal.getsignal(number) for number in numbers]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in zip(numbers, former, strict=True):
         signal.signal(number, handler)
@@ -151,14 +156,30 @@ def tiny(tmp_path: Path) -> Path:
     return path
 
 
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder that ``make`` fills, once for all processes of pytest-xdist."""
+    folder = tmp_path_factory.getbasetemp().parent / name
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = tmp_path_factory.mktemp(name) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            unfinished = folder.with_name(f"{name}-unfinished")
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The work dir of a finished run of the tiny recipe, with its baseline. Not to be changed: copy it."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "tiny.toml").write_text(TINY)
-    with pytest.raises(SystemExit, match=r"^0$"):
-        main(["run", str(folder / "tiny.toml"), "--work-dir", str(folder / "work"), "--baseline"])
-    return folder / "work"
+    recipe = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    recipe.write_text(TINY)
+
+    def make(work: Path) -> None:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["run", str(recipe), "--work-dir", str(work), "--baseline"])
+
+    return once(tmp_path_factory, "finished", make)
 
 
 @pytest.fixture
@@ -170,8 +191,10 @@ def work(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The work dir of the demo's recipe, with a smaller teacher and few epochs. Not to be changed: copy it."""
-    work = tmp_path_factory.mktemp("digits") / "work"
-    small = ["teacher.model=resnet8", "teacher.epochs=4", "paraphraser.epochs=1", "student.epochs=4"]
-    with pytest.raises(SystemExit, match=r"^0$"):
-        main(["run", "digits/resnet20-resnet8", *small, "--work-dir", str(work)])
-    return work
+
+    def make(work: Path) -> None:
+        small = ["teacher.model=resnet8", "teacher.epochs=4", "paraphraser.epochs=1", "student.epochs=4"]
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["run", "digits/resnet20-resnet8", *small, "--work-dir", str(work)])
+
+    return once(tmp_path_factory, "digits", make)

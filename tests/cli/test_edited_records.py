@@ -78,7 +78,7 @@ VALUES = st.one_of(
     st.lists(st.text("abcdefghijk", min_size=1, max_size=3), min_size=8, max_size=12),
 )
 often = settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -269,7 +269,9 @@ def test_show(what: list[str], run: Run) -> None:
 def test_the_cifar10_recipe_on_the_official_batches(run: Run, tmp_path: Path) -> None:
     """All stages, one epoch of a few images each; what `test` says agrees with the summary."""
     recipe = "cifar10/resnet56-resnet20"
-    overrides = [f"data.root={CIFAR10}", "data.limit=400", "teacher.model=resnet8", "student.model=resnet8"]
+    settings = "model=resnet8", "args={width=2}"
+    small = [f"{stage}.{setting}" for stage in ("teacher", "student") for setting in settings]
+    overrides = [f"data.root={CIFAR10}", "data.limit=400", *small]
     overrides += [f"{stage}.epochs=1" for stage in ("teacher", "paraphraser", "student")]
     assert run("run", recipe, *overrides).code == 0
     work = Path("runs/resnet56-resnet20")
