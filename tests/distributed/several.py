@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from factor_transfer.cli import exit as ending
 from factor_transfer.cli import main
@@ -24,6 +25,9 @@ torch.set_num_threads(1)
 ending._COURTESY_S = 0.1  # of processes but the first, before they say what it has most likely said
 RANK = int(os.environ["RANK"])
 MOVE = Trainer.optimizer_step
+COMPILE = nn.Module.compile
+# The graphs are captured as they always are; that they are then run by PyTorch itself saves minutes.
+nn.Module.compile = lambda module, dynamic, options: COMPILE(module, dynamic=dynamic, backend="aot_eager")  # type: ignore
 
 
 def carry_out(command: dict[str, Any]) -> dict[str, Any]:

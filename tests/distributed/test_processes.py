@@ -23,6 +23,7 @@ BATCHES = [f"{stage}.batch_size=60" for stage in ("teacher", "paraphraser", "stu
 STEPS = ["teacher.batch_size=72", "teacher.epochs=6"]  # one an epoch, so that metrics.jsonl has each one's loss
 PLAIN = ["teacher.model=plain:network", "teacher.args={}", *STEPS, "augment.flip=false"]
 SYNCED = ["sync_batch_norm=true", *STEPS]
+FAST = ["cache.views=2", "compile=on", "precision=bf16-mixed", "teacher.accumulate=2", "student.accumulate=2"]
 LONG = ["teacher.epochs=4", "sync_batch_norm=true"]
 
 NETWORK = """
@@ -68,7 +69,7 @@ class Together:
             command("teacher", "tiny.toml", *PLAIN, "--work-dir", "plain"),
             command("teacher", "tiny.toml", *SYNCED, "--work-dir", "synced"),
             command("test", "tiny.toml", "finished/student-factor-seed0", "data.test=1100", "--json", "test.json"),
-            command("run", "tiny.toml", *BATCHES, "cache.views=2", "--work-dir", "run"),
+            command("run", "tiny.toml", *BATCHES, *(FAST if processes == 2 else FAST[:1]), "--work-dir", "run"),
             command("teacher", "tiny.toml", "teacher.batch_size=25", "--work-dir", "odd"),
             command("teacher", "tiny.toml", *LONG, "--work-dir", "stopped", rank=1, move=5, signal=signal.SIGTERM),
         ]
@@ -134,6 +135,7 @@ def test_all_stages_the_cache_and_the_table(together: Together) -> None:
     assert result["code"] == 0, result["err"]
     assert result["out"].count("  done in ") == 3
     assert "| student, Factor Transfer |" in result["out"]
+    assert "is not compiled" not in result["out"]
     summary = json.loads((together.folder / "run/summary.json").read_text())
     assert summary["student"]["top1"] is not None
 

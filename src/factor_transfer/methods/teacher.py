@@ -63,8 +63,7 @@ class Teacher(Frozen):
         if self.shared and self._last is not None and self._last[0] is images:
             self.borrowed += self._took
             return self._last[1]
-        if not self._settled:
-            self._settle()
+        self.settle()
         began = time.perf_counter()
         with torch.autocast(images.device.type, torch.bfloat16) if self.reduced else nullcontext():
             if self.part is None or self.whole or len(images) <= self.part:
@@ -77,8 +76,10 @@ class Teacher(Frozen):
             self._last, self._took = (images, seen), time.perf_counter() - began
         return seen
 
-    def _settle(self) -> None:
-        """Make it cheaper, once it is known what is wanted of it."""
+    def settle(self) -> None:
+        """Make the network cheaper to run, once it is known which taps are needed; later calls do nothing."""
+        if self._settled:
+            return
         self._settled = True
         if self.examples is None or not (self.module.taps or self.module.logits):
             return
