@@ -320,7 +320,7 @@ class Trainer:
 
     def _borrowed(self) -> float:
         """The seconds of a shared teacher's passes that other methods paid for; alone, this one would have to."""
-        return sum(teacher.borrowed for teacher in self._teachers)
+        return sum(teacher.reused_seconds for teacher in self._teachers)
 
     @contextmanager
     def _explains_memory(self, images: int) -> Iterator[None]:
