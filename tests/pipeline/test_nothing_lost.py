@@ -97,7 +97,7 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path, monkeypatch: pytest.Monk
         raise AssertionError("still here")
 
     monkeypatch.setattr(Supervised, "forward", asked)
-    with pytest.raises(Interrupted, match="what is whole is kept"):
+    with pytest.raises(Interrupted, match="all complete work is saved"):
         train(tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_slurm_is_asked_to_requeue_by_choice(
     result = run("teacher", tiny, "checkpoint.requeue=true")
     assert result.code == 128 + signal.SIGUSR1
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
-    assert ("job 17 is requeued" if works else "job 17 was not requeued: busy") in result.err
+    assert ("job 17 was requeued" if works else "job 17 was not requeued: busy") in result.err
 
 
 def test_how_often_is_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
