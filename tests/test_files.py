@@ -206,8 +206,8 @@ def holding(**changes: torch.Tensor) -> nn.Module:
         (torch.full((2, 1, 1, 1), complex(0, float("nan"))), r"0\.weight: torch\.complex64 in the file"),
         (torch.ones(2, 1, 1, 1, dtype=torch.bool), r"0\.weight: torch\.bool in the file, torch\.float32 in the model"),
         (torch.ones(2, 1, 1, 1, dtype=torch.uint8), r"0\.weight: torch\.uint8 in the file"),
-        (torch.ones(2, 1, 1, 1).to_sparse(), r"0\.weight: no plain tensor"),
-        (torch.ones(2, 1, 1, 1, device="meta"), r"0\.weight: no plain tensor"),
+        (torch.ones(2, 1, 1, 1).to_sparse(), r"0\.weight: not a dense tensor"),
+        (torch.ones(2, 1, 1, 1, device="meta"), r"0\.weight: not a dense tensor"),
     ],
 )
 def test_weights_that_a_model_cannot_hold(weight: torch.Tensor, message: str) -> None:

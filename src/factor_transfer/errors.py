@@ -1,38 +1,38 @@
-"""What a person did that cannot work, said in words that help."""
+"""Errors that users can correct, and helpers for their messages."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
-_LONG = 80  # characters; more of what was given helps nobody
+_MAX_SHOWN = 80  # characters of a value in a message
 
 
 class InputError(ValueError):
-    """Bad input: a file, a recipe, a name, a shape that does not fit.
+    """Bad input, such as a damaged file, an invalid recipe, an unknown name or a wrong shape.
 
-    The message says what was given, what was expected and what to do. The command line prints it
-    without a traceback and exits with code 2.
+    The message states what was given, what was expected and what to do. The command line prints it without a traceback
+    and exits with code 2.
 
     Attributes:
-        key: the steps to the recipe's key that is at fault, where one is.
+        key: the path of the recipe's key that caused the error; empty if no key did.
     """
 
     key: tuple[str | int, ...] = ()
 
 
 class Diverged(InputError):
-    """Figures of a training are no longer finite: its settings do not suit it."""
+    """A training whose losses or weights are no longer finite, usually because of unsuitable settings."""
 
 
 class Interrupted(BaseException):
-    """Somebody asked to stop: a person, or a system. The message says what was kept and how to go on.
+    """A stop that the user or the system requested. The message states what was saved and how to resume.
 
-    It is no ``Exception``, so that nothing that copes with those takes it for one.
+    It does not derive from ``Exception``, so that handlers of errors do not catch it.
 
     Args:
-        message: for the person.
-        signal: the number of the signal that asked.
+        message: the message for the user.
+        signal: the number of the signal that requested the stop.
     """
 
     def __init__(self, message: str, signal: int = 2) -> None:
@@ -41,22 +41,22 @@ class Interrupted(BaseException):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message; PyTorch's run over a screen."""
+    """The first line of an error's message, because PyTorch's messages can fill a screen."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def is_of_memory(error: Exception) -> bool:
-    """Whether there was too little memory: PyTorch's allocators raise RuntimeErrors of several kinds."""
+    """Whether an error was caused by insufficient memory, for which PyTorch raises several kinds of RuntimeError."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error))
 
 
 def choose(kind: str, name: str, valid: Iterable[str]) -> str:
-    """Return ``name`` if it is one of ``valid``; otherwise say which valid names are nearest.
+    """Return ``name`` if it is one of ``valid``; otherwise raise an error that suggests the nearest valid names.
 
     Args:
-        kind: what is being named, for the message, such as ``"model"``.
-        name: the name that was given.
-        valid: the names that exist.
+        kind: the kind of thing that has the name, for the message of an error, such as ``"model"``.
+        name: the given name.
+        valid: the valid names.
 
     Raises:
         InputError: if ``name`` is not valid.
@@ -68,17 +68,17 @@ def choose(kind: str, name: str, valid: Iterable[str]) -> str:
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """A clause that goes behind a wrong ``name``: its nearest valid names, or all of a few."""
+    """A clause for a message about an invalid ``name`` that gives the nearest valid names, or else the first ones."""
     valid = list(valid)
     near = get_close_matches(name, valid, n=3, cutoff=0.5)
     if near:
         return f"; did you mean {' or '.join(repr(n) for n in near)}?"
-    return f"; valid are: {', '.join(valid[:12])}{', …' if len(valid) > 12 else ''}"
+    return f"; valid names are {', '.join(valid[:12])}{', …' if len(valid) > 12 else ''}"
 
 
 @contextmanager
 def about(*key: str) -> Iterator[None]:
-    """While something is made of a recipe's key, an ``InputError`` is about that key."""
+    """A context that sets the ``key`` of an ``InputError`` to the recipe's key that is being processed."""
     try:
         yield
     except InputError as error:
@@ -86,29 +86,30 @@ def about(*key: str) -> Iterator[None]:
         raise
 
 
-_JOINERS = "\u200c\u200d"  # format characters that are part of words, in Persian, Hindi and others
+_JOINERS = "\u200c\u200d"  # format characters that are parts of words in Persian, Hindi and other languages
 
 
 def printable(text: str, newlines: bool = False) -> str:
-    """Text that may come from a file, with nothing in it that a terminal would obey instead of showing it.
+    """Escape the characters of a text, which may come from a file, that a terminal would interpret.
 
     Args:
-        text: any; control characters, escape sequences, marks that turn the direction of writing, and what no encoding
-            can hold are written as Python would write them.
-        newlines: whether line breaks stay as they are.
+        text: any text. Control characters, escape sequences, marks that change the writing direction, and characters
+            that cannot be encoded are replaced by Python's escapes.
+        newlines: whether line breaks are kept.
     """
     if text.isprintable():
         return text
-    kept = _JOINERS + ("\n" if newlines else "")
+    allowed = _JOINERS + ("\n" if newlines else "")
     return "".join(
-        one if one.isprintable() or one in kept else one.encode("unicode_escape").decode("ascii") for one in text
+        char if char.isprintable() or char in allowed else char.encode("unicode_escape").decode("ascii")
+        for char in text
     )
 
 
 def shown(value: Any) -> str:
-    """What was given, for a message: on one line, and not long."""
+    """The ``repr`` of a value for a message, shortened if it is long."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, tables within tables within tables
-        return f"what is too large to be shown ({type(value).__name__})"
-    return text if len(text) <= _LONG else f"{text[: _LONG - 2]}…{text[-1]}"
+    except (ValueError, RecursionError):  # an integer with thousands of digits, or deeply nested tables
+        return f"a value that is too large to be shown ({type(value).__name__})"
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 2]}…{text[-1]}"

@@ -1,7 +1,7 @@
-"""Settings as functions declare them: what may be said, of which type, with which default.
+"""Settings read from the signatures of functions and classes.
 
-A data set, a model or a transfer term is a function or a class. Its keyword-only arguments are its settings: this turns
-them into a pydantic model, so that a default stands once, where it is used.
+A data set, a model or a transfer term is a function or a class, and its keyword-only arguments are its settings. This
+module turns them into a pydantic model, so that each default is written only once, where it is used.
 """
 
 import inspect
@@ -12,26 +12,28 @@ from pydantic import BaseModel, ConfigDict, create_model, model_validator
 
 
 class Options(BaseModel):
-    """Settings: unknown keys are refused, types are not guessed, numbers are finite."""
+    """A model of settings that refuses unknown keys, values of another type, and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-# What a network is built with, besides its settings.
+# The arguments of a network that are not settings.
 _NOT_SETTINGS = ("name", "num_classes", "in_channels", "pretrained")
 
 
 class FreeOptions(Options):
-    """Settings of a network from elsewhere, whose names only the library knows that they are for."""
+    """A model of the settings of an external network, whose names only its library knows."""
 
     model_config = ConfigDict(extra="allow")
 
     @model_validator(mode="after")
     def _settings(self) -> "FreeOptions":
-        # Its name above all: one in here would stand in for the one that the recipe says, and run other code.
-        taken = [key for key in self.model_extra or {} if key in _NOT_SETTINGS]
-        if taken:
-            raise ValueError(f"{taken[0]!r} is no setting of a network; it is known from the rest of the recipe")
+        # In particular the name: a name in the settings would replace that of the recipe and run other code.
+        reserved = [key for key in self.model_extra or {} if key in _NOT_SETTINGS]
+        if reserved:
+            raise ValueError(
+                f"{reserved[0]!r} is not a setting of a network; it is determined by other keys of the recipe"
+            )
         return self
 
 
@@ -42,18 +44,18 @@ def settings(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def chosen(section: BaseModel, *functions: Callable[..., Any]) -> dict[str, Any]:
-    """What ``section`` says of the settings of ``functions``, as their arguments."""
+    """The values in ``section`` of the settings of ``functions``, to be passed as their arguments."""
     known = {key for function in functions for key in settings(function)}
     return {key: value for key, value in section.model_dump().items() if key in known}
 
 
 def options(name: str, *functions: Callable[..., Any], base: type[Options] = Options) -> type[Options]:
-    """A model with a field for each setting of ``functions``.
+    """A pydantic model with a field for each setting of ``functions``.
 
     Args:
-        name: of the model.
-        functions: or classes, or partials of functions. A setting that two of them share is one field.
-        base: what the model extends; its fields come first.
+        name: the name of the model.
+        functions: functions, classes or partial functions. A setting that two of them share becomes one field.
+        base: the class that the model extends. Its fields come first.
     """
     fields: dict[str, Any] = {}
     for function in functions:

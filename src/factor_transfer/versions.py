@@ -1,4 +1,4 @@
-"""The version of this package, and those of others, as records have them."""
+"""The version of this package and of other packages, for records."""
 
 __version__ = "0.1.0"
 
@@ -6,10 +6,11 @@ OURS = "factor-transfer"
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The version of each package, by its name.
+    """The versions of packages by name.
 
-    This package's own is not asked of the installer: a checkout on ``PYTHONPATH`` that is not installed has one, too.
+    This package's own version does not come from the installed metadata, so that it is also known for a checkout on
+    ``PYTHONPATH`` that is not installed.
     """
-    from importlib.metadata import version  # not at the start: every import of the package would wait for it
+    from importlib.metadata import version  # imported here, because it would slow down every import of the package
 
     return {name: __version__ if name == OURS else version(name) for name in packages}

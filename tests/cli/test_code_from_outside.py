@@ -1,4 +1,4 @@
-"""Code from outside runs where a recipe says ``module:callable``, and says so; nowhere else, whatever a file holds."""
+"""External code runs where a recipe says ``module:callable``, and says so; nowhere else, whatever a file holds."""
 
 import builtins
 import json
@@ -43,30 +43,30 @@ def own(tmp_path: Path) -> str:
 
 def test_a_command_says_whose_code_it_runs_before_it_does(own: str, tiny: Path, run: Run, tmp_path: Path) -> None:
     place = tmp_path / own.partition(".")[0] / "nets.py"
-    assert announce([own, "resnet8", own, "timm:resnet18"]) == [f"runs code from outside: {own} ({place})"]
+    assert announce([own, "resnet8", own, "timm:resnet18"]) == [f"runs external code: {own} ({place})"]
     assert not Path("ran").exists()  # not even the package that it is in
     arguments = ["teacher", tiny, f"teacher={{model='{own}', epochs=1, batch_size=24, tap='0'}}"]
     result = run(*arguments)
     assert result.code == 0, result.err
-    assert result.out.splitlines()[0] == f"runs code from outside: {own} ({place})"
-    assert result.out.count("from outside") == 1
+    assert result.out.splitlines()[0] == f"runs external code: {own} ({place})"
+    assert result.out.count("external code") == 1
     assert Path("ran").exists()
     for command in (["test", tiny, "runs/tiny/teacher", *arguments[2:]], ["show", "taps", own]):
         assert run(*command).out.splitlines()[0] == result.out.splitlines()[0]
     assert announce(["nowhere.at_all:x", ":", ".:x", "a..b:c"])[0] == (
-        "runs code from outside: nowhere.at_all:x (not found)"
+        "runs external code: nowhere.at_all:x (not found)"
     )
 
 
-def test_nothing_from_outside_is_not_announced(tiny: Path, run: Run) -> None:
-    assert "outside" not in run("teacher", tiny, "teacher.epochs=1").out
+def test_nothing_is_announced_without_external_code(tiny: Path, run: Run) -> None:
+    assert "external code" not in run("teacher", tiny, "teacher.epochs=1").out
 
 
 @pytest.mark.parametrize("model", [":", "a:", ".:x", "\u00e9 :x", "a.b:c:d"])
 def test_a_name_of_no_code_is_refused(model: str, tiny: Path, run: Run) -> None:
     refused(
         run("teacher", tiny, f"teacher={{model='{model}', epochs=1, batch_size=24, tap='0'}}"),
-        "is none; with a colon it is",
+        "is not a valid model name; a name with a colon is",
     )
 
 
@@ -74,7 +74,7 @@ def test_the_record_of_a_stage_names_code_in_vain(own: str, work: Path, tiny: Pa
     record = json.loads((work / "teacher" / "stage.json").read_text())
     record["model"] = {"name": own, "num_classes": 4, "in_channels": 3}
     (work / "teacher" / "stage.json").write_text(json.dumps(record))
-    refused(run("test", tiny, work / "teacher"), "code from outside .* what their recipe names")
+    refused(run("test", tiny, work / "teacher"), "external code .* that their recipe names")
     assert not Path("ran").exists()
 
 
@@ -89,7 +89,7 @@ def test_a_name_in_the_teachers_place_is_no_permission_for_a_student(
         if stage != "teacher":
             record["model"]["depth"] = 1
         (work / stage / "stage.json").write_text(json.dumps(record))
-        refused(run("test", tiny, work / stage, given), "code from outside makes")
+        refused(run("test", tiny, work / stage, given), "external code builds")
     assert not Path("ran").exists()
     record["model"]["depth"] = 1
     record["stage"] = "teacher"
@@ -141,7 +141,7 @@ def test_a_path_in_a_recipe_is_a_path_to_data(own: str, tiny: Path, run: Run, tm
     outside.write_text(OWN)
     up = f"../{outside.name}"
     for override in (f"teacher.weights='{up}'", f"paraphraser.weights='{up}'"):
-        refused(run("run", tiny, override), rf"weights {up} are damaged, or hold more than tensors")
+        refused(run("run", tiny, override), rf"weights {up} are damaged, or contain more than tensors")
     for override in (f"data={{name='cifar10', root='{up}'}}", f"data={{name='folder', root='{up}'}}"):
         refused(run("run", tiny, override), outside.name)
     for name in ("..", "../x", "/x", "a/../../x", "a\\nb"):

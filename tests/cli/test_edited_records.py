@@ -205,9 +205,9 @@ def test_the_note_of_a_holder_blocks_nobody(run: Run, place: Path, data: st.Data
     ("key", "value", "message"),
     [
         ("mean", [float("nan")], "not finite"),
-        ("std", [0.0], "mean .* and std .*: finite numbers are needed, those of std above 0"),
-        ("std", [1e-320], "finite numbers are needed"),
-        ("std", [-0.5], "finite numbers are needed"),
+        ("std", [0.0], "mean .* and std .*: all values must be finite, and those of std above 0"),
+        ("std", [1e-320], "all values must be finite"),
+        ("std", [-0.5], "all values must be finite"),
         ("std", [0.5, 0.5], "mean and std have 1 and 2 values, the images 1 channels"),
         ("mean", [], "mean and std have 0 and 1 values"),
         ("mean", [10**400], "mean"),

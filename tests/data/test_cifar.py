@@ -70,7 +70,7 @@ def test_python_class_names(tmp_path: Path) -> None:
             load_cifar10(root=str(tmp_path))
     (folder / "batches.meta").unlink()
     os.mkfifo(folder / "batches.meta")
-    with pytest.raises(InputError, match=r"batches\.meta: is a FIFO"):
+    with pytest.raises(InputError, match=r"batches\.meta is a FIFO"):
         load_cifar10(root=str(tmp_path))
 
 

@@ -89,7 +89,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to("fifo.png")
     (tmp_path / "folder.png").mkdir()
     for name, kind in (("fifo", r"a FIFO"), ("zero", "a device"), ("link", "a FIFO"), ("folder", "a folder")):
-        with pytest.raises(InputError, match=rf"{name}\.png: is {kind}.*, expected a regular file; remove it"):
+        with pytest.raises(InputError, match=rf"{name}\.png is {kind}.*, but a regular file is expected; remove it"):
             decode(tmp_path / f"{name}.png", None, 3)
     (tmp_path / "real.png").write_bytes(encoded("PNG"))
     (tmp_path / "link.png").unlink()

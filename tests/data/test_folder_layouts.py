@@ -350,12 +350,12 @@ def test_something_else_in_the_place_of_an_image(
     for path in (root / "train").rglob("*.png"):
         path.unlink()
         put(path)
-    with pytest.raises(InputError, match=r"\.png: is a .*, expected a regular file; remove it"):
+    with pytest.raises(InputError, match=r"\.png is a .*, but a regular file is expected; remove it"):
         list(Batches(data.train, 8, 0).epoch(0))
     if put is os.mkdir:  # a folder may have any name
         refused(run("teacher", tiny, *said(root)), "apple: has no images")
     else:
-        refused(run("teacher", tiny, *said(root)), r"apple/0\.png: is a .*, expected a regular file; remove it")
+        refused(run("teacher", tiny, *said(root)), r"apple/0\.png is a .*, but a regular file is expected; remove it")
 
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=12)

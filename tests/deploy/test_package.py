@@ -153,7 +153,7 @@ def test_bad_packages(digits_run: Path, shared: Path, run: Run, tmp_path: Path) 
 
 @pytest.fixture
 def of_code(shared: Path, tmp_path: Path) -> Path:
-    """A package whose network is made by code from outside, which leaves a trace where it runs."""
+    """A package whose network is built by external code, which leaves a trace where it runs."""
     folder = Path(shutil.copytree(shared, tmp_path / "of code"))
     config = json.loads((folder / "config.json").read_text())
     config["model"] = {"name": "tracer:network", "num_classes": 10, "in_channels": 1}
@@ -164,9 +164,9 @@ def of_code(shared: Path, tmp_path: Path) -> Path:
 
 
 def test_a_package_runs_no_code_that_was_not_asked_for(of_code: Path, tmp_path: Path, run: Run) -> None:
-    with pytest.raises(InputError, match="code from outside makes, 'tracer:network'"):
+    with pytest.raises(InputError, match="external code builds, 'tracer:network'"):
         load_student(of_code)
-    refused(run("predict", of_code, of_code), "code from outside makes")
+    refused(run("predict", of_code, of_code), "external code builds")
     assert not Path("ran").exists()
     with pytest.raises(InputError, match="do not fit"):
         load_student(of_code, trusted_code=["tracer:network"])
@@ -195,16 +195,16 @@ def test_what_a_run_names_is_run_where_the_command_line_names_it(tmp_path: Path,
     Path("ran").unlink()
     sys.modules.pop("small_net")
     for command in commands:
-        refused(run(*command), "code from outside makes, 'small_net:network'", "--trust-code small_net:network")
-        refused(run(*command, "--trust-code", "other:network"), "code from outside makes")
+        refused(run(*command), "external code builds, 'small_net:network'", "--trust-code small_net:network")
+        refused(run(*command, "--trust-code", "other:network"), "external code builds")
     assert not Path("ran").exists()
     for command in commands:
         said = run(*command, "--trust-code", "small_net:network")
         assert said.code == 0, said.err
         first = (said.err if command[0] == "predict" else said.out).splitlines()[0]
-        assert first == f"runs code from outside: small_net:network ({tmp_path}/small_net.py), with wide = 6"
+        assert first == f"runs external code: small_net:network ({tmp_path}/small_net.py), with wide = 6"
     packaged = load_student("shared", trusted_code=["small_net:network"])
     assert packaged.classes == data.classes
-    refused(run("predict", "shared", "one.png"), "code from outside makes")
+    refused(run("predict", "shared", "one.png"), "external code builds")
     said = run("predict", "shared", "one.png", "--trust-code", "small_net:network")
-    assert said.err.startswith("runs code from outside: small_net:network (")
+    assert said.err.startswith("runs external code: small_net:network (")

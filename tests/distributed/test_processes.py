@@ -150,7 +150,7 @@ def test_all_stop_where_one_is_asked_to_and_any_number_goes_on(together: Togethe
     """Only one of them gets the signal, in the middle of the second epoch; one process goes on."""
     result = outcome(together, 5)
     assert result["code"] == 128 + signal.SIGTERM
-    assert "stopped in teacher; epoch 1 of 4 and 2 of 3 steps is kept" in result["err"]
+    assert "teacher has completed 1 of 4 epochs and 2 of 3 steps" in result["err"]
     work = Path(shutil.copytree(together.folder / "stopped", "stopped"))
     assert run("teacher", tiny, *LONG, "--work-dir", work).code == 0
     assert run("teacher", tiny, *LONG).code == 0

@@ -58,7 +58,7 @@ def test_zero_features_give_finite_gradients() -> None:
 
 
 def test_a_vector_is_refused() -> None:
-    with pytest.raises(InputError, match=r"feature map .* got shape \(2, 3\)"):
+    with pytest.raises(InputError, match=r"feature map .* has shape \(2, 3\)"):
         attention_loss(randn(2, 3), randn(2, 3, 4, 4))
 
 

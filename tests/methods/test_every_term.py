@@ -109,7 +109,7 @@ def test_networks_of_other_classes_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["dkd", "dist"])
 def test_one_class_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match="one class only"):
+    with pytest.raises(InputError, match="the networks have only one"):
         distil(name, make_pair(model(classes=1), model(classes=1)))
 
 
@@ -128,7 +128,7 @@ class Flat(nn.Module):
 
 @pytest.mark.parametrize("name", ["fitnets", "reviewkd", "ofd"])
 def test_a_tap_that_is_no_map_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"'vector' returns shape \(8,\).*feature map"):
+    with pytest.raises(InputError, match=r"'vector' returns a feature of shape \(8,\).*feature map"):
         distil(name, make_pair(model(), Flat()), teacher_taps=["layer3"], student_taps=["vector"])
 
 
@@ -140,7 +140,7 @@ def test_taps_that_do_not_pair_are_refused(name: str) -> None:
 
 def test_a_network_that_gives_no_logits_is_refused() -> None:
     maps = nn.Sequential(nn.Conv2d(3, 4, 3))
-    with pytest.raises(InputError, match=r"Sequential returns \(6, 4, 14, 14\).*logits"):
+    with pytest.raises(InputError, match=r"Sequential returns an output of shape \(6, 4, 14, 14\).*logits"):
         distil("kd", make_pair(maps, model()))
 
 

@@ -60,7 +60,7 @@ def test_what_several_want_is_handed_out_and_worked_out_once() -> None:
     assert first.logits is not None
     assert teacher(IMAGES) is first
     assert model.seen == [10]
-    assert teacher.borrowed > 0
+    assert teacher.reused_seconds > 0
     assert teacher(IMAGES.clone()) is not first
     assert model.seen == [20]
 
@@ -68,7 +68,7 @@ def test_what_several_want_is_handed_out_and_worked_out_once() -> None:
 def test_what_is_in_use_cannot_be_asked_for_more() -> None:
     teacher = plain()
     teacher(IMAGES)
-    with pytest.raises(RuntimeError, match="before it is used"):
+    with pytest.raises(RuntimeError, match="before its first call"):
         teacher.want(["body.layer1"], logits=False)
 
 

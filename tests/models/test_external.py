@@ -147,12 +147,16 @@ def test_somebodys_own(mine: str, tmp_path: Path) -> None:
             r"transformers cannot build 'vit' with hidden_size = 'x': .*expected",
         ),
         ("nowhere.to_be:found", {}, r"module 'nowhere.to_be' cannot be imported \(No module named 'nowhere'\)"),
-        ("timn:resnet18", {}, "networks of a zoo are timm:NAME"),
-        ("model.py:", {}, "is none; with a colon it is package.module:callable"),
+        ("timn:resnet18", {}, "the names of zoo networks are timm:NAME"),
+        ("model.py:", {}, "is not a valid model name; a name with a colon is package.module:callable"),
         ("{mine}:Nett", {}, r"has no 'Nett'; did you mean 'Net'"),
-        ("{mine}:size", {}, "is a int; a function or class is needed"),
-        ("{mine}:Net", {"widht": 3}, r"called with num_classes = 5, in_channels = 3, widht = 3, it raises TypeError"),
-        ("{mine}:nothing", {}, r"returns a dict; a torch.nn.Module is needed"),
+        ("{mine}:size", {}, "is of type int; a function or class is needed"),
+        (
+            "{mine}:Net",
+            {"widht": 3},
+            r"raises a TypeError when called with num_classes = 5, in_channels = 3, widht = 3",
+        ),
+        ("{mine}:nothing", {}, r"returns an object of type dict; a torch.nn.Module is needed"),
     ],
 )
 def test_what_cannot_be_built(name: str, args: dict[str, Any], message: str, mine: str) -> None:
@@ -161,7 +165,7 @@ def test_what_cannot_be_built(name: str, args: dict[str, Any], message: str, min
 
 
 def test_channels_that_a_network_cannot_take() -> None:
-    with pytest.raises(InputError, match="takes images of 3 channels, these have 1"):
+    with pytest.raises(InputError, match="takes images of 3 channels, but these have 1"):
         build_model("torchvision:resnet18", 5, 1)
     with pytest.raises(InputError, match="at least one class"):
         build_model("timm:resnet10t", 0)
@@ -179,9 +183,9 @@ def test_a_torchvision_of_another_build(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr(library, "import_module", fails)
-    with pytest.raises(InputError, match=r"^torchvision cannot be imported beside this torch: .*same index"):
+    with pytest.raises(InputError, match=r"^torchvision cannot be imported with this torch: .*same index"):
         build_model("torchvision:resnet18", 5)
-    with pytest.raises(InputError, match=r"^torchvision, which timm imports, cannot be imported beside this torch"):
+    with pytest.raises(InputError, match=r"^torchvision, which timm imports, cannot be imported with this torch"):
         build_model("timm:resnet18", 5)
 
 
@@ -231,7 +235,7 @@ def test_weights_that_cannot_be_fetched(name: str, why: str, monkeypatch: pytest
 
     monkeypatch.setattr(time, "sleep", never)
     state = huggingface_hub.constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
-    with pytest.raises(InputError, match=rf"^{name} could not be fetched, and was not before: .*{why}.*weights = FILE"):
+    with pytest.raises(InputError, match=rf"^{name} could not be fetched and is not cached: .*{why}.*weights = FILE"):
         build_model(name, 5, pretrained=True)
     assert (huggingface_hub.constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()) == state
 
@@ -257,10 +261,10 @@ def test_offline_mode_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet8", "resnet8 is this package's own and has no zoo's weights"),
-        ("timm:coatnet_0_224", r"timm has no weights of 'coatnet_0_224'; did you mean 'coatnet_"),
-        ("transformers:vit", "is a type of network, which has no weights"),
-        ("torch.nn:Identity", "is no zoo's network and has no zoo's weights"),
+        ("resnet8", "resnet8 is one of this package's networks, which have no pretrained"),
+        ("timm:coatnet_0_224", r"timm has no pretrained weights of 'coatnet_0_224'; did you mean 'coatnet_"),
+        ("transformers:vit", "is a model type, which has no pretrained weights"),
+        ("torch.nn:Identity", "is not a zoo's network and has no pretrained weights"),
     ],
 )
 def test_networks_without_weights(name: str, message: str) -> None:
@@ -306,7 +310,7 @@ def test_pretrained_transformers(tmp_path: Path) -> None:
     assert config.hidden_dropout_prob == 0.5
 
     for changed in ({"in_channels": 1}, {"num_hidden_layers": 3}):
-        with pytest.raises(InputError, match=r"do not fit .* in vit\."):
+        with pytest.raises(InputError, match=r"do not fit .*: vit\."):
             build_model(name, 7, pretrained=True, **changed)
     with pytest.raises(InputError, match=r"unknown setting of .* 'image_sise'; did you mean 'image_size'"):
         build_model(name, 7, image_sise=3)

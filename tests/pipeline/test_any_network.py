@@ -145,8 +145,8 @@ def test_a_reused_classifier_is_built_again(tiny: Path, run: Run) -> None:
     [
         ("odd:biuld", "has no 'biuld'; did you mean 'build'"),
         ("nowhere.at_all:build", "cannot be imported"),
-        ("odd:wrong", "returns a int; a torch.nn.Module is needed"),
-        ("odd:unable", "raises TypeError"),
+        ("odd:wrong", "returns an object of type int; a torch.nn.Module is needed"),
+        ("odd:unable", "raises a TypeError"),
     ],
 )
 def test_a_network_of_ones_own_that_is_none(model: str, message: str, run: Run) -> None:
@@ -196,7 +196,10 @@ def test_a_network_without_feature_maps_learns_from_answers(run: Run) -> None:
 
 
 def test_weights_that_only_a_zoo_has(tiny: Path, run: Run) -> None:
-    refused(run("run", tiny, "student.weights=pretrained"), "resnet8 is this package's own and has no zoo's weights")
+    refused(
+        run("run", tiny, "student.weights=pretrained"),
+        "resnet8 is one of this package's networks, which have no pretrained",
+    )
 
 
 def test_the_record_builds_the_network_of_a_zoo_again(run: Run) -> None:

@@ -153,8 +153,8 @@ def test_ctrl_c(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         stopped = run("teacher", tiny, "teacher.epochs=5")
     assert stopped.code == 130
     assert re.fullmatch(
-        r"Stopped: stopped in teacher; epoch 2 of 5 and 1 of 3 steps is kept in .*last\.ckpt\n"
-        r"The same command, without --fresh, goes on from there\n",
+        r"Stopped: teacher has completed 2 of 5 epochs and 1 of 3 steps, which are saved in .*last\.ckpt\n"
+        r"The same command, without --fresh, resumes from there\n",
         stopped.err,
     )
     result = run("teacher", tiny, "teacher.epochs=5")

@@ -83,7 +83,7 @@ def test_a_signal_ends_the_step_and_keeps_it(
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(Supervised, "forward", asked)
-        with pytest.raises(Interrupted, match="stopped in student; epoch 1 of 4 and 2 of 3 steps is kept") as stopped:
+        with pytest.raises(Interrupted, match="student has completed 1 of 4 epochs and 2 of 3 steps") as stopped:
             train(tmp_path / "stopped")
     assert stopped.value.signal == number
     assert signal.getsignal(number) == before
@@ -97,7 +97,7 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path, monkeypatch: pytest.Monk
         raise AssertionError("still here")
 
     monkeypatch.setattr(Supervised, "forward", asked)
-    with pytest.raises(Interrupted, match="what is whole is kept"):
+    with pytest.raises(Interrupted, match="all complete work is saved"):
         train(tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_slurm_is_asked_to_requeue_by_choice(
     result = run("teacher", tiny, "checkpoint.requeue=true")
     assert result.code == 128 + signal.SIGUSR1
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
-    assert ("job 17 is requeued" if works else "job 17 was not requeued: busy") in result.err
+    assert ("job 17 was requeued" if works else "job 17 was not requeued: busy") in result.err
 
 
 def test_how_often_is_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +244,7 @@ def test_steps_that_are_not_finite_can_be_left_out(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("steps", "skips", "message"),
     [
-        ({1, 2, 4}, 2, "3 steps had a gradient that is not finite, max_skipped allows 2"),
+        ({1, 2, 4}, 2, "3 steps had a gradient that is not finite, but max_skipped allows only 2"),
         ({2}, 0, "epoch 1, step 2: loss nan"),
     ],
 )
@@ -268,7 +268,7 @@ def test_on_nonfinite_is_said_in_the_recipe(tiny: Path, run: Run, monkeypatch: p
     monkeypatch.setattr(Supervised, "forward", explode({1}))
     result = run("teacher", tiny, "on_nonfinite=skip")  # goes on behind epoch 1
     assert result.code == 0, result.err
-    assert "1 steps left out" in result.out
+    assert "1 steps skipped" in result.out
 
 
 def test_gradients_are_clipped_by_choice(tmp_path: Path) -> None:

@@ -153,10 +153,10 @@ def test_what_logits_are() -> None:
         assert logits_of(output) is logits
     bad: tuple[tuple[Any, str], ...] = (
         (None, "NoneType"),
-        ({}, "dict with nothing in it"),
+        ({}, "dict with no keys"),
         ({"a": logits, "b\x1b": 1}, r"dict with a, b\\x1b"),
         ((1, logits), "tuple of int, Tensor"),
-        ([], "list of nothing"),
+        ([], "list of length 0"),
         (own_networks.Answer(None), "Answer"),  # type: ignore[arg-type]
     )
     for output, kind in bad:

@@ -84,8 +84,8 @@ def test_a_wrong_name_raises_with_the_nearest() -> None:
     [
         ("act", "more than once"),
         ("words", "returns a str"),
-        ("unused", "not reached"),
-        ("norm", "changed in place"),
+        ("unused", "forward pass does not call"),
+        ("norm", "modified in place"),
     ],
 )
 def test_what_cannot_be_a_tap_is_refused(path: str, message: str) -> None:
@@ -117,5 +117,5 @@ def test_a_network_without_feature_maps_has_no_last_stage() -> None:
 
 
 def test_a_tap_that_returns_no_map_is_refused() -> None:
-    with pytest.raises(InputError, match=r"'fc' returns shape \(2, 5\)"):
+    with pytest.raises(InputError, match=r"'fc' returns a feature of shape \(2, 5\)"):
         feature_shape(build_model("resnet8", 5), "fc", IMAGES)

@@ -67,7 +67,7 @@ def test_the_grid_is_that_of_the_patches(tokens: int, maps: list[tuple[int, int]
 
 
 def test_tokens_without_a_grid_are_refused() -> None:
-    with pytest.raises(InputError, match="40 tokens cannot be laid out"):
+    with pytest.raises(InputError, match="40 tokens cannot be arranged"):
         patch_grid(40, [(4, 4)])
 
 

@@ -43,9 +43,9 @@ def test_the_teacher_looks_at_each_batch_once(
 
     def counted(self: Teacher, images: Tensor) -> Any:
         nonlocal passes
-        before = self.borrowed
+        before = self.reused_seconds
         seen = forward(self, images)
-        passes += len(images) == 24 and self.borrowed == before
+        passes += len(images) == 24 and self.reused_seconds == before
         return seen
 
     monkeypatch.setattr(Teacher, "forward", counted)
@@ -118,4 +118,4 @@ def test_ctrl_c_names_what_is_kept_of_each(compare: Callable[..., Any], monkeypa
     result = compare("work")
     assert result.code == 130
     for name in FOLDERS:
-        assert f"stopped in {name}; epoch 1 of 3 and 2 of 3 steps is kept" in " ".join(result.err.split())
+        assert f"{name} has completed 1 of 3 epochs and 2 of 3 steps" in " ".join(result.err.split())

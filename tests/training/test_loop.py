@@ -103,7 +103,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     assert all(value.isfinite().all() for value in kept["method"].values())
 
 
-@pytest.mark.parametrize(("epoch", "message"), [(2, "epoch 2 of 4 is kept in .*last.ckpt"), (0, "nothing was kept")])
+@pytest.mark.parametrize(
+    ("epoch", "message"), [(2, "2 of 4 epochs, which are saved in .*last.ckpt"), (0, "nothing was saved")]
+)
 def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, message: str) -> None:
     batches = Batches.epoch
 

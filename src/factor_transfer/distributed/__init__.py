@@ -1,1 +1,1 @@
-"""One process or several: devices, launchers, what processes do together, what asks them to stop."""
+"""Devices, launchers, collectives, signals and helper processes, for trainings with one or several processes."""

@@ -1,4 +1,4 @@
-"""What several processes do together, see ``launch_info``; with one, nothing here does anything."""
+"""Collective operations of several processes. With a single process, they return their input unchanged."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -19,29 +19,30 @@ def together() -> bool:
 
 
 def world() -> int:
-    """How many processes are connected, this one among them."""
+    """The number of connected processes, including this one."""
     return distributed.get_world_size() if together() else 1
 
 
 def rank() -> int:
-    """Which of them this is, 0..; the first one writes and speaks."""
+    """The rank of this process, counted from 0. Only the first process writes files and prints."""
     return distributed.get_rank() if together() else 0
 
 
-def on_rank_zero(act: Callable[[], T]) -> T:
-    """Let the first process act; all get what it returns, or raise what it raises.
+def on_rank_zero(function: Callable[[], T]) -> T:
+    """Call a function in the first process, and return its result or raise its error in all processes.
 
-    The others wait. ``act`` must not ask for what all do together.
+    The other processes wait. The function must not use collective operations.
 
     Raises:
-        InputError: as ``act`` does; also an ``OSError``.
+        InputError: if the function raises one.
+        OSError: if the function raises one.
     """
     if world() == 1:
-        return act()
+        return function()
     outcome: list[Any] = [None]
     if rank() == 0:
         try:
-            outcome = [(act(), None)]
+            outcome = [(function(), None)]
         except (InputError, OSError) as error:
             outcome = [(None, error)]
     distributed.broadcast_object_list(outcome, 0)
@@ -52,7 +53,7 @@ def on_rank_zero(act: Callable[[], T]) -> T:
 
 
 def by_rank_zero(function: Callable[P, T]) -> Callable[P, T]:
-    """Have the first process alone run a function, for all, see ``on_rank_zero``."""
+    """Decorate a function to run only in the first process and return its result in all, see ``on_rank_zero``."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -62,7 +63,7 @@ def by_rank_zero(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def all_gather_object(value: T) -> list[T]:
-    """What each process has, in their order; plain values, or tensors on the CPU."""
+    """The objects of all processes in the order of their ranks: plain values, or tensors on the CPU."""
     values: list[Any] = [value]
     if world() > 1:
         values = [None] * world()
@@ -71,7 +72,7 @@ def all_gather_object(value: T) -> list[T]:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of all processes' tensors, of one shape."""
+    """The sum of the tensors of all processes, which must have the same shape."""
     if world() > 1:
         tensor = tensor.clone()
         distributed.all_reduce(tensor)
@@ -79,12 +80,12 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_gather_rows(tensor: Tensor) -> Tensor:
-    """All processes' rows, (B, …) of each, in their order; they may have different numbers of them."""
+    """The rows (B, …) of all processes, concatenated in the order of their ranks. B may differ between processes."""
     if world() == 1:
         return tensor
-    rows = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(world())]
-    distributed.all_gather(rows, rows[0].new_tensor([len(tensor)]))
-    counts = [int(count) for count in rows]
+    sizes = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(world())]
+    distributed.all_gather(sizes, sizes[0].new_tensor([len(tensor)]))
+    counts = [int(size) for size in sizes]
     padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
     padded[: len(tensor)] = tensor
     parts = [torch.empty_like(padded) for _ in counts]
@@ -93,11 +94,11 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_max(values: Sequence[int], device: torch.device | str = "cpu") -> list[int]:
-    """The largest of what the processes have, place by place.
+    """The elementwise maximum of the values of all processes.
 
     Args:
-        values: as many in each process.
-        device: where processes talk to each other.
+        values: the values of this process. All processes must have the same number of values.
+        device: the device on which the processes communicate.
     """
     if world() == 1:
         return list(values)
@@ -107,13 +108,13 @@ def all_reduce_max(values: Sequence[int], device: torch.device | str = "cpu") ->
 
 
 def broadcast_from_rank_zero(tensors: Sequence[Tensor]) -> None:
-    """Give every process the first one's tensors, in place."""
+    """Overwrite the tensors of every process by those of the first process, in place."""
     if world() > 1:
         for tensor in tensors:
             distributed.broadcast(tensor, 0)
 
 
 def leave() -> None:
-    """End the connection."""
+    """End the connection between the processes."""
     if together():
         distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""One process or several, which ``torchrun`` or ``srun`` has started: which one this is."""
+"""The launch information of this process, which ``torchrun`` or ``srun`` may have started with others."""
 
 import os
 from typing import NamedTuple
@@ -7,13 +7,13 @@ from factor_transfer.errors import InputError
 
 
 class LaunchInfo(NamedTuple):
-    """Where a process stands among those that were started with it.
+    """The place of a process among the processes that a launcher started together.
 
     Attributes:
-        rank: 0 .. ``world`` - 1.
-        world: processes in all.
-        beside: processes on each node.
-        launcher: ``"torchrun"``, ``"srun"`` or none.
+        rank: the rank of the process, from 0 to ``world`` - 1.
+        world: the number of processes.
+        beside: the number of processes on each node.
+        launcher: the launcher, ``"torchrun"`` or ``"srun"``; empty if the process was started alone.
     """
 
     rank: int = 0
@@ -23,23 +23,23 @@ class LaunchInfo(NamedTuple):
 
 
 def launch_info() -> LaunchInfo:
-    """Of this process, as its launcher says; known before any of them has spoken to another.
+    """The launch information of this process, from the environment. It is known before the processes are connected.
 
     Raises:
-        InputError: the launcher says it only in part.
+        InputError: if the launcher set only some of the environment variables.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun
         return LaunchInfo(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE"), "torchrun")
-    # A batch script knows how many tasks there will be, and is none of them: only srun makes a step.
+    # Slurm also sets SLURM_NTASKS for the batch script, which is not a task itself. Only srun creates steps.
     if "SLURM_STEP_ID" in os.environ and "SLURM_NTASKS" in os.environ and _number("SLURM_NTASKS") > 1:
         if "SLURM_NTASKS_PER_NODE" not in os.environ:
-            raise InputError("srun must be told --ntasks-per-node beside --ntasks")
+            raise InputError("srun needs --ntasks-per-node in addition to --ntasks")
         return LaunchInfo(_number("SLURM_PROCID"), _number("SLURM_NTASKS"), _number("SLURM_NTASKS_PER_NODE"), "srun")
     return LaunchInfo()
 
 
 def rank() -> int:
-    """Of this process, as far as its launcher says it: 0 where ``launch_info`` refuses what that says."""
+    """The rank of this process, even if other launch information is missing; 0 if it is not known."""
     try:
         return launch_info().rank
     except InputError:
@@ -51,4 +51,6 @@ def _number(name: str) -> int:
     try:
         return int(os.environ[name])
     except (KeyError, ValueError):
-        raise InputError(f"the launcher has not set {name} to a number: {os.environ.get(name)!r}") from None
+        raise InputError(
+            f"the launcher must set the environment variable {name} to a number, but it is {os.environ.get(name)!r}"
+        ) from None

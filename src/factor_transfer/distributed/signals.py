@@ -1,4 +1,4 @@
-"""What asks a process to stop: a person (SIGINT), a system (SIGTERM), Slurm before it takes a node away (SIGUSR1)."""
+"""Signals that request a stop: SIGINT (Ctrl-C), SIGTERM, and SIGUSR1, which Slurm sends before it preempts a job."""
 
 import contextlib
 import os
@@ -12,41 +12,41 @@ from types import FrameType
 
 from factor_transfer.errors import Interrupted
 
-_ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-REQUEUE = getattr(signal, "SIGUSR1", 0)  # what Slurm sends, if so asked, before it takes a node away
+_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+REQUEUE = getattr(signal, "SIGUSR1", 0)  # sent by Slurm before preemption, if the job requests it
 
 
-_KEPT = "what is whole is kept; the same command goes on from there"
+_SAVED = "all complete work is saved; the same command resumes from there"
 
 
 class StopRequest:
-    """Whether, and by which signal, this process was asked to stop; 0 while it was not."""
+    """The signal that requested a stop; 0 if there was none."""
 
     signal = 0
 
 
 class _Leaving:
-    """Whether ``Interrupted`` was raised by a signal, and is on its way out; ``None`` while nobody waits for it."""
+    """Whether a signal has raised ``Interrupted``; ``None`` outside ``raise_on_signals``."""
 
     now: bool | None = None
 
 
 @contextmanager
 def raise_on_signals(restore: bool = True) -> Iterator[None]:
-    """While it lasts, the first of these signals raises ``Interrupted``, wherever the process is.
+    """A context in which the first stop signal raises ``Interrupted``, wherever the process is.
 
-    A second one ends the process, whatever it waits for. So does the first where Python would print it and forget it:
-    in a destructor, or in a callback of the import system.
+    A second signal ends the process immediately. So does the first one where Python would only print the exception and
+    continue: in a destructor, or in a callback of the import system.
 
     Args:
-        restore: whether these signals do afterwards what they did before; otherwise, what ``end_with`` says.
+        restore: whether the former handlers are restored at the end. If not, ``end_with`` must be called.
     """
     former = sys.unraisablehook
 
-    def unraisable(what: "sys.UnraisableHookArgs") -> None:
-        if isinstance(what.exc_value, Interrupted):
-            _quit(what.exc_value.signal, _KEPT)
-        former(what)
+    def unraisable(args: "sys.UnraisableHookArgs") -> None:
+        if isinstance(args.exc_value, Interrupted):
+            _quit(args.exc_value.signal, _SAVED)
+        former(args)
 
     sys.unraisablehook, _Leaving.now = unraisable, False
     try:
@@ -58,40 +58,40 @@ def raise_on_signals(restore: bool = True) -> Iterator[None]:
 
 @contextmanager
 def while_importing() -> Iterator[None]:
-    """While it lasts, and nothing is begun, each of these signals ends the process, with one message."""
-    with _handled(lambda number, _: _quit(number, "nothing was begun")):
+    """A context for the imports at the start, in which each stop signal ends the process with a message."""
+    with _handled(lambda number, _: _quit(number, "nothing was started")):
         yield
 
 
 def ignore() -> None:
-    """From now on these signals are ignored: a message is being printed."""
+    """Ignore stop signals from now on, while a message is printed."""
     _set(lambda *_: None)
 
 
 def end_with(code: int) -> None:
-    """From now on each of these signals ends the process, which is about to end by itself, without a word.
+    """Make stop signals end the process silently from now on, when it is about to end anyway.
 
     Args:
-        code: the exit code; 0 stands for that of the signal.
+        code: the exit code; 0 selects the exit code of the signal.
     """
     _set(lambda number, _: os._exit(code or 128 + number))
 
 
 def disregard() -> None:
-    """From now on the system itself drops these signals, also while Python takes itself down."""
-    for number in _ASKING:
+    """Make the operating system drop stop signals from now on, even during Python's shutdown."""
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _set(handler: Callable[[int, FrameType | None], object]) -> None:
     if threading.current_thread() is threading.main_thread():
-        for number in _ASKING:
+        for number in _STOP_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, handler)
 
 
 def _quit(number: int, message: str) -> None:
-    """End this process; what it had in hand is dropped, as in a kill."""
+    """Print a message and end this process immediately, as a kill would."""
     with contextlib.suppress(OSError):
         os.write(2, f"Stopped: {message}\n".encode())
     os._exit(128 + number)
@@ -99,49 +99,49 @@ def _quit(number: int, message: str) -> None:
 
 @contextmanager
 def defer_signals() -> Iterator[StopRequest]:
-    """While it lasts, the first of these signals is only noted, and a second one raises ``Interrupted``."""
+    """A context in which the first stop signal is only recorded in the request, and a second raises ``Interrupted``."""
     request = StopRequest()
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         if request.signal:
             _leave(number, frame)
         request.signal = number
 
-    with _handled(note):
+    with _handled(record):
         yield request
 
 
 def requeue() -> str:
-    """Ask Slurm to start this job again later; says what came of it."""
+    """Request that Slurm start this job again later, and return a message about the result."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return "there is no Slurm job to requeue"
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     except OSError as error:
-        return f"Slurm could not be asked to requeue job {job}: {error.strerror}"
-    return f"job {job} is requeued" if not done.returncode else f"job {job} was not requeued: {done.stderr.strip()}"
+        return f"job {job} could not be requeued, because scontrol could not be run: {error.strerror}"
+    return f"job {job} was requeued" if not done.returncode else f"job {job} was not requeued: {done.stderr.strip()}"
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     if _Leaving.now:
-        _quit(number, _KEPT)
+        _quit(number, _SAVED)
     if _Leaving.now is not None:
         _Leaving.now = True
-    raise Interrupted(_KEPT, number)
+    raise Interrupted(_SAVED, number)
 
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None], restore: bool = True) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    # What is ignored stays so: a shell's background jobs are not for Ctrl-C, what nohup starts not for a hang-up.
+    # Ignored signals stay ignored, such as SIGINT in a shell's background jobs.
     former = {
-        number: signal.signal(number, handler) for number in _ASKING if signal.getsignal(number) != signal.SIG_IGN
+        number: signal.signal(number, handler) for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN
     }
     try:
         yield
     finally:
-        for number, before in former.items() if restore else ():
-            signal.signal(number, before)
+        for number, former_handler in former.items() if restore else ():
+            signal.signal(number, former_handler)

@@ -1,4 +1,4 @@
-"""Helper processes: how they are started, and how they end with the process that started them."""
+"""Helper processes that start safely and end with the process that started them."""
 
 import multiprocessing
 import os
@@ -11,13 +11,13 @@ from typing import Any
 
 
 def worker_context(preload: str) -> Any:
-    """The multiprocessing context that helper processes are started from.
+    """The multiprocessing context from which helper processes are started.
 
-    Helpers come from a fork server, or are spawned where there is none: what this process is forked into would inherit
-    the locks of its other threads (the progress bar's, PyTorch's), in whatever state they are.
+    Helpers are started by a fork server, or spawned on systems without one. A fork of this process would inherit the
+    locks of its other threads (those of the progress bar and PyTorch), which may be held.
 
     Args:
-        preload: the module that the fork server imports once, so that its helpers need not.
+        preload: the module that the fork server imports once for all helpers.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -28,31 +28,31 @@ def worker_context(preload: str) -> Any:
 
 @contextmanager
 def starting_workers() -> Iterator[None]:
-    """While it lasts, helper processes start safely.
+    """A context in which helper processes start safely.
 
-    They do not run this process's main script again, for definitions that none of them needs. And the working
-    directory is not on their path: Python puts it first for `python -c`, which is how helpers start, and a file
-    torch.py there would be imported in PyTorch's place.
+    They do not run the main script of this process again, whose definitions they do not need. And the working directory
+    is not on their import path. Helpers are started by ``python -c``, for which Python would put it first, so that a
+    file torch.py there would be imported instead of PyTorch.
     """
-    main, safe = sys.modules["__main__"], os.environ.get("PYTHONSAFEPATH")
+    main, safe_path = sys.modules["__main__"], os.environ.get("PYTHONSAFEPATH")
     sys.modules["__main__"] = ModuleType("__main__")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
         yield
     finally:
         sys.modules["__main__"] = main
-        if safe is None:
+        if safe_path is None:
             del os.environ["PYTHONSAFEPATH"]
         else:
-            os.environ["PYTHONSAFEPATH"] = safe
+            os.environ["PYTHONSAFEPATH"] = safe_path
 
 
 def end_with_parent() -> None:
-    """In a helper: end it when the process that started it is gone, however that ended."""
+    """End this helper process when the process that started it has ended, for whatever reason."""
     threading.Thread(target=_wait_for, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
 def _wait_for(parent: multiprocessing.process.BaseProcess) -> None:
-    # PyTorch's own watch is for the parent's id, which is the fork server's, and that lives as long as its workers do.
+    # PyTorch watches the id of the parent process, but that is the fork server, which lives as long as its workers.
     parent.join()
     os._exit(1)

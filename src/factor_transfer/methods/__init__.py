@@ -1,4 +1,4 @@
-"""Ways to train a student, by name."""
+"""Training methods, and the terms of a distillation by name."""
 
 from factor_transfer.methods.base import Frozen, Losses, Method, Supervised, load_trained_state, trained_state
 from factor_transfer.methods.distillation import Distillation
@@ -51,7 +51,7 @@ __all__ = [
     "trained_state",
 ]
 
-# What a recipe's [transfer.NAME] may say are the term's keyword-only arguments. Sums are named in this order.
+# The keys of a recipe's [transfer.NAME] are the term's keyword-only arguments. The names of sums follow this order.
 TERMS: dict[str, type[Term]] = {
     "factor": FactorTransfer,
     "fitnets": FitNets,

@@ -1,7 +1,7 @@
-"""The one contract of all training: ``losses = method(images, labels)``.
+"""The contract that all training methods share: ``losses = method(images, labels)``.
 
-``losses`` is a dict of 0-d tensors on the device. ``"loss"`` is what is minimised; ``"loss_…"`` are its parts,
-as they enter the sum; anything else is a figure to show. What is not inside a ``Frozen`` is trained.
+``losses`` is a dict of 0-d tensors on the device. ``"loss"`` is minimised, ``"loss_…"`` are the parts that add up to
+it, and all other entries are figures to display. Every parameter outside a ``Frozen`` module is trained.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,31 +15,33 @@ from factor_transfer.taps.extract import Taps
 
 Losses = dict[str, Tensor]
 
-# Indices and views, int64 (B,) -> what a teacher said to those views of those images, tensors (B, …); see ``cache.py``.
+# Indices and views of images, int64 (B,) each -> the teacher's cached targets for them, tensors (B, …); see
+# ``pipeline/stages/cache.py``.
 CachedTargets = Callable[[Tensor, Tensor], Any]
 
 
 class Method(nn.Module):
-    """Anything that trains: called with images (B, C, H, W) and labels int64 (B,), it returns ``Losses``.
+    """A training method: called with images (B, C, H, W) and labels int64 (B,), it returns ``Losses``.
 
-    Where the images are of a training set, it is also told their indices, and of fixed views which, int64 (B,) each.
+    For images of a training set, it is also called with their indices and, if the images have fixed views, with the
+    indices of the views, int64 (B,) each.
 
     Attributes:
-        classifies: whether what is trained is a network that classifies images, so that it is judged by its accuracy;
-            otherwise by its loss.
+        classifies: whether the trained network classifies images. If so, it is selected by its accuracy, otherwise by
+            its loss.
     """
 
     classifies: bool = True
 
     def begin_epoch(self, epoch: int) -> None:
-        """Told before each epoch 0.. of training, for what changes with it; nothing does, mostly."""
+        """Prepare for an epoch of training, counted from 0. Most methods have nothing to prepare."""
 
 
 class Frozen(nn.Module):
-    """A module that is used, never trained: no gradient, evaluation mode, whatever ``train()`` says.
+    """A wrapper that is never trained: no gradients, and evaluation mode even after ``train()``.
 
     Args:
-        module: its parameters are set to need no gradient, in place.
+        module: the wrapped module. ``requires_grad`` of its parameters is set to ``False`` in place.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -48,33 +50,33 @@ class Frozen(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "Frozen":
-        """Stay in evaluation mode."""
+        """Stay in evaluation mode, whatever ``mode`` is."""
         super().train(False)
         return self
 
     @torch.no_grad()
     def forward(self, *args: Any) -> Any:
-        """What the module returns, without a graph."""
+        """The module's output, computed without a graph."""
         return self.module(*args)
 
 
 def trained_state(method: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of all that is trained: the state without the frozen parts."""
+    """The state dict of a method without its frozen modules."""
     frozen = _frozen_prefixes(method)
     return {key: value for key, value in method.state_dict().items() if not key.startswith(frozen)}
 
 
 def trained_buffers(method: nn.Module) -> list[tuple[str, Tensor]]:
-    """The buffers of all that is trained, such as the running statistics of batch norm, by name."""
+    """The names and buffers outside frozen modules, such as the running statistics of batch norm."""
     frozen = _frozen_prefixes(method)
     return [(name, value) for name, value in method.named_buffers() if not name.startswith(frozen)]
 
 
 def load_trained_state(method: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put back what ``trained_state`` gave.
+    """Load a state that ``trained_state`` returned.
 
     Raises:
-        RuntimeError: if the keys are not the same or a shape differs.
+        RuntimeError: if the keys or shapes differ from those of the method.
     """
     missing, unexpected = method.load_state_dict(state, strict=False)
     missing = [key for key in missing if not key.startswith(_frozen_prefixes(method))]
@@ -87,12 +89,12 @@ def _frozen_prefixes(method: nn.Module) -> tuple[str, ...]:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of right answers in a batch, in percent; 0-d."""
+    """The top-1 accuracy of a batch in percent, 0-d."""
     return 100 * (logits.detach().argmax(1) == labels).float().mean()
 
 
 class Supervised(Method):
-    """Training on labels alone: the teacher, or a student without one.
+    """Training on labels alone, for a teacher or for a student without a teacher.
 
     Example:
         >>> import torch
@@ -102,8 +104,8 @@ class Supervised(Method):
         ['accuracy', 'loss']
 
     Args:
-        model: images -> logits (B, K).
-        prepare: turns a batch into the network's input, such as ``Normalize``.
+        model: the network, images (B, C, H, W) -> logits (B, K).
+        prepare: a module that turns a batch into the network's input, such as ``Normalize``.
     """
 
     def __init__(self, model: nn.Module, prepare: nn.Module | None = None) -> None:
@@ -113,7 +115,7 @@ class Supervised(Method):
     def forward(
         self, images: Tensor, labels: Tensor, indices: Tensor | None = None, views: Tensor | None = None
     ) -> Losses:
-        """Cross-entropy of images (B, C, H, W) and labels int64 (B,)."""
+        """Compute the cross-entropy for images (B, C, H, W) and labels int64 (B,)."""
         logits, _ = self.model(images)
         loss = F.cross_entropy(logits, labels)
         return {"loss": loss, "accuracy": accuracy(logits, labels)}

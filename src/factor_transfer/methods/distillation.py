@@ -1,4 +1,4 @@
-"""Stage 3: a student learns from labels and, term by term, from a teacher."""
+"""Stage 3: training of a student on labels and on the terms that compare it with a teacher."""
 
 from collections.abc import Iterator, Mapping
 from math import prod
@@ -16,7 +16,7 @@ from factor_transfer.taps.extract import Taps
 
 
 class Distillation(Method):
-    """The student's cross-entropy plus any terms: ``L = CE(student, labels) + sum of weight * term``.
+    """The student's cross-entropy plus a weighted sum of terms: ``L = CE(student, labels) + sum of weight * term``.
 
     Example:
         >>> import torch
@@ -29,11 +29,13 @@ class Distillation(Method):
         ['accuracy', 'loss', 'loss_ce', 'loss_factor']
 
     Args:
-        student: images -> logits (B, K). Trained.
-        teacher: likewise. Frozen. Or a ``Teacher``, which several methods may share.
-        terms: by name; each appears as ``loss_NAME``, weighted, so that the parts add up to the loss.
-        student_prepare: turns a batch into the student's input, such as ``Normalize``.
-        teacher_prepare: the same for the teacher; a ``Teacher`` has its own.
+        student: the network to train, images (B, C, H, W) -> logits (B, K).
+        teacher: the frozen network, images (B, C, H, W) -> logits (B, K); or a ``Teacher``, which several methods may
+            share.
+        terms: the terms by name. The losses contain each as ``loss_NAME``, weighted, so that the parts add up to the
+            loss.
+        student_prepare: a module that turns a batch into the student's input, such as ``Normalize``.
+        teacher_prepare: the same for the teacher. It is ignored if ``teacher`` is a ``Teacher``, which has its own.
     """
 
     def __init__(
@@ -48,35 +50,35 @@ class Distillation(Method):
         self.terms = nn.ModuleDict(terms)
         student_taps = [tap for term in terms.values() for tap in term.student_taps]
         teacher_taps = [tap for term in terms.values() for tap in term.teacher_taps]
-        wants_logits = any(term.teacher_logits for term in terms.values())
+        needs_logits = any(term.teacher_logits for term in terms.values())
         self.student = Taps(student, student_taps, student_prepare)
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, teacher_prepare)
-        self.teacher.want(teacher_taps, wants_logits)
-        self.cached: dict[str, CachedTargets] = {}  # targets of fixed views, where those of every term are at hand
+        self.teacher.want(teacher_taps, needs_logits)
+        self.cached: dict[str, CachedTargets] = {}  # cached targets of fixed views: of every term, or empty
         self.cross_entropy = prod(term.cross_entropy for term in terms.values())
-        # Tensors, so that a compiled step need not be compiled anew when they change.
+        # Tensors, so that a change of their values does not recompile a compiled step.
         for name in terms:
             self.register_buffer(f"warmth_{name}", torch.ones(()), persistent=False)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Weights rise during the first epochs, where a term says so."""
+        """Set the warm-up factors of the terms' weights for an epoch, counted from 0."""
         for name, term in self.named_terms():
             warmth = min((epoch + 1) / term.warmup_epochs, 1.0) if term.warmup_epochs else 1.0
             self.get_buffer(f"warmth_{name}").fill_(warmth)
 
     def named_terms(self) -> Iterator[tuple[str, Term]]:
-        """The terms, with their names."""
+        """The terms with their names."""
         return ((name, cast("Term", term)) for name, term in self.terms.items())
 
     @torch.no_grad()
     def targets(self, images: Tensor, indices: Tensor | None = None, views: Tensor | None = None) -> dict[str, Target]:
-        """What the teacher says to images (B, C, H, W), term by term; of fixed views, what is kept of that."""
+        """The teacher's target for each term, from images (B, C, H, W), or from the cache for fixed views."""
         if self.cached and indices is not None and views is not None:
             return {name: self.cached[name](indices, views) for name, _ in self.named_terms()}
         if not self.terms:
             return {}
-        seen = self.teacher(images)
-        return {name: term.target(seen) for name, term in self.named_terms()}
+        outputs = self.teacher(images)
+        return {name: term.target(outputs) for name, term in self.named_terms()}
 
     def forward(
         self,
@@ -86,24 +88,24 @@ class Distillation(Method):
         views: Tensor | None = None,
         targets: Mapping[str, Target] | None = None,
     ) -> Losses:
-        """The losses of images (B, C, H, W) and labels int64 (B,).
+        """Compute the losses of a batch.
 
         Args:
-            images: what the student sees.
-            labels: the right answers.
-            indices: int64 (B,): which of the training images they are; few terms ask.
-            views: int64 (B,): which of their fixed views, where there are such.
-            targets: of the teacher, if they are at hand; worked out from ``images`` otherwise.
+            images: the student's input before ``student_prepare``, (B, C, H, W).
+            labels: the classes of the images, int64 (B,).
+            indices: the indices of the images in the training set, int64 (B,). Only a few terms need them.
+            views: the indices of the images' fixed views, int64 (B,), if there are fixed views.
+            targets: the teacher's targets by term. They are computed from ``images`` if left out.
         """
         if targets is None:
             targets = self.targets(images, indices, views)
-        seen = self.student(images)
-        losses = {"loss_ce": self.cross_entropy * F.cross_entropy(seen.logits, labels)}
+        outputs = self.student(images)
+        losses = {"loss_ce": self.cross_entropy * F.cross_entropy(outputs.logits, labels)}
         for name, term in self.named_terms():
-            distance = term(seen, targets[name], Batch(images, labels, indices, views))
+            distance = term(outputs, targets[name], Batch(images, labels, indices, views))
             losses[f"loss_{name}"] = self.get_buffer(f"warmth_{name}") * term.weight * distance
         return {
             "loss": torch.stack(list(losses.values())).sum(),
             **losses,
-            "accuracy": accuracy(seen.logits, labels),
+            "accuracy": accuracy(outputs.logits, labels),
         }

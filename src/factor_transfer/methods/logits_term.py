@@ -1,4 +1,4 @@
-"""What the methods that compare answers, and nothing inside of the networks, have in common."""
+"""The base class of the terms that compare logits alone."""
 
 from typing import Any, Self
 
@@ -10,13 +10,13 @@ from factor_transfer.taps.extract import Seen
 
 
 class LogitsTerm(Term):
-    """A term between the two networks' logits; ``distance`` is all that is left to say."""
+    """A term that compares the two networks' logits. Subclasses define ``distance``."""
 
     teacher_logits = True
 
     @classmethod
     def between(cls, pair: Pair, **settings: Any) -> Self:
-        """The term for two networks of the same classes, two or more."""
+        """The term for two networks that have the same classes, at least two."""
         pair.classes(cls.__name__.lower())
         return cls(**settings)
 
@@ -26,10 +26,10 @@ class LogitsTerm(Term):
         return teacher.logits
 
     def forward(self, student: Seen, target: Tensor, batch: Batch) -> Tensor:
-        """Distance of the student's logits (B, K) from the teacher's, 0-d."""
+        """The distance of the student's logits (B, K) from the teacher's, 0-d."""
         assert student.logits is not None
         return self.distance(student.logits, target, batch.labels)
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Of logits (B, K) from others, 0-d; labels are int64 (B,)."""
+        """The distance of the student's logits (B, K) from the teacher's (B, K), 0-d; labels are int64 (B,)."""
         raise NotImplementedError

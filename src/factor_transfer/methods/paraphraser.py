@@ -1,7 +1,7 @@
 """The connectors of Factor Transfer (Kim, Park, Kwak, NeurIPS 2018; arXiv 1802.04977), and stage 2.
 
-The paraphraser is a convolutional autoencoder of the teacher's feature map, trained without labels; what it keeps is
-the *factor*. The translator, at the student, learns to say the same.
+The paraphraser is a convolutional autoencoder of the teacher's feature map, trained without labels. Its code is the
+*factor*. The translator learns to compute the same factor from the student's feature map.
 """
 
 import math
@@ -22,7 +22,7 @@ LEAK = 0.1  # slope of the leaky ReLUs, as in the authors' code
 
 
 def _stack(layer: type[nn.Conv2d] | type[nn.ConvTranspose2d], channels: list[int], batch_norm: bool) -> nn.Sequential:
-    """3x3 layers that keep height and width, through ``channels``, a leaky ReLU after each."""
+    """3x3 layers with the given channels, each followed by a leaky ReLU. Height and width stay the same."""
     modules: list[nn.Module] = []
     for before, after in pairwise(channels):
         modules.append(layer(before, after, kernel_size=3, stride=1, padding=1))
@@ -33,7 +33,9 @@ def _stack(layer: type[nn.Conv2d] | type[nn.ConvTranspose2d], channels: list[int
 
 
 class Paraphraser(nn.Module):
-    """Encoder m→m, m→z, z→z and decoder z→z, z→m, m→m (paper, section 3.1; constants of the authors' code).
+    """A convolutional autoencoder of the teacher's feature map (paper, section 3.1).
+
+    The channels are m→m, m→z, z→z in the encoder and z→z, z→m, m→m in the decoder, as in the authors' code.
 
     Example:
         >>> import torch
@@ -44,12 +46,12 @@ class Paraphraser(nn.Module):
         (torch.Size([2, 32, 8, 8]), torch.Size([2, 64, 8, 8]))
 
     Args:
-        in_channels: m, channels of the teacher's feature.
-        rate: the paraphrase rate k; the factor has z = round(m * k) channels.
-        batch_norm: a batch norm before each activation. The authors have none.
+        in_channels: the number of channels of the teacher's feature, m.
+        rate: the paraphrase rate k. The factor has z = round(m * k) channels.
+        batch_norm: whether a batch norm precedes each activation. The authors' code has none.
 
     Raises:
-        InputError: if the factor would have no channel.
+        InputError: if the factor would have no channels.
     """
 
     def __init__(
@@ -60,33 +62,33 @@ class Paraphraser(nn.Module):
         self.factor_channels = round(in_channels * rate) if math.isfinite(rate) else 0
         if self.factor_channels < 1:
             raise InputError(
-                f"a paraphrase rate of {rate} leaves no channel of {in_channels}; give one of at least "
-                f"{1 / in_channels:.3g}; the paper's is 0.5"
+                f"a paraphrase rate of {rate} leaves none of {in_channels} channels; it must be at least "
+                f"{1 / in_channels:.3g} (the paper uses 0.5)"
             )
         m, z = in_channels, self.factor_channels
         self.encoder = _stack(nn.Conv2d, [m, m, z, z], batch_norm)
         self.decoder = _stack(nn.ConvTranspose2d, [z, z, m, m], batch_norm)
 
     def encode(self, feature: Tensor) -> Tensor:
-        """Feature (B, m, H, W) -> factor (B, z, H, W)."""
+        """The factor (B, z, H, W) of a feature (B, m, H, W)."""
         factor: Tensor = self.encoder(feature)
         return factor
 
     def decode(self, factor: Tensor) -> Tensor:
-        """Factor (B, z, H, W) -> feature (B, m, H, W)."""
+        """The reconstructed feature (B, m, H, W) of a factor (B, z, H, W)."""
         reconstruction: Tensor = self.decoder(factor)
         return reconstruction
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Feature (B, m, H, W) -> its reconstruction, the same shape."""
+        """The reconstruction (B, m, H, W) of a feature (B, m, H, W)."""
         return self.decode(self.encode(feature))
 
 
 class Unchanged(Paraphraser):
-    """The paraphraser that does nothing: the factor is the teacher's feature itself.
+    """A paraphraser that is the identity: the factor is the teacher's feature itself.
 
     Args:
-        in_channels: m, channels of the teacher's feature, and of the factor.
+        in_channels: the number of channels of the teacher's feature and of the factor, m.
     """
 
     def __init__(self, in_channels: int) -> None:
@@ -96,7 +98,7 @@ class Unchanged(Paraphraser):
 
 
 class Translator(nn.Module):
-    """Convolutions c→c, c→z, z→z at the student (paper, section 3.2).
+    """Convolutions c→c, c→z, z→z that compute a factor from the student's feature (paper, section 3.2).
 
     Example:
         >>> import torch
@@ -105,9 +107,9 @@ class Translator(nn.Module):
         torch.Size([2, 32, 8, 8])
 
     Args:
-        in_channels: c, channels of the student's feature.
-        out_channels: z, channels of the teacher's factor.
-        batch_norm: a batch norm before each activation. The authors have none.
+        in_channels: the number of channels of the student's feature, c.
+        out_channels: the number of channels of the teacher's factor, z.
+        batch_norm: whether a batch norm precedes each activation. The authors' code has none.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, batch_norm: bool = False) -> None:
@@ -115,25 +117,25 @@ class Translator(nn.Module):
         self.layers = _stack(nn.Conv2d, [in_channels, in_channels, out_channels, out_channels], batch_norm)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Feature (B, c, H, W) -> factor (B, z, H, W)."""
+        """The student's factor (B, z, H, W) of a feature (B, c, H, W)."""
         factor: Tensor = self.layers(feature)
         return factor
 
 
 def unit(feature: Tensor) -> Tensor:
-    """Each sample flattened and divided by its L2 norm, (B, D); an all-zero one stays zero, without gradient."""
-    flat = feature.flatten(1).float()  # a sum of squares needs more than bf16's eight bits
-    alive = (flat.detach() != 0).any(1, keepdim=True)
-    # The norm of zeros has no gradient that means anything: those rows are kept out of it.
-    return F.normalize(flat.where(alive, 1.0), dim=1) * alive
+    """Flatten each sample and divide it by its L2 norm; (B, D). An all-zero sample stays zero and has no gradient."""
+    flat = feature.flatten(1).float()  # the 8 significant bits of bfloat16 are too few for a sum of squares
+    nonzero = (flat.detach() != 0).any(1, keepdim=True)
+    # The gradient of the norm is not defined at zero, so all-zero rows are excluded.
+    return F.normalize(flat.where(nonzero, 1.0), dim=1) * nonzero
 
 
-def _unit_distance(rebuilt: Tensor, feature: Tensor) -> Tensor:
-    return (unit(rebuilt) - unit(feature)).pow(2).sum(1).mean()
+def _unit_distance(reconstruction: Tensor, feature: Tensor) -> Tensor:
+    return (unit(reconstruction) - unit(feature)).pow(2).sum(1).mean()
 
 
-def _squared_sum(rebuilt: Tensor, feature: Tensor) -> Tensor:
-    return F.mse_loss(rebuilt.float(), feature.float(), reduction="sum")
+def _squared_sum(reconstruction: Tensor, feature: Tensor) -> Tensor:
+    return F.mse_loss(reconstruction.float(), feature.float(), reduction="sum")
 
 
 Reconstruction = Literal["l1", "l2", "l2-sum", "l2-unit"]
@@ -147,7 +149,7 @@ RECONSTRUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class ParaphraserTraining(Method):
-    """Stage 2: the paraphraser learns to rebuild the frozen teacher's feature; labels are not looked at.
+    """Stage 2: the paraphraser learns to reconstruct the frozen teacher's feature, without labels.
 
     Example:
         >>> import torch
@@ -157,14 +159,18 @@ class ParaphraserTraining(Method):
         >>> losses["loss"].backward()
 
     Args:
-        teacher: frozen; run no further than the tap. Or a ``Teacher``.
-        tap: the feature to paraphrase (B, m, H, W); or several.
-        paraphraser: with ``in_channels`` m; for several taps, as many.
-        prepare: turns a batch into the teacher's input, such as ``Normalize``; a ``Teacher`` has its own.
-        reconstruction: what is minimised, between a feature and what is rebuilt of it. ``"l1"``: mean absolute
-            difference (the authors' code). ``"l2"``: mean squared difference (paper, equation 1; RepDistiller).
-            ``"l2-sum"``: its sum over the batch (torchdistill). ``"l2-unit"``: squared distance of both divided by
-            their lengths, the mean over samples (mmrazor).
+        teacher: the frozen network, which runs only up to the last tap; or a ``Teacher``.
+        tap: the tap of the feature (B, m, H, W) to paraphrase, or several taps.
+        paraphraser: the paraphraser of that feature, with ``in_channels`` m. Several taps need one paraphraser each.
+        prepare: a module that turns a batch into the teacher's input, such as ``Normalize``. It is ignored if
+            ``teacher`` is a ``Teacher``, which has its own.
+        reconstruction: the distance between a feature and its reconstruction that is minimised. ``"l1"``: the mean
+            absolute difference (the authors' code). ``"l2"``: the mean squared difference (paper, equation 1;
+            RepDistiller). ``"l2-sum"``: the sum of squared differences over the batch (torchdistill). ``"l2-unit"``:
+            the squared distance of the two after each is divided by its L2 norm, averaged over samples (mmrazor).
+
+    Raises:
+        InputError: if the numbers of taps and paraphrasers differ.
     """
 
     classifies = False
@@ -182,20 +188,23 @@ class ParaphraserTraining(Method):
         self.taps = [tap] if isinstance(tap, str) else list(tap)
         paraphrasers = [paraphraser] if isinstance(paraphraser, Paraphraser) else list(paraphraser)
         if len(self.taps) != len(paraphrasers):
-            raise InputError(f"there are {len(self.taps)} taps and {len(paraphrasers)} paraphrasers; give one a tap")
+            raise InputError(
+                f"each tap needs one paraphraser, but there are {len(self.taps)} taps and {len(paraphrasers)} "
+                "paraphrasers"
+            )
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, prepare)
         self.teacher.want(self.taps, logits=False)
         self.paraphrasers = nn.ModuleList(paraphrasers)
         self.distance = RECONSTRUCTIONS[reconstruction]
-        self.cached: CachedTargets | None = None  # the features of fixed views, one a tap, where they are at hand
+        self.cached: CachedTargets | None = None  # the cached features of fixed views, one per tap, or None
 
     def features(self, images: Tensor, indices: Tensor | None, views: Tensor | None) -> tuple[Tensor, ...]:
-        """The teacher's features (B, m, H, W), one a tap."""
+        """The teacher's features (B, m, H, W), one per tap."""
         if self.cached is not None and indices is not None and views is not None:
             cached: tuple[Tensor, ...] = self.cached(indices, views)
             return cached
-        seen = self.teacher(images)
-        return tuple(seen.features[tap] for tap in self.taps)
+        outputs = self.teacher(images)
+        return tuple(outputs.features[tap] for tap in self.taps)
 
     def forward(
         self,
@@ -204,16 +213,16 @@ class ParaphraserTraining(Method):
         indices: Tensor | None = None,
         views: Tensor | None = None,
     ) -> Losses:
-        """Losses of images (B, C, H, W), the sum over taps.
+        """Compute the reconstruction loss for images (B, C, H, W), summed over taps.
 
-        ``relative_error`` is the part of the feature's magnitude that is not rebuilt, the mean over taps: 0 is
-        perfect, and a paraphraser that returned zeros would have 1.
+        ``relative_error`` is the mean absolute error of the reconstruction relative to the feature's mean magnitude,
+        averaged over taps: 0 is perfect, and a paraphraser that returned zeros would have 1.
         """
         features = self.features(images, indices, views)
         losses, errors = [], []
         for feature, paraphraser in zip(features, self.paraphrasers, strict=True):  # (B, m, H, W)
-            rebuilt = paraphraser(feature)
-            losses.append(self.distance(rebuilt, feature))
+            reconstruction = paraphraser(feature)
+            losses.append(self.distance(reconstruction, feature))
             magnitude = feature.abs().mean().clamp_min(1e-12)
-            errors.append(F.l1_loss(rebuilt.detach(), feature) / magnitude)
+            errors.append(F.l1_loss(reconstruction.detach(), feature) / magnitude)
         return {"loss": torch.stack(losses).sum(), "relative_error": torch.stack(errors).mean()}

@@ -1,4 +1,4 @@
-"""A term: one way to learn from a teacher, beside the labels. Terms add up."""
+"""The base class of the terms of a distillation loss, and the pair of networks that terms are built for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ Target = Tensor | tuple[Tensor, ...]
 
 
 class Side:
-    """The teacher, or the student, as terms find it when they are made.
+    """One of the two networks that a term is built for.
 
     Example:
         >>> import torch
@@ -29,9 +29,9 @@ class Side:
         (['layer1', 'layer2', 'layer3'], [(64, 8, 8)])
 
     Args:
-        model: the network.
-        taps: where the recipe says to look.
-        images: a few, as the network takes them (B, C, H, W).
+        model: the teacher or the student, images (B, C, H, W) -> logits (B, K).
+        taps: the paths of the modules whose outputs are transferred, as the recipe gives them.
+        images: a few images, preprocessed for the network (B, C, H, W).
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[str], images: Tensor) -> None:
@@ -39,47 +39,54 @@ class Side:
 
     @cached_property
     def stages(self) -> list[str]:
-        """The taps at the ends of its stages, see ``anatomy.stages``."""
+        """The taps at the ends of the network's stages, see ``taps.stages.stages``."""
         return stages(self.model, self.images[:2])
 
     def see(self, taps: Sequence[str]) -> Seen:
-        """What it says to the images, in evaluation mode."""
+        """The logits of the images and the features at ``taps``, in evaluation mode."""
         network = Taps(self.model, taps)
         with eval_mode(network):
-            seen: Seen = network(self.images)
-            return seen
+            outputs: Seen = network(self.images)
+            return outputs
 
     def shapes(self, taps: Sequence[str]) -> list[tuple[int, ...]]:
-        """Of the features at ``taps``: (C, H, W) of a map, (C,) of a vector."""
+        """The shapes of an image's features at ``taps``: (C, H, W) for a map, (C,) for a vector."""
         _, features = self.see(taps)
         return [tuple(features[tap].shape[1:]) for tap in taps]
 
     def maps(self, taps: Sequence[str]) -> list[tuple[int, int, int]]:
-        """Channels, height and width of the feature maps at ``taps``.
+        """The channels, height and width of the feature maps at ``taps``.
 
         Raises:
-            InputError: one of them is no map.
+            InputError: if a feature is not a map.
         """
         found = []
         for tap, shape in zip(taps, self.shapes(taps), strict=True):
             if len(shape) != 3:
-                raise InputError(f"tap {tap!r} returns shape {shape} for an image; a feature map (C, H, W) is needed")
+                raise InputError(
+                    f"tap {tap!r} returns a feature of shape {shape} per image; a feature map (C, H, W) is needed"
+                )
             found.append((shape[0], shape[1], shape[2]))
         return found
 
     @cached_property
     def classes(self) -> int:
-        """How many it tells apart: K of its logits (B, K)."""
+        """The number of classes: K of the logits (B, K).
+
+        Raises:
+            InputError: if the network does not return logits (B, K).
+        """
         logits, _ = self.see([])
         if logits is None or logits.dim() != 2:
             shape = None if logits is None else tuple(logits.shape)
-            raise InputError(f"{type(self.model).__name__} returns {shape} for a batch; logits (B, K) are needed")
+            name = type(self.model).__name__
+            raise InputError(f"{name} returns an output of shape {shape} for a batch; logits (B, K) are needed")
         return logits.shape[1]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What terms are made from.
+    """A teacher and a student, from which terms are built.
 
     Example:
         >>> import torch
@@ -92,10 +99,10 @@ class Pair:
         10
 
     Attributes:
-        teacher: trained.
-        student: not yet.
-        paraphrasers: trained, one for each of the teacher's taps; empty where there is none.
-        labels: int64 (N,): of all training images.
+        teacher: the trained teacher.
+        student: the untrained student.
+        paraphrasers: the trained paraphrasers by tap of the teacher; empty if stage 2 was not run.
+        labels: the labels of all training images, int64 (N,); ``None`` if they are not known.
     """
 
     teacher: Side
@@ -104,21 +111,21 @@ class Pair:
     labels: Tensor | None = None
 
     def classes(self, name: str) -> int:
-        """How many classes both networks tell apart.
+        """The number of classes of both networks.
 
         Args:
-            name: of the term that compares their logits, for the message.
+            name: the name of the term that compares the logits, for the message of an error.
 
         Raises:
-            InputError: not as many the one as the other, or one only.
+            InputError: if the networks have different numbers of classes, or only one class.
         """
         if self.teacher.classes != self.student.classes:
             raise InputError(
-                f"{name} compares answers to the same classes, but the teacher has {self.teacher.classes} and the "
-                f"student {self.student.classes}; give the teacher a head for the student's classes"
+                f"{name} compares logits for the same classes, but the teacher has {self.teacher.classes} classes and "
+                f"the student {self.student.classes}; give the teacher a classifier for the student's classes"
             )
         if self.student.classes < 2:
-            raise InputError(f"{name} compares answers to several classes, but there is one class only")
+            raise InputError(f"{name} compares logits for two or more classes, but the networks have only one")
         return self.student.classes
 
     def connect(
@@ -128,16 +135,16 @@ class Pair:
         student_taps: Sequence[str] | None,
         defaults: tuple[Sequence[str], Sequence[str]],
     ) -> tuple[list[str], list[str]]:
-        """The taps of a term that reads features, each of the teacher's with one of the student's.
+        """The taps of teacher and student that a term compares, in two lists of equal length.
 
         Args:
-            name: of the term, for the message.
-            teacher_taps: what the recipe says, if it does.
-            student_taps: likewise.
-            defaults: of teacher and student; where one has more than the other, its last ones are taken.
+            name: the name of the term, for the message of an error.
+            teacher_taps: the teacher's taps from the recipe; ``None`` selects the default ones.
+            student_taps: the student's taps from the recipe; ``None`` selects the default ones.
+            defaults: the default taps of teacher and student. The last ones of the longer list are used.
 
         Raises:
-            InputError: not as many of the one as of the other.
+            InputError: if the lists differ in length or are empty.
         """
         count = min(len(side) for side in defaults)
         teacher, student = (
@@ -146,18 +153,18 @@ class Pair:
         )
         if len(teacher) != len(student) or not teacher:
             raise InputError(
-                f"{name} needs as many taps of the student as of the teacher, got {student} and {teacher}: give both "
-                f"transfer.{name}.teacher_taps and transfer.{name}.student_taps"
+                f"{name} needs as many taps of the student as of the teacher, but got {student} and {teacher}; set "
+                f"both transfer.{name}.teacher_taps and transfer.{name}.student_taps"
             )
         return teacher, student
 
 
 class Term(nn.Module):
-    """One way to learn from a teacher: a loss beside the student's cross-entropy.
+    """A loss that is added to the student's cross-entropy and compares the student with the teacher.
 
-    A term says what it wants from both networks, turns the teacher's side into a target, and compares the
-    student with it. The keyword-only arguments of ``__init__``, ``between`` and ``adapt`` are what a recipe's
-    ``[transfer.NAME]`` may say.
+    A term declares which outputs of both networks it needs, turns the teacher's outputs into a target, and compares
+    the student's outputs with it. The keyword-only arguments of ``__init__``, ``between`` and ``adapt`` are the
+    settings that a recipe's ``[transfer.NAME]`` table accepts.
 
     Example:
         >>> from torch.nn import functional as F
@@ -172,14 +179,15 @@ class Term(nn.Module):
         ...         return F.mse_loss(student.logits, target)
 
     Attributes:
-        weight: what its loss is multiplied by.
-        cross_entropy: what the student's cross-entropy is multiplied by.
-        warmup_epochs: in so many epochs the weight rises to its full size, linearly.
-        teacher_taps: features wanted from the teacher.
-        student_taps: features wanted from the student.
-        teacher_logits: whether they are wanted; if no term wants them, the teacher stops at its last tap.
-        uses_taps: whether it looks where ``[teacher] tap`` and ``[student] tap`` say.
-        needs_paraphraser: whether stage 2 must have been run.
+        weight: the factor that the term's loss is multiplied by.
+        cross_entropy: the factor that the student's cross-entropy is multiplied by.
+        warmup_epochs: the number of epochs in which the weight rises linearly to its full size.
+        teacher_taps: the taps of the teacher whose features the term needs.
+        student_taps: the taps of the student whose features the term needs.
+        teacher_logits: whether the term needs the teacher's logits. If no term does, the teacher runs only up to its
+            last tap.
+        uses_taps: whether the term uses the recipe's ``[teacher] tap`` and ``[student] tap``.
+        needs_paraphraser: whether the term needs the paraphraser of stage 2.
     """
 
     weight: float = 1.0
@@ -193,20 +201,20 @@ class Term(nn.Module):
 
     @classmethod
     def between(cls, pair: Pair, **settings: Any) -> Self:
-        """The term for two networks, with all that it needs between them; how a recipe's terms are made."""
+        """The term for two networks, with the trainable modules that it needs. Recipes build terms this way."""
         return cls(**settings)
 
     @classmethod
     def adapt(cls, pair: Pair, **settings: Any) -> nn.Module:
-        """What takes the student's place, trained and deployed; the student itself, mostly."""
+        """The network that is trained and deployed as the student. For most terms it is the student itself."""
         return pair.student.model
 
     def target(self, teacher: Seen) -> Target:
-        """What the teacher says. It depends on the frozen side alone, and carries no gradient."""
+        """The target, from the teacher's outputs. It depends on frozen modules alone and carries no gradient."""
         raise NotImplementedError
 
     def target_settings(self) -> dict[str, Any]:
-        """What the target depends on besides the teacher, its taps and the paraphraser: a cache is of that alone."""
+        """The settings that the target depends on, besides teacher, taps and paraphraser. A change voids the cache."""
         return {}
 
     def forward(self, student: Seen, target: Any, batch: Batch) -> Tensor:
@@ -215,22 +223,24 @@ class Term(nn.Module):
 
 
 def match(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring two feature maps to one height and width: the larger is average-pooled to the smaller, side by side.
+    """Bring two feature maps to the same height and width by average-pooling the larger to the smaller.
+
+    Height and width are matched separately.
 
     Args:
-        student: (B, C, H, W).
-        teacher: (B, C', H', W').
+        student: the student's feature map (B, C, H, W).
+        teacher: the teacher's feature map (B, C', H', W').
 
     Returns:
-        Both, of height min(H, H') and width min(W, W').
+        Both maps, with height min(H, H') and width min(W, W').
 
     Raises:
-        InputError: one of them is no map.
+        InputError: if a feature is not a map.
     """
     if student.dim() != 4 or teacher.dim() != 4:
         raise InputError(
-            f"the student's feature {tuple(student.shape)} and the teacher's {tuple(teacher.shape)} cannot be matched: "
-            "both must be maps (B, C, H, W), whose larger height and width are then average-pooled to the smaller"
+            f"the student's feature, shape {tuple(student.shape)}, and the teacher's, shape {tuple(teacher.shape)}, "
+            "cannot be brought to the same height and width: both must be feature maps (B, C, H, W)"
         )
     size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
 

@@ -1,4 +1,4 @@
-"""Networks, by name."""
+"""The networks that can be built by name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +39,8 @@ __all__ = [
     "zoo_statistics",
 ]
 
-# A model is a function of (num_classes, in_channels); its other arguments are what a recipe may say of it.
+# Builders of the package's own networks, called with (num_classes, in_channels). Their keyword-only arguments are the
+# settings that a recipe accepts.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **RESNETS,
     **WIDE_RESNETS,
@@ -52,7 +53,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 def build_model(
     name: str, num_classes: int, in_channels: int = 3, *, pretrained: bool = False, **args: Any
 ) -> nn.Module:
-    """Build a network, with random weights unless ``pretrained``.
+    """Build a network by its name, with random weights unless ``pretrained`` is set.
 
     Example:
         >>> from factor_transfer import build_model
@@ -61,17 +62,23 @@ def build_model(
         Linear(in_features=32, out_features=10, bias=True)
 
     Args:
-        name: one of ``MODELS``, or, with a colon, a network from elsewhere (``external.build_external``).
-        num_classes: outputs.
-        in_channels: of the images.
-        pretrained: with the weights of the zoo that it comes from.
-        args: the model's own keyword arguments, such as ``width`` or ``stem``.
+        name: the name of one of the package's own networks (``factor-transfer show models``); or, with a colon, of a
+            network from a zoo or a custom callable, such as ``"timm:resnet18"`` or ``"package.module:callable"``.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
+        pretrained: whether to load the zoo's weights. The package's own networks have none.
+        args: the network's keyword arguments, such as ``width`` or ``stem``.
+
+    Returns:
+        The network, images (B, in_channels, H, W) -> logits (B, num_classes).
 
     Raises:
-        InputError: unknown name or argument, weights that do not exist or cannot be had.
+        InputError: if the name or an argument is unknown, or if the weights do not exist or cannot be fetched.
     """
     if num_classes < 1 or in_channels < 1:
-        raise InputError(f"{name} needs at least one class and one channel, got {num_classes} and {in_channels}")
+        raise InputError(
+            f"{name} needs at least one class and one channel, but got {num_classes} classes and {in_channels} channels"
+        )
     if is_external(name):
         return build_external(name, num_classes, in_channels, pretrained, **args)
     builder = MODELS[choose("model", name, MODELS)]
@@ -79,7 +86,8 @@ def build_model(
         choose(f"argument of {name}", arg, settings(builder))
     if pretrained:
         raise InputError(
-            f"{name} is this package's own and has no zoo's weights; give a file of them, with weights = FILE"
+            f"{name} is one of this package's networks, which have no pretrained weights; set weights = FILE to load "
+            "weights from a file"
         )
     try:
         options(name, builder).model_validate(args)

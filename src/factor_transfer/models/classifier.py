@@ -1,4 +1,4 @@
-"""A network's classifier: the layer whose outputs are the logits."""
+"""The classifier of a network: the layer that computes the logits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,22 +11,23 @@ from factor_transfer.models.outputs import logits_of
 
 
 def find_classifier(model: nn.Module, images: Tensor) -> nn.Linear | nn.Conv2d | None:
-    """The layer that computes the logits: the last one whose output they are.
+    """The layer that computes the logits: the last one whose output equals them.
 
     Args:
-        model: images (B, C, H, W) -> logits (B, K).
-        images: two or more images as the network gets them.
+        model: the network, images (B, C, H, W) -> logits (B, K).
+        images: two or more images, preprocessed for the network.
 
     Returns:
-        A linear layer or a 1x1 convolution; ``None`` if the logits are something else, such as a mean of two layers.
+        A linear layer or a 1x1 convolution; ``None`` if no layer's output equals the logits, such as when they are the
+        mean of two layers.
     """
     outputs: list[tuple[nn.Linear | nn.Conv2d, Tensor]] = []
 
-    def keep(module: Any, args: Any, output: Tensor) -> None:
+    def record(module: Any, args: Any, output: Tensor) -> None:
         outputs.append((module, output))
 
     layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    handles = [layer.register_forward_hook(keep) for layer in layers]
+    handles = [layer.register_forward_hook(record) for layer in layers]
     try:
         with eval_mode(model):
             logits = logits_of(model(images))
@@ -43,12 +44,12 @@ def reorder_outputs(model: nn.Module, images: Tensor, order: Sequence[int]) -> b
     """Permute a network's logits by permuting the rows of its classifier, in place.
 
     Args:
-        model: images (B, C, H, W) -> logits (B, K).
-        images: two or more images as the network gets them.
-        order: for each new output, the number of the old one; a permutation of 0..K-1.
+        model: the network, images (B, C, H, W) -> logits (B, K).
+        images: two or more images, preprocessed for the network.
+        order: the index of the old output for each new output, a permutation of 0 to K - 1.
 
     Returns:
-        Whether it was done; if the classifier cannot be found, the network stays as it was.
+        Whether the logits were permuted. If the classifier cannot be found, the network is not changed.
 
     Example:
         >>> import torch

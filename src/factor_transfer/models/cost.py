@@ -1,4 +1,4 @@
-"""What a network costs where it runs."""
+"""The cost of a network at inference."""
 
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,19 +7,19 @@ from factor_transfer.models.inference import eval_mode
 
 
 def parameters(model: nn.Module) -> int:
-    """The number of parameters."""
+    """The number of a network's parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def macs(model: nn.Module, images: Tensor) -> int:
-    """Multiply-accumulates of one forward pass for one image.
+    """The number of multiply-accumulate operations of a forward pass for one image.
 
-    Convolutions and matrix products are counted; the rest (normalisation, activations, pooling) is small.
+    Convolutions and matrix products are counted. Other operations (normalisation, activations, pooling) are negligible.
 
     Args:
         model: the network.
-        images: any batch of its input (B, ...).
+        images: a batch of the network's input (B, ...), of which the first image is used.
     """
     with eval_mode(model), FlopCounterMode(display=False) as counter:
         model(images[:1])
-    return counter.get_total_flops() // 2  # PyTorch counts a multiply and an add as two
+    return counter.get_total_flops() // 2  # PyTorch counts a multiplication and an addition as two operations

@@ -1,7 +1,7 @@
-"""Networks from elsewhere, by a name with a colon.
+"""External networks, whose names contain a colon.
 
-``"timm:NAME"``, ``"torchvision:NAME"`` and ``"transformers:NAME"`` are a zoo's; ``"package.module:callable"`` is
-somebody's own. Nothing of theirs is imported before such a name is used.
+``"timm:NAME"``, ``"torchvision:NAME"`` and ``"transformers:NAME"`` are networks of a zoo. ``"package.module:callable"``
+is a custom network, built by a callable outside this package. External code is imported only when a network is built.
 """
 
 import sys
@@ -19,54 +19,55 @@ from factor_transfer.models.optional import installed
 from factor_transfer.models.outputs import return_logits
 from factor_transfer.models.zoos import ZOOS, Statistics
 
-_BUILT_WITH = ("name", "num_classes", "in_channels")  # beside a network's own arguments
+_COMMON_ARGUMENTS = ("name", "num_classes", "in_channels")  # of all networks, in addition to their own
 
 
 def is_external(name: str) -> bool:
-    """Whether a model's name is one of a zoo's or of somebody's own callable."""
+    """Whether a name is that of a zoo's network or of a custom network."""
     return ":" in name
 
 
 def is_own(name: str) -> bool:
-    """Whether it is one of somebody's own callable: code that is neither this package's nor a zoo's."""
+    """Whether a name is that of a custom network, whose code is neither this package's nor a zoo's."""
     return is_external(name) and name.partition(":")[0] not in ZOOS
 
 
 def check_trusted(name: str, trusted_code: Collection[str], place: object) -> None:
-    """Refuse to run somebody's own code for no other reason than that a file names it.
+    """Refuse to run the code of a custom network that only a file names.
 
     Args:
-        name: of the network, as the file has it.
-        trusted_code: names, ``package.module:callable``, that the person's recipe, command line or program gives.
-        place: of the file, for the message.
+        name: the name of the network in the file.
+        trusted_code: the names, ``package.module:callable``, of the code that the user's recipe, command line or
+            program allows to run.
+        place: the file or folder, for the message of an error.
 
     Raises:
-        InputError: the network is somebody's own, and not among them.
+        InputError: if the network is custom and not among the trusted ones.
     """
     if is_own(name) and name not in trusted_code:
         raise InputError(
-            f"{place} is of a network that code from outside makes, {shown(name)}, and a file alone says so, which is "
-            f"no reason to run it. If you trust that code: predict, export and package take --trust-code "
-            f"{printable(name)}, load_student takes trusted_code; other commands run what their recipe names in the "
-            "same place (student.model, teacher.model) with the same args"
+            f"{place} names a network that external code builds, {shown(name)}; code that only a file names is not "
+            f"run. If you trust this code, add --trust-code {printable(name)} to predict, export or package, or pass "
+            "trusted_code to load_student; other commands run the code that their recipe names in the same place "
+            "(student.model, teacher.model) with the same args"
         )
 
 
 def permit(
     models: Sequence[Mapping[str, Any]], trusted_code: Collection[str], place: object
 ) -> Sequence[Mapping[str, Any]]:
-    """The networks that records name, if all of them may be built.
+    """The networks in records, after a check that all of them may be built.
 
     Args:
-        models: what records say of networks: ``name`` and arguments.
-        trusted_code: see ``check_trusted``.
-        place: likewise.
+        models: the networks, each with its ``name`` and arguments.
+        trusted_code: the names of trusted code, see ``check_trusted``.
+        place: the file or folder of the records, for the message of an error.
 
     Returns:
-        The same, to be announced.
+        ``models``, to be announced.
 
     Raises:
-        InputError: one is made by code from outside that may not be run.
+        InputError: if a network is built by external code that is not trusted.
     """
     for model in models:
         check_trusted(str(model["name"]), trusted_code, place)
@@ -74,50 +75,53 @@ def permit(
 
 
 def announce(models: Iterable[str | Mapping[str, Any]]) -> list[str]:
-    """What to say before somebody's own code runs: a line for each network that it makes. Nothing is run for it.
+    """The lines to print before the code of custom networks runs, one per network. No such code is run for them.
 
     Args:
-        models: names; or what a record says of networks, ``name`` and arguments, which are shown, too. They may come
-            from a file, and are escaped.
+        models: the networks: names, or mappings with ``name`` and arguments, which the lines show, too. Names and
+            arguments may come from a file and are escaped.
     """
     lines = []
     for model in models:
         name = model if isinstance(model, str) else str(model["name"])
-        args = {} if isinstance(model, str) else {key: value for key, value in model.items() if key not in _BUILT_WITH}
+        fields = {} if isinstance(model, str) else model
+        args = {key: value for key, value in fields.items() if key not in _COMMON_ARGUMENTS}
         if is_own(name):
-            given = f", with {', '.join(f'{printable(key)} = {shown(value)}' for key, value in args.items())}"
+            with_args = f", with {', '.join(f'{printable(key)} = {shown(value)}' for key, value in args.items())}"
             lines.append(
-                f"runs code from outside: {printable(name)} ({printable(_place(name))}){given if args else ''}"
+                f"runs external code: {printable(name)} ({printable(_place(name))}){with_args if args else ''}"
             )
     return list(dict.fromkeys(lines))
 
 
 def build_external(name: str, num_classes: int, in_channels: int, pretrained: bool = False, **args: Any) -> nn.Module:
-    """Build a network of a zoo, or with somebody's own callable.
+    """Build a network of a zoo or a custom network.
 
     Args:
         name: ``"timm:NAME"``, ``"torchvision:NAME"``, ``"transformers:NAME"`` (a model type, a name on the hub or a
             folder), or ``"package.module:callable"``. The callable is called with ``num_classes``, ``in_channels`` and
-            ``args``; its module may lie in the working directory.
-        num_classes: outputs.
-        in_channels: of the images.
-        pretrained: with the zoo's weights. The classifier's are random where the zoo's has another number of classes.
-        args: what the zoo, or the callable, takes besides.
+            ``args``. Its module may be in the working directory.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
+        pretrained: whether to load the zoo's weights. The classifier has random weights if its number of classes
+            differs from the zoo's.
+        args: further arguments of the zoo's builder or of the callable.
 
     Returns:
-        A network whose forward takes images (B, C, H, W) and returns logits (B, K), in training mode, on the default
-        device. Its modules and weights have the names that they have where it comes from.
+        A network, images (B, C, H, W) -> logits (B, K), in training mode, on the default device. Its modules and
+        weights have the same names as in their library.
 
     Raises:
-        InputError: an unknown name or argument, a library that is not there, weights that do not exist, cannot be
-            fetched or do not fit.
+        InputError: if the name or an argument is unknown, if the library is not installed, or if the weights do not
+            exist, cannot be fetched or do not fit.
     """
     prefix, _, rest = name.partition(":")
     if prefix in ZOOS:
         return ZOOS[prefix].build(rest, num_classes, in_channels, pretrained, args)
     if pretrained:
         raise InputError(
-            f"{name} is no zoo's network and has no zoo's weights; give a file of them, with weights = FILE"
+            f"{name} is not a zoo's network and has no pretrained weights; set weights = FILE to load weights from a "
+            "file"
         )
     model = _build_own(name, {"num_classes": num_classes, "in_channels": in_channels} | args)
     model.register_forward_hook(return_logits)
@@ -125,16 +129,16 @@ def build_external(name: str, num_classes: int, in_channels: int, pretrained: bo
 
 
 def zoo_statistics(name: str, model: nn.Module, in_channels: int = 3) -> Statistics | None:
-    """Mean and standard deviation of the images that a zoo's own weights of a network were trained with.
+    """The mean and standard deviation by which the zoo normalised images to train a network's pretrained weights.
 
     Args:
-        name: as for ``build_external``, or one of ``MODELS``.
+        name: the name of the network, see ``build_model``.
         model: the network of that name.
-        in_channels: of the images.
+        in_channels: the number of channels of the images.
 
     Returns:
-        A value a channel each, 0..1; ``None`` if they are not known (what is no zoo's, a bare model type of
-        transformers), or are of another number of channels.
+        The mean and standard deviation, one value per channel each, for pixels from 0 to 1; ``None`` if they are not
+        known (for networks of no zoo and bare model types of transformers) or have another number of channels.
     """
     prefix, _, rest = name.partition(":")
     found = ZOOS[prefix].statistics(rest, model) if is_external(name) and prefix in ZOOS else None
@@ -142,25 +146,25 @@ def zoo_statistics(name: str, model: nn.Module, in_channels: int = 3) -> Statist
 
 
 def zoo_size(name: str, model: nn.Module) -> int | None:
-    """Height and width, in pixels, of the images that a network of a zoo is made for; ``None`` if it is not known."""
+    """The height and width in pixels of the images that a zoo's network is made for; ``None`` if not known."""
     prefix, _, rest = name.partition(":")
     return ZOOS[prefix].size(rest, model) if is_external(name) and prefix in ZOOS else None
 
 
 def zoo_classes(name: str, model: nn.Module) -> list[str] | None:
-    """The names of a network's outputs that a zoo stores with its weights; ``None`` if they are not known."""
+    """The class names that a zoo stores with a network's weights; ``None`` if they are not known."""
     prefix, _, rest = name.partition(":")
     return ZOOS[prefix].classes(rest, model) if is_external(name) and prefix in ZOOS else None
 
 
 def zoo_preprocessing(name: str, model: nn.Module) -> dict[str, Any]:
-    """What a zoo's weights were trained with, beside mean and standard deviation; empty if it is not known."""
+    """The preprocessing of a zoo's weights, besides mean and standard deviation; empty if it is not known."""
     prefix, _, rest = name.partition(":")
     return ZOOS[prefix].preprocessing(rest, model) if is_external(name) and prefix in ZOOS else {}
 
 
 def source(name: str) -> Path | None:
-    """The file of somebody's own network; ``None`` for a zoo's, or one of ``MODELS``."""
+    """The source file of a custom network; ``None`` for a zoo's network or one of ``MODELS``."""
     if not is_own(name):
         return None
     with _working_directory():
@@ -169,34 +173,36 @@ def source(name: str) -> Path | None:
 
 
 def zoos() -> dict[str, bool]:
-    """The zoos, and whether they are installed."""
+    """The names of the zoos, and whether each is installed."""
     return {zoo: installed(zoo) for zoo in ZOOS}
 
 
 def _import(name: str) -> ModuleType:
-    """The module of somebody's own callable."""
+    """Import the module of a custom network."""
     path, _, attribute = name.partition(":")
     zoos = ", ".join(f"{zoo}:NAME" for zoo in ZOOS)
     if not all(part.isidentifier() for part in [*path.split("."), attribute]):
-        raise InputError(f"model {name!r} is none; with a colon it is package.module:callable, or {zoos}")
+        raise InputError(
+            f"{name!r} is not a valid model name; a name with a colon is package.module:callable, or one of {zoos}"
+        )
     try:
         return import_module(path)
     except ImportError as error:
         raise InputError(
-            f"model {name!r}: module {path!r} cannot be imported ({error}); it must be installed, or lie in "
-            f"{Path.cwd()}{'' if '.' in path else f'; networks of a zoo are {zoos}'}"
+            f"model {name!r}: module {path!r} cannot be imported ({error}); it must be installed or be in "
+            f"{Path.cwd()}{'' if '.' in path else f'; the names of zoo networks are {zoos}'}"
         ) from error
 
 
 def _place(name: str) -> str:
-    """Where the module of somebody's own callable lies. To ask importlib would run the packages that it is in."""
+    """The path of a custom network's module, found without ``importlib``, which would run the packages around it."""
     places: list[str | None] = []
-    steps = name.partition(":")[0].split(".")
+    parts = name.partition(":")[0].split(".")
     path: Any = None
     with _working_directory():
-        for count in range(1, len(steps) + 1):
-            module = ".".join(steps[:count])
-            found = (finder.find_spec(module, path) for finder in sys.meta_path if steps[count - 1].isidentifier())
+        for count in range(1, len(parts) + 1):
+            module = ".".join(parts[:count])
+            found = (finder.find_spec(module, path) for finder in sys.meta_path if parts[count - 1].isidentifier())
             spec = next((spec for spec in found if spec is not None), None)
             if spec is None:
                 return "not found"
@@ -207,7 +213,7 @@ def _place(name: str) -> str:
 
 def _build_own(name: str, args: dict[str, Any]) -> nn.Module:
     path, _, attribute = name.partition(":")
-    given = ", ".join(f"{key} = {value!r}" for key, value in args.items())
+    call = ", ".join(f"{key} = {value!r}" for key, value in args.items())
     with _working_directory():
         module = _import(name)
         builder = getattr(module, attribute, None)
@@ -215,28 +221,33 @@ def _build_own(name: str, args: dict[str, Any]) -> nn.Module:
             names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
             raise InputError(f"model {name!r}: module {path!r} has no {attribute!r}{suggest(attribute, names)}")
         if not callable(builder):
-            raise InputError(f"model {name!r} is a {type(builder).__name__}; a function or class is needed")
+            raise InputError(f"model {name!r} is of type {type(builder).__name__}; a function or class is needed")
         try:
             model = builder(**args)
         except TypeError as error:
             raise InputError(
-                f"model {name!r}: called with {given}, it raises TypeError: {error}. It must take num_classes and "
-                "in_channels, and what args says; --debug shows where"
+                f"model {name!r} raises a TypeError when called with {call}: {error}. It must accept num_classes, "
+                "in_channels and the entries of args; --debug shows the traceback"
             ) from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"model {name!r} returns a {type(model).__name__}; a torch.nn.Module is needed")
+        raise InputError(
+            f"model {name!r} returns an object of type {type(model).__name__}; a torch.nn.Module is needed"
+        )
     return model
 
 
 @contextmanager
 def _working_directory() -> Iterator[None]:
-    """Modules in the working directory can be imported, as with ``python -m``, and when a builder imports more."""
-    here = str(Path.cwd())
-    absent = here not in sys.path
+    """A context in which modules in the working directory can be imported, as with ``python -m``.
+
+    Builders may import further modules from there.
+    """
+    folder = str(Path.cwd())
+    absent = folder not in sys.path
     if absent:
-        sys.path.insert(0, here)
+        sys.path.insert(0, folder)
     try:
         yield
     finally:
-        if absent and here in sys.path:
-            sys.path.remove(here)
+        if absent and folder in sys.path:
+            sys.path.remove(folder)

@@ -1,4 +1,4 @@
-"""Running a network without training it, and copying it."""
+"""Running networks without training them, and copying them."""
 
 import copy
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradient; afterwards each module is in the mode it was in."""
+    """A context with a network in evaluation mode and without gradients. At the end, modules regain their modes."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -30,9 +30,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def copy_network(model: M) -> M:
     """A deep copy of a network.
 
-    Some layers compute their weight before each pass and leave it in an attribute, with its gradient's graph: pruned
-    ones, and those with weight norm or spectral norm. PyTorch does not copy such a tensor, so it is cut off from its
-    graph first; the next pass computes it anew.
+    Pruned layers and layers with weight norm or spectral norm compute their weight before each pass and store it, with
+    its graph, in an attribute. PyTorch cannot copy such a tensor, so it is detached first. The next pass computes it
+    again.
     """
     for module in model.modules():
         for name, value in vars(module).items():
@@ -42,10 +42,10 @@ def copy_network(model: M) -> M:
 
 
 def fix_computed_weights(model: nn.Module) -> None:
-    """Replace weights that are computed before each pass by plain parameters with their values, in place.
+    """Replace weights that are computed before each pass by plain parameters with the same values, in place.
 
-    It does so for pruned layers, weight norm, spectral norm and parametrizations, so that what is exported does not
-    compute them again for each image.
+    These are the weights of pruned layers, weight norm, spectral norm and parametrizations. An exported network then
+    does not compute them again for each image.
 
     Args:
         model: the network, in evaluation mode.
@@ -59,8 +59,8 @@ def fix_computed_weights(model: nn.Module) -> None:
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(module, hook.name)
         if parametrize.is_parametrized(module):
-            # A copy has the class of the original, from which the parametrization is removed, too.
-            own = type(module)
-            module.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
+            # A copied module shares its class with the original, and the parametrization is removed from the class.
+            cls = type(module)
+            module.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name)

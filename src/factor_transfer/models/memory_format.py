@@ -1,24 +1,24 @@
-"""How a network's images and weights lie in memory."""
+"""The memory format of a network's images and weights."""
 
 import torch
 from torch import nn
 
-# Strided 1x1 convolutions of fewer channels are not safe in channels last, see ``memory_format``.
-LEAST_CHANNELS = 16
+# Strided 1x1 convolutions with fewer input channels are not safe in the channels-last format, see ``memory_format``.
+MIN_CHANNELS = 16
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
-    """Channels last, in which convolutions and batch norms are fastest; channels first where that is not safe.
+    """The memory format of a network: channels last, which is fastest, or contiguous where channels last is not safe.
 
-    oneDNN (3.12, in torch 2.13) writes past a buffer in the gradient of a strided 1x1 convolution of few channels where
-    channels come last: on AVX2 processors with fewer than eight, on AVX-512 processors with fewer than sixteen, if the
+    In the channels-last format, oneDNN (3.12, in torch 2.13) writes beyond a buffer in the backward pass of a strided
+    1x1 convolution with few channels: fewer than 8 on AVX2 processors and fewer than 16 on AVX-512 processors, if the
     number of images is odd and there are two threads.
     """
     for module in model.modules():
         if (
             isinstance(module, nn.Conv2d)
             and type(module).forward is nn.Conv2d.forward
-            and module.in_channels // module.groups < LEAST_CHANNELS
+            and module.in_channels // module.groups < MIN_CHANNELS
             and module.kernel_size == (1, 1)
             and module.stride != (1, 1)
         ):
@@ -27,5 +27,5 @@ def memory_format(model: nn.Module) -> torch.memory_format:
 
 
 def to_memory_format(model: nn.Module) -> nn.Module:
-    """Put a network's weights into its ``memory_format``, in place; what it computes stays the same."""
+    """Convert a network's weights to its ``memory_format``, in place. Their values stay the same."""
     return model.to(memory_format=memory_format(model))  # type: ignore[call-overload]

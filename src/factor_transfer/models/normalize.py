@@ -1,4 +1,4 @@
-"""From raw images to what a network was trained on."""
+"""Normalisation of raw images by the statistics that a network was trained with."""
 
 from collections.abc import Sequence
 
@@ -9,39 +9,41 @@ from factor_transfer.errors import InputError, shown
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
-    """See that images can be normalised.
+    """Check that images can be normalised by a mean and standard deviation.
 
     Args:
-        mean: of each channel, 0..1.
-        std: of each channel, 0..1.
+        mean: the mean of each channel, for pixels from 0 to 1.
+        std: the standard deviation of each channel, for pixels from 0 to 1.
 
     Raises:
-        InputError: a value is not finite, or so small or large that float32 cannot divide by it; there are not as many
-            of one as of the other.
+        InputError: if a value is not finite, or so small or large that float32 cannot divide by it, or if the numbers
+            of values differ.
     """
     means, stds = (torch.tensor(value, dtype=torch.float64) for value in (mean, std))
     if means.shape != stds.shape or means.ndim != 1 or not len(means):
-        raise InputError(f"mean and std need a value a channel each, got {shown(list(mean))} and {shown(list(std))}")
+        raise InputError(
+            f"mean and std need one value per channel each, but got {shown(list(mean))} and {shown(list(std))}"
+        )
     scale, shift = (1 / (255 * stds)).float(), (means / stds).float()
     if not (stds > 0).all() or not (scale.isfinite() & (scale > 0) & shift.isfinite()).all():
         raise InputError(
-            f"images cannot be normalised by mean {shown(list(mean))} and std {shown(list(std))}: finite numbers are "
-            "needed, those of std above 0"
+            f"images cannot be normalised by mean {shown(list(mean))} and std {shown(list(std))}: all values must be "
+            "finite, and those of std above 0"
         )
 
 
 class Normalize(nn.Module):
-    """Subtract the mean and divide by the standard deviation, channel by channel.
+    """A module that subtracts the mean of each channel and divides by its standard deviation.
 
-    It belongs to a network, not to the data: teacher and student may have been trained on different
-    statistics, and both are given the same raw batch. It has no weights and leaves nothing in a state dict.
+    Each network has its own, because teacher and student may have been trained with different statistics and get the
+    same raw batch. The module has no weights and no entries in a state dict.
 
     Args:
-        mean: of each channel, 0..1.
-        std: of each channel, 0..1.
+        mean: the mean of each channel, for pixels from 0 to 1.
+        std: the standard deviation of each channel, for pixels from 0 to 1.
 
     Raises:
-        InputError: see ``check_statistics``.
+        InputError: if images cannot be normalised by these values, see ``check_statistics``.
     """
 
     scale: Tensor
@@ -55,5 +57,5 @@ class Normalize(nn.Module):
         self.register_buffer("shift", (-means / stds).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W), 0..255 -> float32, mean 0 and variance 1 over the training images."""
+        """Normalise raw images, uint8 (B, C, H, W) from 0 to 255, to float32 images of the same shape."""
         return torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale)

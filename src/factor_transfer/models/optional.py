@@ -1,4 +1,4 @@
-"""What may not be there: a zoo's library, and the servers that its weights lie on."""
+"""Optional dependencies that may be missing: the libraries of zoos, and the servers that provide their weights."""
 
 import os
 import socket
@@ -11,14 +11,14 @@ from typing import Any
 
 from factor_transfer.errors import InputError
 
-PATIENCE = 10.0  # seconds that a server may take to say something
+TIMEOUT_S = 10.0  # for a response of a server
 
-# Whose exceptions are about the network, beside every OSError.
+# Packages whose exceptions concern the network connection, as every OSError does.
 _CLIENTS = {"huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
 
 
 def installed(library: str) -> bool:
-    """Whether it is; nothing is imported."""
+    """Whether a library is installed. It is not imported."""
     return find_spec(library) is not None
 
 
@@ -26,77 +26,77 @@ def library(name: str) -> Any:
     """Import a zoo's library.
 
     Args:
-        name: ``"timm"``, ``"torchvision"`` or ``"transformers"``: its package and this package's extra.
+        name: the library, ``"timm"``, ``"torchvision"`` or ``"transformers"``. This package's extra has the same name.
 
     Raises:
-        InputError: it is not installed, or cannot be imported.
+        InputError: if the library is not installed or cannot be imported.
     """
     if not installed(name):
         raise InputError(f"{name} is not installed; pip install 'factor-transfer[{name}]'")
     try:
-        # timm needs torchvision, transformers takes it where it is: its own error says more than theirs.
+        # timm needs torchvision, and transformers uses it if it is installed. Its own error is clearer than theirs.
         if installed("torchvision"):
             import_module("torchvision")
         return import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
         if "torchvision::" not in str(error):
             raise InputError(f"{name} is installed, but cannot be imported: {_brief(error)}") from error
-        because = "" if name == "torchvision" else f", which {name} imports,"
+        cause = "" if name == "torchvision" else f", which {name} imports,"
         raise InputError(
-            f"torchvision{because} cannot be imported beside this torch: its operators were built for another build "
-            f"of torch ({_brief(error)}). Install both anew from the same index, in one command: such as "
+            f"torchvision{cause} cannot be imported with this torch: its operators were built for another build of "
+            f"torch ({_brief(error)}). Reinstall both from the same index in one command, for example "
             "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu"
         ) from error
 
 
 @contextmanager
-def answering(zoo: str, name: str, args: dict[str, Any], fetches: bool) -> Iterator[None]:
-    """While a zoo does what it was asked, turn what it raises into words.
+def zoo_errors(zoo: str, name: str, args: dict[str, Any], fetches: bool) -> Iterator[None]:
+    """A context that turns the exceptions of a zoo's library into ``InputError``.
 
     Args:
-        zoo: the library that is asked.
-        name: of its network.
-        args: that the network was asked to have.
-        fetches: whether something may have to come from a server. If that cannot be reached, only what was fetched
-            earlier is looked at: the hub's client would try again for half a minute a file.
+        zoo: the library that is called.
+        name: the name of the network.
+        args: the arguments of the network.
+        fetches: whether something may have to be fetched from a server. If the hub cannot be reached, only its cache
+            is used, because its client would retry for half a minute per file.
 
     Raises:
-        InputError: for whatever the zoo raises.
+        InputError: for any exception of the library.
     """
-    unreachable = _hub_silence() if fetches and zoo != "torchvision" else None
+    unreachable = _hub_failure() if fetches and zoo != "torchvision" else None
     try:
         with (
-            _tensors_alone(),
-            _hurried() if fetches else nullcontext(),
+            _weights_only(),
+            _download_timeout() if fetches else nullcontext(),
             _cache_only() if unreachable else nullcontext(),
         ):
             yield
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # a library of others: all that it raises is about what it was asked for
-        if fetches and _of_the_network(error):
+    except Exception as error:  # any exception of the library concerns the requested network
+        if fetches and _concerns_connection(error):
             raise InputError(
-                f"{zoo}:{name} could not be fetched, and was not before: {unreachable or _brief(error)}. Check the "
-                "name and the network; or fetch the weights elsewhere and give their file, with weights = FILE"
+                f"{zoo}:{name} could not be fetched and is not cached: {unreachable or _brief(error)}. Check the name "
+                "and the network connection, or fetch the weights on another machine and set weights = FILE"
             ) from error
-        given = f" with {', '.join(f'{key} = {value!r}' for key, value in args.items())}" if args else ""
-        raise InputError(f"{zoo} cannot build {name!r}{given}: {type(error).__name__}: {_brief(error)}") from error
+        with_args = f" with {', '.join(f'{key} = {value!r}' for key, value in args.items())}" if args else ""
+        raise InputError(f"{zoo} cannot build {name!r}{with_args}: {type(error).__name__}: {_brief(error)}") from error
 
 
-def _hub_silence() -> str | None:
-    """Why the Hugging Face hub cannot be asked; ``None`` if it answers."""
+def _hub_failure() -> str | None:
+    """The reason why the Hugging Face hub cannot be reached; ``None`` if it responds."""
     hub = import_module("huggingface_hub")
     try:
-        # Its own client: it knows of proxies, certificates and offline mode.
-        hub.get_session().head(hub.constants.ENDPOINT, timeout=PATIENCE)
+        # The hub's own client respects proxies, certificates and offline mode.
+        hub.get_session().head(hub.constants.ENDPOINT, timeout=TIMEOUT_S)
     except Exception as error:
         return f"{hub.constants.ENDPOINT} cannot be reached ({_brief(error)})"
     return None
 
 
 @contextmanager
-def _tensors_alone() -> Iterator[None]:
-    """Whatever a zoo reads by ``torch.load`` runs no code; torch.hub, which torchvision asks, would let it."""
+def _weights_only() -> Iterator[None]:
+    """A context in which ``torch.load`` runs no code from files. torch.hub, which torchvision uses, would allow it."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -110,7 +110,7 @@ def _tensors_alone() -> Iterator[None]:
 
 @contextmanager
 def _cache_only() -> Iterator[None]:
-    """The hub's offline mode, which timm has no argument for."""
+    """A context in the hub's offline mode, for which timm has no argument."""
     constants: Any = import_module("huggingface_hub.constants")
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
@@ -121,17 +121,17 @@ def _cache_only() -> Iterator[None]:
 
 
 @contextmanager
-def _hurried() -> Iterator[None]:
-    """A limit for urllib, by which torch.hub downloads and which waits for minutes where packets are dropped."""
+def _download_timeout() -> Iterator[None]:
+    """A context with a timeout for urllib, which torch.hub uses and which else waits for minutes for lost packets."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(before or PATIENCE)
+    socket.setdefaulttimeout(before or TIMEOUT_S)
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
 
 
-def _of_the_network(error: BaseException | None) -> bool:
+def _concerns_connection(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS:
             return True

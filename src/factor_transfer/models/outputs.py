@@ -1,4 +1,4 @@
-"""The logits among what a network returns."""
+"""The logits in the output of a network."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +12,11 @@ def logits_of(output: Any) -> Tensor:
     """The logits (B, K) in a network's output.
 
     Args:
-        output: the logits themselves; a tuple or list that begins with them; a dict that has them as ``"logits"``; or
-            an object that has them as an attribute ``logits``, such as those of transformers.
+        output: the logits; a tuple or list that begins with them; a dict with the key ``"logits"``; or an object with
+            the attribute ``logits``, such as the outputs of transformers.
 
     Raises:
-        InputError: an output of another kind.
+        InputError: if the output has another form.
 
     Example:
         >>> import torch
@@ -35,18 +35,18 @@ def logits_of(output: Any) -> Tensor:
         return found
     kind = type(output).__name__
     if isinstance(output, Mapping):
-        kind += f" with {', '.join(printable(str(key)) for key in output) or 'nothing in it'}"
+        kind += f" with {', '.join(printable(str(key)) for key in output) or 'no keys'}"
     elif isinstance(output, tuple | list):
-        kind += f" of {', '.join(type(one).__name__ for one in output) or 'nothing'}"
+        kind += f" of {', '.join(type(item).__name__ for item in output) or 'length 0'}"
     raise InputError(
-        f"its forward returns a {kind}; it must return logits (B, K), a tuple that begins with them, or a dict or an "
-        "object that has them as logits"
+        f"its forward returns a {kind}; it must return logits (B, K), a tuple that begins with them, a dict with a key "
+        "logits, or an object with an attribute logits"
     )
 
 
 def return_logits(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-    """A forward hook for the root of a network: the network then returns its logits alone.
+    """A forward hook for the root of a network that makes it return only its logits.
 
-    A hook, not a module around the network: so paths of taps and keys of weights stay the library's own.
+    With a module around the network instead, the paths of taps and the keys of weights would change.
     """
     return None if isinstance(output, Tensor) else logits_of(output)

@@ -1,4 +1,4 @@
-"""Networks of timm, torchvision and transformers, their weights, and what those were trained with."""
+"""The networks of timm, torchvision and transformers, with their pretrained weights and preprocessing."""
 
 import re
 from importlib import import_module
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from factor_transfer.errors import InputError, choose, suggest
-from factor_transfer.models.optional import answering, library
+from factor_transfer.models.optional import library, zoo_errors
 from factor_transfer.models.outputs import return_logits
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -19,58 +19,58 @@ class Zoo(Protocol):
     """A library of networks."""
 
     def build(self, name: str, num_classes: int, in_channels: int, pretrained: bool, args: dict[str, Any]) -> nn.Module:
-        """See ``external.build_external``."""
+        """Build a network, see ``external.build_external``."""
 
     def statistics(self, name: str, model: nn.Module) -> Statistics | None:
-        """See ``external.zoo_statistics``."""
+        """The statistics of the pretrained weights' preprocessing, see ``external.zoo_statistics``."""
 
     def size(self, name: str, model: nn.Module) -> int | None:
-        """Height and width of the images that the network is made for."""
+        """The height and width in pixels of the images that the network is made for; ``None`` if not known."""
 
     def classes(self, name: str, model: nn.Module) -> list[str] | None:
-        """The names of the outputs that are stored with the network's weights; ``None`` if there are none."""
+        """The class names that are stored with the network's weights; ``None`` if there are none."""
 
     def preprocessing(self, name: str, model: nn.Module) -> dict[str, Any]:
-        """What the network's weights were trained with, beside mean and standard deviation, such as ``crop``."""
+        """The preprocessing of the network's weights, such as ``crop``, besides mean and standard deviation."""
 
 
 class Timm:
-    """PyTorch Image Models: ``resnet18``, ``resnet18.a1_in1k`` (weights by a tag), ``hf-hub:…``, ``local-dir:…``."""
+    """The networks of timm: ``resnet18``, ``resnet18.a1_in1k`` (tagged weights), ``hf-hub:…``, ``local-dir:…``."""
 
     def build(self, name: str, num_classes: int, in_channels: int, pretrained: bool, args: dict[str, Any]) -> nn.Module:
-        """By ``timm.create_model``; it adapts the zoo's weights to other channels and classes itself."""
+        """Build a network by ``timm.create_model``, which adapts pretrained weights to other channels and classes."""
         timm = library("timm")
         stored = ":" in name
         if not stored:
             if not timm.is_model(name) or ("." in name and not timm.is_model_pretrained(name)):
                 choose("network of timm", name, [*timm.list_models(), *timm.list_pretrained()])
-            own_weights = "pretrained_cfg" in args or "pretrained_cfg_overlay" in args
-            if pretrained and not own_weights and not timm.is_model_pretrained(name):
-                raise InputError(f"timm has no weights of {name!r}{suggest(name, timm.list_pretrained())}")
+            given_weights = "pretrained_cfg" in args or "pretrained_cfg_overlay" in args
+            if pretrained and not given_weights and not timm.is_model_pretrained(name):
+                raise InputError(f"timm has no pretrained weights of {name!r}{suggest(name, timm.list_pretrained())}")
         fetches = (pretrained or stored) and not name.startswith("local-dir:")
-        with answering("timm", name, args, fetches):
+        with zoo_errors("timm", name, args, fetches):
             model: nn.Module = timm.create_model(
                 name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **args
             )
         return model
 
     def statistics(self, name: str, model: nn.Module) -> Statistics | None:
-        """Those of ``pretrained_cfg``."""
+        """The mean and standard deviation in ``pretrained_cfg``."""
         config = _timm_config(model)
         return _statistics(config.get("mean"), config.get("std"))
 
     def size(self, name: str, model: nn.Module) -> int | None:
-        """That of ``pretrained_cfg``."""
+        """The input size in ``pretrained_cfg``."""
         size = _timm_config(model).get("input_size")
         return int(size[-1]) if size else None
 
     def classes(self, name: str, model: nn.Module) -> list[str] | None:
-        """The ``label_names`` of ``pretrained_cfg``."""
+        """The ``label_names`` in ``pretrained_cfg``."""
         names = _timm_config(model).get("label_names")
-        return [str(one) for one in names] if isinstance(names, list | tuple) else None
+        return [str(label) for label in names] if isinstance(names, list | tuple) else None
 
     def preprocessing(self, name: str, model: nn.Module) -> dict[str, Any]:
-        """That of ``pretrained_cfg``."""
+        """The size, crop and interpolation in ``pretrained_cfg``."""
         config = _timm_config(model)
         found = {"size": self.size(name, model), "crop": config.get("crop_pct")}
         found["interpolation"] = config.get("interpolation")
@@ -86,40 +86,40 @@ class Torchvision:
     """The classification networks of ``torchvision.models``."""
 
     def build(self, name: str, num_classes: int, in_channels: int, pretrained: bool, args: dict[str, Any]) -> nn.Module:
-        """By ``torchvision.models.get_model``; pretrained weights are the ``DEFAULT`` ones, but for the classifier."""
+        """Build a network by ``torchvision.models.get_model``, with the ``DEFAULT`` weights if ``pretrained``."""
         models = library("torchvision").models
         choose("classification network of torchvision", name, models.list_models(module=models))
         if in_channels != 3:
             raise InputError(
-                f"torchvision:{name} takes images of 3 channels, these have {in_channels}; timm has networks for any "
-                "number of channels"
+                f"torchvision:{name} takes images of 3 channels, but these have {in_channels}; timm has networks for "
+                "any number of channels"
             )
-        with answering("torchvision", name, args, fetches=pretrained):
+        with zoo_errors("torchvision", name, args, fetches=pretrained):
             model: nn.Module = models.get_model(name, num_classes=num_classes, **args)
             if pretrained:
                 if not list(models.get_model_weights(name)):
-                    raise InputError(f"torchvision has no weights of {name!r}; leave pretrained out")
+                    raise InputError(f"torchvision has no pretrained weights of {name!r}; build it without them")
                 zoo: nn.Module = models.get_model(name, weights="DEFAULT", progress=False, **args)
                 model = _with_classifier(zoo, model)
-        model.register_forward_hook(return_logits)  # inception_v3 and googlenet have auxiliary ones in training
+        model.register_forward_hook(return_logits)  # inception_v3 and googlenet return auxiliary logits in training
         return model
 
     def statistics(self, name: str, model: nn.Module) -> Statistics | None:
-        """Those of the ``DEFAULT`` weights' transforms."""
+        """The mean and standard deviation of the transforms of the ``DEFAULT`` weights."""
         transforms = _torchvision_transforms(name)
         return _statistics(getattr(transforms, "mean", None), getattr(transforms, "std", None))
 
     def size(self, name: str, model: nn.Module) -> int | None:
-        """What the ``DEFAULT`` weights' transforms cut out."""
+        """The crop size of the transforms of the ``DEFAULT`` weights."""
         crop: Any = getattr(_torchvision_transforms(name), "crop_size", None)
         return int(crop[0]) if crop else None
 
     def classes(self, name: str, model: nn.Module) -> list[str] | None:
-        """None: a pretrained network's classifier is made anew unless it has as many classes as ImageNet."""
+        """``None``, because the classifier is new unless it has as many classes as ImageNet."""
         return None
 
     def preprocessing(self, name: str, model: nn.Module) -> dict[str, Any]:
-        """That of the ``DEFAULT`` weights' transforms."""
+        """The sizes and the interpolation of the transforms of the ``DEFAULT`` weights."""
         transforms = _torchvision_transforms(name)
         keys = {"resize": "resize_size", "interpolation": "interpolation"}
         found: dict[str, Any] = {"size": self.size(name, model)}
@@ -128,7 +128,7 @@ class Torchvision:
 
 
 def _plain(value: Any) -> Any:
-    """A setting of a transform, as people write it."""
+    """The value of a transform's setting as a plain number or string."""
     if isinstance(value, list | tuple) and value:
         return value[0]
     return getattr(value, "value", value)
@@ -140,9 +140,9 @@ def _torchvision_transforms(name: str) -> Any:
 
 
 def _with_classifier(zoo: nn.Module, model: nn.Module) -> nn.Module:
-    """``zoo`` with those layers of ``model`` that have another shape.
+    """Replace the layers of ``zoo`` whose parameters have other shapes in ``model`` by those of ``model``, in place.
 
-    The two were built alike but for the number of classes: what differs is the classifier, and auxiliary ones.
+    The two networks differ only in their number of classes, so these are the classifier and auxiliary classifiers.
     """
     for path, layer in list(zoo.named_modules()):
         other = model.get_submodule(path)
@@ -153,34 +153,36 @@ def _with_classifier(zoo: nn.Module, model: nn.Module) -> nn.Module:
 
 
 class Transformers:
-    """Image classification in transformers: a model type (``vit``), a name on the hub (``owner/name``) or a folder."""
+    """The classification networks of transformers: a model type (``vit``), a name on the hub, or a folder."""
 
     def build(self, name: str, num_classes: int, in_channels: int, pretrained: bool, args: dict[str, Any]) -> nn.Module:
-        """By ``AutoModelForImageClassification``; ``args`` are settings of the network's configuration."""
+        """Build a network by ``AutoModelForImageClassification``; ``args`` are settings of its configuration.
+
+        A network on the hub may come with code, which is not run (``trust_remote_code=False`` also avoids a prompt).
+        """
         transformers = library("transformers")
         stored = _stored(name)
-        # What lies beside a network on the hub may be a program. It is not run: nobody is asked, either.
         if not stored:
             types = import_module("transformers.models.auto.modeling_auto").MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
             choose("image classification type of transformers", name, types)
             if pretrained:
                 raise InputError(
-                    f"transformers:{name} is a type of network, which has no weights; name a network on the hub, such "
-                    "as transformers:google/vit-base-patch16-224, or the folder of one"
+                    f"transformers:{name} is a model type, which has no pretrained weights; name a network on the hub, "
+                    "such as transformers:google/vit-base-patch16-224, or its folder"
                 )
         settings = {"num_labels": num_classes, "num_channels": in_channels} | args
-        with answering("transformers", name, args, fetches=stored and not Path(name).is_dir()):
+        with zoo_errors("transformers", name, args, fetches=stored and not Path(name).is_dir()):
             if stored:
                 config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
             else:
                 config = transformers.AutoConfig.for_model(name)
-            # It takes unknown settings in silence, so they are checked here.
+            # Configurations accept unknown settings silently, so they are checked here.
             known = {"num_labels", *config.to_dict()}
             for key in args:
                 choose(f"setting of transformers:{name}", key, known)
             if "num_channels" not in known:
                 if in_channels != 3:
-                    raise InputError(f"transformers:{name} takes 3 channels, these images have {in_channels}")
+                    raise InputError(f"transformers:{name} takes images of 3 channels, but these have {in_channels}")
                 del settings["num_channels"]
             if stored:
                 config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **settings)
@@ -188,13 +190,13 @@ class Transformers:
                 config = transformers.AutoConfig.for_model(name, **settings)
             factory = transformers.AutoModelForImageClassification
             if pretrained:
-                if Path(name).is_dir():  # nothing is fetched, so there is nothing to wait for
+                if Path(name).is_dir():  # a folder is loaded without a download, so no progress is needed
                     transformers.utils.logging.disable_progress_bar()
                 model, report = factory.from_pretrained(
                     name,
                     config=config,
                     trust_remote_code=False,
-                    dtype=torch.float32,  # precision is the recipe's
+                    dtype=torch.float32,  # the recipe chooses the precision, not the stored configuration
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                 )
@@ -203,32 +205,32 @@ class Transformers:
                 model = factory.from_config(config, dtype=torch.float32, trust_remote_code=False)
         model.register_forward_hook(return_logits)
         network: nn.Module = model
-        return network.train()  # from_pretrained returns it in evaluation mode, unlike the others
+        return network.train()  # from_pretrained returns a network in evaluation mode, unlike the other zoos
 
     def statistics(self, name: str, model: nn.Module) -> Statistics | None:
-        """Those of the image processor that is stored beside the network."""
+        """The mean and standard deviation of the image processor that is stored with the network."""
         processor = _processor(name)
-        # Without it, or with another scale, the figures are not of images in 0..1.
+        # Without rescaling by 1/255, the statistics are not those of pixels from 0 to 1.
         scale = processor.get("rescale_factor", 1 / 255)
         if not processor or not processor.get("do_normalize", True) or abs(scale * 255 - 1) > 1e-3:
             return None
         return _statistics(processor.get("image_mean"), processor.get("image_std"))
 
     def size(self, name: str, model: nn.Module) -> int | None:
-        """That of the configuration; many convolutional networks have none."""
+        """The image size in the configuration, which many convolutional networks do not have."""
         size: Any = getattr(getattr(model, "config", None), "image_size", None)
         return int(size[0]) if isinstance(size, list | tuple) else size
 
     def classes(self, name: str, model: nn.Module) -> list[str] | None:
-        """The configuration's ``id2label``, unless it has the names that transformers makes up."""
+        """The ``id2label`` of the configuration, unless it contains placeholder names of transformers."""
         labels: Any = getattr(getattr(model, "config", None), "id2label", None)
         if not _stored(name) or not isinstance(labels, dict):
             return None
         names = [str(labels[number]) for number in sorted(labels)]
-        return None if all(re.fullmatch(r"LABEL_\d+", one) for one in names) else names
+        return None if all(re.fullmatch(r"LABEL_\d+", label) for label in names) else names
 
     def preprocessing(self, name: str, model: nn.Module) -> dict[str, Any]:
-        """That of the image processor that is stored beside the network."""
+        """The sizes, interpolation and scaling of the image processor that is stored with the network."""
         processor = _processor(name)
         found: dict[str, Any] = {}
         if processor.get("do_resize") and processor.get("size"):
@@ -246,13 +248,13 @@ class Transformers:
 
 
 def _processor(name: str) -> dict[str, Any]:
-    """The settings of the image processor that is stored beside a network; empty if there is none."""
+    """The settings of the image processor that is stored with a network; empty if there is none."""
     if not _stored(name):
         return {}
     library("transformers")
     mixin = import_module("transformers.image_processing_base").ImageProcessingMixin
     try:
-        with answering("transformers", name, {}, fetches=not Path(name).is_dir()):
+        with zoo_errors("transformers", name, {}, fetches=not Path(name).is_dir()):
             processor, _ = mixin.get_image_processor_dict(name)
     except InputError:
         return {}
@@ -260,25 +262,26 @@ def _processor(name: str) -> dict[str, Any]:
 
 
 def _side(size: Any) -> Any:
-    """Height of a processor's ``size``: a number, or a dict of height and width, or of the shortest edge."""
+    """The height in a processor's ``size``, which is a number or a dict with height and width or the shortest edge."""
     if isinstance(size, dict):
         return size.get("height", size.get("shortest_edge"))
     return size
 
 
 def _stored(name: str) -> bool:
-    """Whether it is a name on the hub or a folder, and not a type of network."""
+    """Whether a name is a name on the hub or a folder, and not a model type."""
     return "/" in name or Path(name).is_dir()
 
 
 def _check_weights(name: str, model: nn.Module, report: dict[str, Any]) -> None:
-    """Only the classifier may be without the zoo's weights."""
-    lost = {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}
-    body = sorted(key for key in lost if key.startswith(f"{getattr(model, 'base_model_prefix', '')}."))
+    """Refuse a network whose pretrained weights do not fit, except for the classifier."""
+    not_loaded = {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}
+    body = sorted(key for key in not_loaded if key.startswith(f"{getattr(model, 'base_model_prefix', '')}."))
     if body:
         raise InputError(
-            f"the weights of transformers:{name} do not fit a network with these settings and channels in "
-            f"{', '.join(body[:3])}{', …' if len(body) > 3 else ''}; leave out pretrained, or what makes it differ"
+            f"the pretrained weights of transformers:{name} do not fit a network with these settings and channels: "
+            f"{', '.join(body[:3])}{', …' if len(body) > 3 else ''}; leave out the settings that differ, or build the "
+            "network without pretrained weights"
         )
 
 

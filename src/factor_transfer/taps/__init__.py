@@ -1,4 +1,4 @@
-"""Features from inside any network."""
+"""Features of the inner modules of any network."""
 
 from factor_transfer.taps.extract import Seen, Taps, first_tensor, patch_maps, shapes
 

@@ -1,9 +1,10 @@
-"""Features from inside any network: (logits, {tap: feature}).
+"""Features of the inner modules of any network, returned beside its logits: (logits, {tap: feature}).
 
-A tap is a module's dotted path; its feature is what that module returns. ``layer3.2.relu:input`` is what that module
-is given instead, and ``layers.3:nhwc`` says that its map has the channels last. Tokens (B, N, C) of a vision
-transformer are folded to a map (B, C, H, W). Features are handed back with the logits, nothing is left behind in the
-network (but see ``Taps.hold``), and nothing after the last tap that is needed is run.
+A tap is a module's dotted path, and its feature is the module's output. With the suffix ``:input``, as in
+``layer3.2.relu:input``, the feature is the module's input instead. With the suffix ``:nhwc``, as in ``layers.3:nhwc``,
+the output is a map with channels last. Tokens (B, N, C) of a vision transformer are folded to a map (B, C, H, W). After
+a pass no hooks remain in the network (unless ``Taps.hold`` was called), and modules after the last tap are not run if
+the logits are not needed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,23 +25,23 @@ _VIEWS = ("", "input", "nhwc")
 
 
 class Seen(NamedTuple):
-    """What a network says to a batch.
+    """The outputs of a network for a batch.
 
     Attributes:
-        logits: (B, K); ``None`` where no one wants them and the network stopped before.
-        features: of each tap; maps (B, C, H, W), or vectors (B, C).
+        logits: the logits (B, K); ``None`` if they were not requested.
+        features: the features by tap, each a map (B, C, H, W) or a vector (B, C).
     """
 
     logits: Tensor | None
     features: dict[str, Tensor]
 
 
-class _Reached(Exception):
-    """All taps have their features; the rest of the network need not run."""
+class _AllTapsReached(Exception):
+    """Raised to end a pass when the features of all taps are available and no logits are requested."""
 
 
 class Taps(nn.Module):
-    """A network that returns features beside its logits.
+    """A wrapper around a network that returns features beside the logits.
 
     Example:
         >>> import torch
@@ -51,14 +52,16 @@ class Taps(nn.Module):
         torch.Size([2, 64, 8, 8])
 
     Args:
-        model: any network whose forward takes a batch of images and returns logits (B, K). Its weights are laid out
-            as they are fastest, see ``layout``; their values stay the same.
-        taps: where to look; see the module.
-        prepare: what turns a batch into the network's input, such as ``Normalize``; ``None`` if it is ready.
-        logits: whether they are wanted. If not, the network stops behind the last tap.
+        model: any network, images (B, C, H, W) -> logits (B, K). Its weights are converted to the memory format in
+            which it is fastest, see ``models/memory_format``; their values stay the same.
+        taps: the dotted paths of the modules whose features are returned, with optional suffixes ``:input`` and
+            ``:nhwc`` as described above.
+        prepare: a module that turns a batch into the network's input, such as ``Normalize``; ``None`` if batches need
+            no preprocessing.
+        logits: whether the logits are needed. If not, a pass ends after the last tap.
 
     Raises:
-        InputError: a tap that the network does not have; the nearest names are given.
+        InputError: if the network has no such tap. The message gives the nearest names.
     """
 
     def __init__(
@@ -81,35 +84,35 @@ class Taps(nn.Module):
         self._grids: dict[tuple[str, torch.Size], tuple[int, int]] = {}
         self._features: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
-        self._looking = False
+        self._in_pass = False
         self._held: ExitStack | None = None
 
     def forward(self, images: Tensor) -> Seen:
-        """One pass.
+        """Compute the logits and features of a batch.
 
         Args:
-            images: (B, C, H, W).
+            images: the images before ``prepare``, (B, C, H, W).
 
         Raises:
-            InputError: a tap that is no tensor, is called more than once or not at all, or whose feature is
-                changed in place after it was returned.
+            InputError: if the module of a tap returns no tensor, is called more than once or not at all, or if its
+                output is modified in place after it was returned.
         """
         x = images if self.prepare is None else self.prepare(images)
         if x.dim() == 4:
             x = x.contiguous(memory_format=self.memory_format)
         if self._held is None:
-            with _hooks(self.model, self.taps, self._keep):
+            with _hooks(self.model, self.taps, self._capture):
                 return self._pass(x)
         return self._pass(x)
 
     def hold(self) -> None:
-        """Leave the hooks in the network until ``release``: a pass then does nothing that a compiler cannot follow."""
+        """Keep the hooks in the network until ``release``, because a compiler cannot trace a pass that adds hooks."""
         if self._held is None:
             self._held = ExitStack()
-            self._held.enter_context(_hooks(self.model, self.taps, self._keep))
+            self._held.enter_context(_hooks(self.model, self.taps, self._capture))
 
     def release(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks that ``hold`` left in the network."""
         if self._held is not None:
             self._held.close()
             self._held = None
@@ -119,40 +122,40 @@ class Taps(nn.Module):
         self._versions.clear()
         logits = None
         if self.logits or self.taps:
-            self._looking = True
+            self._in_pass = True
             try:
                 logits = logits_of(self.model(x))
-            except _Reached:
+            except _AllTapsReached:
                 logits = None
             finally:
-                self._looking = False
+                self._in_pass = False
         features = dict(self._features)
-        self._features.clear()  # nothing is kept from one pass to the next
+        self._features.clear()  # no reference to a feature outlives the pass
         for tap in self.taps:
             if tap not in features:
-                raise InputError(f"tap {tap!r} is not reached by the network's forward pass")
+                raise InputError(f"the network's forward pass does not call tap {tap!r}")
             if self._held is None and _version(features[tap]) != self._versions[tap]:
                 raise InputError(
-                    f"the feature of tap {tap!r} is changed in place by what follows it (an in-place "
-                    "activation?); tap that module instead, or build the network without in-place operations"
+                    f"the feature of tap {tap!r} is modified in place by a later module (perhaps an in-place "
+                    "activation); tap that module instead, or build the network without in-place operations"
                 )
-        mapped = {tap: self._as_map(tap, features[tap], x) for tap in self.taps}
-        return Seen(logits if self.logits else None, mapped)
+        maps = {tap: self._as_map(tap, features[tap], x) for tap in self.taps}
+        return Seen(logits if self.logits else None, maps)
 
-    def _keep(self, tap: str, value: Any) -> None:
-        """What a hook saw; hooks that are held see passes of others, too."""
-        if not self._looking:
+    def _capture(self, tap: str, value: Any) -> None:
+        """Store the value of a tap in the current pass. Held hooks also run in passes outside this wrapper."""
+        if not self._in_pass:
             return
         feature = first_tensor(value)
         if feature is None:
             raise InputError(f"tap {tap!r} returns a {type(value).__name__}, not a tensor")
         if tap in self._features:
-            raise InputError(f"tap {tap!r} is called more than once a pass; choose the module around it")
+            raise InputError(f"tap {tap!r} is called more than once per pass; choose the module that contains it")
         self._features[tap] = feature
         if self._held is None:
             self._versions[tap] = _version(feature)
             if not self.logits and len(self._features) == len(self.taps):
-                raise _Reached  # a compiler leaves out by itself what no one wants
+                raise _AllTapsReached  # with held hooks, the compiler removes unused computations itself
 
     def _as_map(self, tap: str, feature: Tensor, x: Tensor) -> Tensor:
         _, view = self.taps[tap]
@@ -167,39 +170,40 @@ class Taps(nn.Module):
 
 
 def shapes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:
-    """The shape of what each module returns for a batch, in the order in which they return; tokens are not folded.
+    """The shape of each module's output for a batch, by path, in the order in which the modules return.
 
-    Modules that return no tensor or are called more than once (they cannot be taps) are left out.
+    Tokens are not folded. Modules that return no tensor or are called more than once are left out, because they cannot
+    be taps.
 
     Args:
         model: the network. It is run once, in evaluation mode.
-        images: (B, C, H, W), ready for the network.
+        images: images that are preprocessed for the network, (B, C, H, W).
     """
     found: dict[str, tuple[int, ...] | None] = {}
 
-    def keep(path: str, value: Any) -> None:
+    def record(path: str, value: Any) -> None:
         feature = first_tensor(value)
         found[path] = tuple(feature.shape) if feature is not None and path not in found else None
 
-    with _hooks(model, {path: (path, "") for path, _ in model.named_modules() if path}, keep), eval_mode(model):
+    with _hooks(model, {path: (path, "") for path, _ in model.named_modules() if path}, record), eval_mode(model):
         model(images)
     return {path: shape for path, shape in found.items() if shape is not None}
 
 
 def patch_maps(found: Mapping[str, tuple[int, ...]]) -> list[tuple[int, int]]:
-    """Height and width of the maps (B, C, H, W) before the first tokens: the patches' embedding is the last of them.
+    """The height and width of each map (B, C, H, W) before the first tokens. The last one is the patch embedding.
 
-    What has four dimensions behind it may be attention: (B, heads, N, N).
+    Four-dimensional outputs after the first tokens are ignored, because they may be attention (B, heads, N, N).
 
     Args:
-        found: see ``shapes``.
+        found: the shapes of the modules' outputs, see ``shapes``.
     """
     before = takewhile(lambda shape: len(shape) != 3, found.values())
     return [(shape[2], shape[3]) for shape in before if len(shape) == 4]
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The tensor that a module returns, or the first of several (transformers return tuples and dicts)."""
+    """The tensor that a module returns, or the first of a tuple or dict; ``None`` if that is not a tensor."""
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, Sequence) and value:
@@ -208,27 +212,29 @@ def first_tensor(value: Any) -> Tensor | None:
 
 
 @contextmanager
-def _hooks(model: nn.Module, places: Mapping[str, tuple[str, str]], keep: Callable[[str, Any], None]) -> Iterator[None]:
-    """While it lasts, ``keep(name, value)`` is told what passes at each place: name -> (path, view)."""
+def _hooks(
+    model: nn.Module, taps: Mapping[str, tuple[str, str]], capture: Callable[[str, Any], None]
+) -> Iterator[None]:
+    """A context in which ``capture(tap, value)`` is called for each tap of a pass; ``taps``: tap -> (path, view)."""
 
-    def before(name: str) -> Callable[..., None]:
+    def input_hook(tap: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             feature = first_tensor(args)
-            # An activation that works in place would change what it was given before anyone has looked at it.
-            keep(name, feature.clone() if feature is not None and getattr(module, "inplace", False) else args)
+            # An in-place activation would overwrite its input before the feature is used.
+            capture(tap, feature.clone() if feature is not None and getattr(module, "inplace", False) else args)
 
         return hook
 
-    def behind(name: str) -> Callable[..., None]:
-        return lambda module, args, output: keep(name, output)
+    def output_hook(tap: str) -> Callable[..., None]:
+        return lambda module, args, output: capture(tap, output)
 
     handles = []
-    for name, (path, view) in places.items():
+    for tap, (path, view) in taps.items():
         module = model.get_submodule(path)
         if view == "input":
-            handles.append(module.register_forward_pre_hook(before(name)))
+            handles.append(module.register_forward_pre_hook(input_hook(tap)))
         else:
-            handles.append(module.register_forward_hook(behind(name)))
+            handles.append(module.register_forward_hook(output_hook(tap)))
     try:
         yield
     finally:
@@ -237,5 +243,5 @@ def _hooks(model: nn.Module, places: Mapping[str, tuple[str, str]], keep: Callab
 
 
 def _version(feature: Tensor) -> int:
-    """How often it was changed in place; PyTorch does not count that in inference mode."""
+    """The number of in-place modifications of a tensor, which PyTorch does not count in inference mode."""
     return 0 if feature.is_inference() else feature._version

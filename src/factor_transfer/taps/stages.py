@@ -1,6 +1,6 @@
-"""The anatomy of a network: where its stages end, and which taps are sensible.
+"""The stages of a network: the taps at their ends, and taps that are given by a role.
 
-All of it is observed: the network is run once on a few images, so that it works for any.
+Everything is observed by running the network once on a few images, so it works for any architecture.
 """
 
 from torch import Tensor, nn
@@ -10,16 +10,16 @@ from factor_transfer.models.inference import eval_mode
 from factor_transfer.taps.extract import Taps, patch_maps, shapes
 from factor_transfer.taps.tokens import patch_grid
 
-# A tap that is said by what it is, not by its path.
+# Taps that are given by their role instead of a path.
 LAST_STAGE, LAST_CONV = "last-stage", "last-conv"
 
-_SHORTCUTS = "downsample", "shortcut"  # what the field calls a block's way around its convolutions
-# What stands behind a stage and returns its map, but is not what the stage computes.
+_SHORTCUTS = "downsample", "shortcut"  # usual names of the path around a block's convolutions
+# Parts of the class names of modules that follow a stage and only pass on, pool or reshape its map.
 _NOT_AN_END = ("Pool", "Dropout", "Identity", "Flatten")
 
 
 def maps(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int, int]]:
-    """Channels, height and width of each module's feature map larger than 1 x 1, in the order in which they return."""
+    """The channels, height and width of the modules' feature maps that are larger than 1 x 1, in order of execution."""
     found: dict[str, tuple[int, int, int]] = {}
     returned = shapes(model, images)
     patches = patch_maps(returned)
@@ -29,7 +29,7 @@ def maps(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int, int]]:
         elif len(shape) == 3:
             try:
                 size, channels = patch_grid(shape[1], patches), shape[2]
-            except InputError:  # no tokens of patches
+            except InputError:  # the output is not a sequence of patch tokens
                 continue
         else:
             continue
@@ -39,29 +39,29 @@ def maps(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int, int]]:
 
 
 def stages(model: nn.Module, images: Tensor) -> list[str]:
-    """The taps at the ends of a network's stages: behind its activation, before the next change of resolution.
+    """The taps at the ends of a network's stages, one per resolution.
 
-    At each resolution it is the last module that holds at least two thirds as many layers as any other there does, or a
-    normalisation or activation right behind it.
+    The end of a stage is the last of the modules with that resolution that contain at least two thirds as many layers
+    as the largest of them, or a normalisation or activation that directly follows it.
 
     Args:
         model: the network. It is run once, in evaluation mode.
-        images: (B, C, H, W), ready for the network.
+        images: images that are preprocessed for the network, (B, C, H, W).
 
     Raises:
-        InputError: if there is none; a tap must then be named.
+        InputError: if no module returns a feature map.
     """
     found = maps(model, images)
     modules = dict(model.named_modules())
-    passed = {path for path in found if any(word in type(modules[path]).__name__ for word in _NOT_AN_END)}
-    layers = {path: sum(1 for child in modules[path].modules() if not _holds(child)) for path in found}
+    skipped = {path for path in found if any(word in type(modules[path]).__name__ for word in _NOT_AN_END)}
+    layers = {path: sum(1 for child in modules[path].modules() if not _has_children(child)) for path in found}
     sizes: dict[tuple[int, int], list[str]] = {}
     for path, (_, *size) in found.items():
-        if path not in passed:
+        if path not in skipped:
             sizes.setdefault((size[0], size[1]), []).append(path)
-    chosen: list[str] = []
+    ends: list[str] = []
     for paths in sizes.values():
-        containers = [path for path in paths if _holds(modules[path])]
+        containers = [path for path in paths if _has_children(modules[path])]
         if not containers:
             continue
         most = max(layers[path] for path in containers)
@@ -69,15 +69,15 @@ def stages(model: nn.Module, images: Tensor) -> list[str]:
         for path in paths[paths.index(end) + 1 :]:
             if _parent(path) == _parent(end) and found[path] == found[end]:
                 end = path
-        chosen.append(end)
-    if not chosen:  # a plain chain of layers: the last of each resolution
-        chosen = [paths[-1] for paths in sizes.values()]
-    if not chosen:
+        ends.append(end)
+    if not ends:  # in a plain chain of layers, a stage ends with the last layer of its resolution
+        ends = [paths[-1] for paths in sizes.values()]
+    if not ends:
         raise InputError(f"{type(model).__name__} has no stage that returns a feature map; name a tap")
-    return chosen
+    return ends
 
 
-def _holds(module: nn.Module) -> bool:
+def _has_children(module: nn.Module) -> bool:
     return next(module.children(), None) is not None
 
 
@@ -86,16 +86,16 @@ def _parent(path: str) -> str:
 
 
 def resolve(model: nn.Module, images: Tensor, tap: str) -> str:
-    """The path of a tap that may be given by what it is.
+    """The path of a tap that may be given by its role.
 
     Args:
         model: the network.
-        images: (B, C, H, W), ready for the network.
-        tap: a tap; ``"last-stage"``; or ``"last-conv"``, the last convolution's output, before its normalisation,
-            the shortcut (whose own convolution is passed over) and the activation.
+        images: images that are preprocessed for the network, (B, C, H, W).
+        tap: a tap; or ``"last-stage"``, the end of the last stage; or ``"last-conv"``, the output of the last
+            convolution, before normalisation and activation. Convolutions in shortcuts are ignored.
 
     Raises:
-        InputError: the network has no such place.
+        InputError: if the network has no such module.
     """
     if tap == LAST_STAGE:
         return stages(model, images)[-1]
@@ -113,44 +113,44 @@ def resolve(model: nn.Module, images: Tensor, tap: str) -> str:
 
 
 def pre_activation(model: nn.Module, images: Tensor, stage: str) -> str:
-    """The tap of a stage's feature before its last ReLU; the stage's own where it does not end with one.
+    """The tap of a stage's feature before its last ReLU, or the stage itself if it does not end with a ReLU.
 
     Args:
         model: the network.
-        images: (B, C, H, W), ready for the network.
-        stage: a tap of ``stages``.
+        images: images that are preprocessed for the network, (B, C, H, W).
+        stage: one of the taps that ``stages`` returns.
     """
     paths = [
         path
         for path, module in model.named_modules()
         if isinstance(module, nn.ReLU | nn.ReLU6) and (path == stage or path.startswith(f"{stage}."))
     ]
-    callable_once = shapes(model, images)
-    paths = [path for path in callable_once if path in paths]
+    called_once = shapes(model, images)
+    paths = [path for path in called_once if path in paths]
     if not paths:
         return stage
     taps = Taps(model, [stage, paths[-1]])
     with eval_mode(taps):
         _, features = taps(images)
-    ends_with_it = features[stage].shape == features[paths[-1]].shape and features[stage].equal(features[paths[-1]])
-    return f"{paths[-1]}:input" if ends_with_it else stage
+    ends_with_relu = features[stage].shape == features[paths[-1]].shape and features[stage].equal(features[paths[-1]])
+    return f"{paths[-1]}:input" if ends_with_relu else stage
 
 
 def feature_shape(model: nn.Module, tap: str, images: Tensor) -> tuple[int, int, int]:
-    """Channels, height and width of the feature map at ``tap``.
+    """The channels, height and width of the feature map at ``tap``.
 
     Args:
         model: the network. It is run once, in evaluation mode.
-        tap: see ``Taps``.
-        images: (B, C, H, W), ready for the network.
+        tap: the tap, see ``Taps``.
+        images: images that are preprocessed for the network, (B, C, H, W).
 
     Raises:
-        InputError: a tap that does not exist, cannot be one, or returns no map (B, C, H, W).
+        InputError: if the tap does not exist, cannot be used, or does not return a map (B, C, H, W).
     """
     taps = Taps(model, [tap])
     with eval_mode(taps):
         _, features = taps(images)
     shape = tuple(features[tap].shape)
     if len(shape) != 4:
-        raise InputError(f"tap {tap!r} returns shape {shape}; a feature map (B, C, H, W) is needed")
+        raise InputError(f"tap {tap!r} returns a feature of shape {shape}; a feature map (B, C, H, W) is needed")
     return shape[1], shape[2], shape[3]

@@ -1,7 +1,7 @@
-"""Tokens of vision transformers as feature maps: (B, N, C) -> (B, C, H, W).
+"""Conversion of the tokens of vision transformers to feature maps: (B, N, C) -> (B, C, H, W).
 
-The N tokens are one for each patch of the image, row by row, behind a few that stand for no patch: class and
-register tokens, which are set aside.
+The N tokens are a few prefix tokens (class and register tokens), which are dropped, and then one token per patch of the
+image, row by row.
 """
 
 from collections.abc import Iterable
@@ -10,34 +10,34 @@ from torch import Tensor
 
 from factor_transfer.errors import InputError
 
-# A class token, one for distillation, and registers: 4 are usual, 8 are the most that is published.
-_MOST_PREFIX_TOKENS = 16
+# A class token, a distillation token, and registers, of which published models have at most 8.
+_MAX_PREFIX_TOKENS = 16
 
 
 def patch_grid(tokens: int, maps: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """Height and width of the grid of patches.
+    """The height and width of the grid of patches.
 
-    It is the size of the last feature map before the tokens, which is what the patches were embedded by, or that
-    size halved as often as merging patches has halved it.
+    The grid has the size of the last feature map before the tokens, which is the patch embedding, or that size halved
+    once for each merging of patches.
 
     Args:
-        tokens: N, with class and register tokens.
-        maps: height and width of the maps that came before, in their order.
+        tokens: the number of tokens N, with class and register tokens.
+        maps: the height and width of each feature map before the tokens, in order of execution.
 
     Raises:
-        InputError: no such grid leaves a small number of other tokens.
+        InputError: if no such grid has N tokens or a few tokens less.
     """
     for height, width in reversed(list(maps)):
         h, w = height, width
         while h * w > 1:
-            if 0 <= tokens - h * w <= _MOST_PREFIX_TOKENS:
+            if 0 <= tokens - h * w <= _MAX_PREFIX_TOKENS:
                 return h, w
             h, w = (h + 1) // 2, (w + 1) // 2
-    raise InputError(f"{tokens} tokens cannot be laid out as a map of patches; tap a module that returns a map")
+    raise InputError(f"{tokens} tokens cannot be arranged as a map of patches; tap a module that returns a map")
 
 
 def fold(feature: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens (B, N, C) -> map (B, C, H, W), without those before the patches'."""
+    """The map (B, C, H, W) of the patch tokens among tokens (B, N, C)."""
     height, width = grid
     maps: Tensor = feature[:, feature.shape[1] - height * width :].transpose(1, 2).unflatten(2, grid)
     return maps

@@ -1,1 +1,1 @@
-"""The training loop, and what it needs: a trainer, an optimiser, meters, a log, checkpoints."""
+"""The training loop and its parts: trainer, optimiser, meters, log and checkpoints."""

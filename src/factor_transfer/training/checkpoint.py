@@ -1,6 +1,6 @@
-"""The state of a running training on disk: what a kill, at any moment, leaves to go on from.
+"""The checkpoint of a running training, from which it can resume after a kill at any moment.
 
-It is read with ``weights_only=True``, which cannot run code.
+Checkpoints are read with ``weights_only=True``, which cannot run code.
 """
 
 import hashlib
@@ -16,16 +16,19 @@ from annotated_types import Ge, Gt
 from factor_transfer.errors import InputError, first_line
 from factor_transfer.files import open_regular, write_atomic
 
-_MARK, _DIGEST = b"factor-transfer training\n", 32  # what a file begins with: this, and its SHA-256
+_MAGIC, _DIGEST_BYTES = (
+    b"factor-transfer training\n",
+    32,
+)  # a file is the magic, the SHA-256 of its content, the content
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInterval:
-    """How often a running training writes its checkpoint: a kill loses no more than that.
+    """The interval between the checkpoints of a running training, which is the most that a kill can lose.
 
     Attributes:
-        epochs: a checkpoint is written after this many epochs, and after the last one.
-        minutes: and after this many minutes, in the middle of an epoch.
+        epochs: the number of epochs after which a checkpoint is written. The last epoch always ends with one.
+        minutes: the number of minutes after which a checkpoint is written, even within an epoch.
     """
 
     epochs: Annotated[int, Ge(1)] = 1
@@ -33,52 +36,53 @@ class CheckpointInterval:
 
 
 def save_training(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a running training: tensors, numbers, strings, in dicts and lists.
+    """Write the state of a running training: tensors, numbers and strings, in dicts and lists.
 
-    The file that was there is kept beside it, see ``latest_training``.
+    The previous checkpoint is kept beside the new one, see ``latest_training``.
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     content = buffer.getvalue()
-    write_atomic(path, _MARK + hashlib.sha256(content).digest() + content, _previous(path))
+    write_atomic(path, _MAGIC + hashlib.sha256(content).digest() + content, _previous(path))
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """Read what ``save_training`` wrote.
+    """Read a state that ``save_training`` wrote.
 
     Raises:
-        InputError: missing, truncated or corrupted file.
+        InputError: if the file is missing, truncated or corrupted.
     """
     try:
         with open_regular(path) as file:
             whole = file.read()
-        digest, content = whole[len(_MARK) : len(_MARK) + _DIGEST], whole[len(_MARK) + _DIGEST :]
-        if not whole.startswith(_MARK) or hashlib.sha256(content).digest() != digest:
-            raise ValueError("its SHA-256 is not the one that it was written with")
+        start = len(_MAGIC) + _DIGEST_BYTES
+        digest, content = whole[len(_MAGIC) : start], whole[start:]
+        if not whole.startswith(_MAGIC) or hashlib.sha256(content).digest() != digest:
+            raise ValueError("its SHA-256 does not match its content")
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return state
     except Exception as error:
         raise InputError(
-            f"checkpoint {path} is damaged: {first_line(error)}\nRemove it, or add --fresh, to start the stage anew"
+            f"checkpoint {path} is damaged: {first_line(error)}\nRemove it, or add --fresh, to restart the stage"
         ) from error
 
 
 def is_under_way(path: Path) -> bool:
-    """Whether a training has left a checkpoint at ``path``, or the one before it."""
+    """Whether there is a checkpoint at ``path``, or its previous one."""
     return path.exists() or _previous(path).exists()
 
 
 def latest_training(path: Path) -> tuple[dict[str, Any], str]:
-    """Read the last state of a training that is whole: of two, if the later one is damaged, the one before.
+    """Read the latest undamaged checkpoint: the one at ``path``, or else the previous one.
 
     Returns:
-        The state; and what is to be said of a damaged file, if there is one.
+        The state, and a message about a damaged checkpoint or an empty string.
 
     Raises:
-        InputError: neither is whole.
+        InputError: if neither can be read.
     """
     previous = _previous(path)
-    if not path.exists() and previous.exists():  # a kill came between two names
+    if not path.exists() and previous.exists():  # a kill between the two renames of ``write_atomic``
         return read_training(previous), ""
     try:
         return read_training(path), ""
@@ -86,11 +90,11 @@ def latest_training(path: Path) -> tuple[dict[str, Any], str]:
         if not previous.exists():
             raise
         state = read_training(previous)
-        return state, f"{str(error).splitlines()[0]}; the one before it is used, {previous}"
+        return state, f"{str(error).splitlines()[0]}; the previous checkpoint is used: {previous}"
 
 
 def remove_training(path: Path) -> None:
-    """Remove the states of a training that is finished."""
+    """Remove the checkpoints of a finished training."""
     for file in (path, _previous(path)):
         file.unlink(missing_ok=True)
 

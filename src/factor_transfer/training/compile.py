@@ -55,7 +55,7 @@ def compile_networks(fabric: Fabric, method: Method, batch: Batch) -> str | None
     # Shapes are known and stay: kernels for them are faster than for any. Random numbers are those of the plain step.
     options = {"fallback_random": True, **({"triton.cudagraphs": True} if fabric.device.type == "cuda" else {})}
     for teacher in _teachers(method):
-        teacher.settle()  # where its features come from a cache, no step has run it yet, and validation will
+        teacher.prepare_network()  # where its features come from a cache, no step has run it yet, and validation will
     try:
         for network in _networks(method):
             if network._compiled_call_impl is None:  # a shared teacher may be it already

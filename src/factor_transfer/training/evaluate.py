@@ -1,4 +1,4 @@
-"""How good a classifier is. Figures are in percent."""
+"""Evaluation of a classifier. Shares are in percent."""
 
 from collections.abc import Iterable
 
@@ -15,67 +15,72 @@ def predict(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]
     """Run a network over images, in evaluation mode.
 
     Args:
-        model: images -> logits (B, K), on the batches' device.
-        batches: images and labels; of several processes each has its own, with indices, and all images are in one.
+        model: the network, images (B, C, H, W) -> logits (B, K), on the device of the batches.
+        batches: the images and labels. With several processes, each process passes its share of the images, with
+            their indices.
 
     Returns:
-        Logits (N, K), float32, and labels (N,), on the CPU; of all processes' images, in their order.
+        The logits (N, K), float32, and the labels (N,) of the images of all processes, on the CPU, in the order of the
+        data set.
     """
     with eval_mode(model):
-        own = [(model(batch.images).float(), batch.labels, batch.indices) for batch in batches]
+        local = [(model(batch.images).float(), batch.labels, batch.indices) for batch in batches]
     if collectives.world() == 1:
-        logits, labels, _ = zip(*own, strict=True)
+        logits, labels, _ = zip(*local, strict=True)
         return torch.cat(logits).cpu(), torch.cat(labels).cpu()
-    sent = [tuple(value.cpu() for value in part if value is not None) for part in own]
-    logits, labels, indices = zip(*(part for each in collectives.all_gather_object(sent) for part in each), strict=True)
+    on_cpu = [tuple(value.cpu() for value in part if value is not None) for part in local]
+    gathered = collectives.all_gather_object(on_cpu)
+    logits, labels, indices = zip(*(part for parts in gathered for part in parts), strict=True)
     order = torch.cat(indices).argsort()
     return torch.cat(logits)[order], torch.cat(labels)[order]
 
 
 def mean_losses(method: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-    """The losses of a method over images that it is not trained on, in evaluation mode.
+    """The mean losses of a method over images that it is not trained on, in evaluation mode.
 
     Args:
-        method: see ``methods.base``.
-        batches: images and labels, see ``predict``.
+        method: the method, see ``methods.base``.
+        batches: the images and labels, see ``predict``.
     """
-    own: list[tuple[int, int, dict[str, float]]] = []  # first image, images, losses
+    local: list[tuple[int, int, dict[str, float]]] = []  # index of the first image, number of images, losses
     with eval_mode(method):
         for batch in batches:
             losses = {name: value.item() for name, value in method(*batch).items()}
-            own.append((0 if batch.indices is None else int(batch.indices[0]), len(batch.labels), losses))
-    parts = [part for each in collectives.all_gather_object(own) for part in each]
+            local.append((0 if batch.indices is None else int(batch.indices[0]), len(batch.labels), losses))
+    parts = [part for process in collectives.all_gather_object(local) for part in process]
     if collectives.world() > 1:
-        parts.sort(key=lambda part: part[0])  # sums are rounded as in one process
-    count = sum(images for _, images, _ in parts)
-    return {name: sum(losses[name] * images for _, images, losses in parts) / count for name in parts[0][2]}
+        parts.sort(key=lambda part: part[0])  # so that sums are rounded as in a single process
+    total = sum(count for _, count, _ in parts)
+    return {name: sum(losses[name] * count for _, count, losses in parts) / total for name in parts[0][2]}
 
 
 def top(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Cross-entropy, and the share of images whose label is the likeliest, or among the five likeliest.
+    """The cross-entropy and the top-1 and top-5 accuracy of predictions.
 
     Args:
-        logits: (N, K).
-        labels: int64 (N,).
+        logits: the logits (N, K).
+        labels: the classes of the images, int64 (N,).
 
     Returns:
-        ``loss``, ``top1`` and ``top5`` (of K < 5 classes, all of them), in percent.
+        ``loss``, and ``top1`` and ``top5`` in percent. With fewer than five classes, ``top5`` is 100.
     """
-    likeliest = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (N, 5)
+    hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (N, 5)
     return {
         "loss": F.cross_entropy(logits, labels).item(),
         "top1": percent((logits.argmax(1) == labels).float().mean()),
-        "top5": percent(likeliest.any(1).float().mean()),
+        "top5": percent(hits.any(1).float().mean()),
     }
 
 
 def at_chance(top1: float, classes: int, images: int) -> bool:
-    """Whether an accuracy cannot be told from guessing: at most three standard errors, or half, above 1 / classes.
+    """Whether an accuracy is hardly above chance: by at most three standard errors, or by at most half of chance.
+
+    Chance is 1 / classes.
 
     Args:
-        top1: in percent.
+        top1: the top-1 accuracy in percent.
         classes: the number of classes.
-        images: the number of images that it was measured on.
+        images: the number of images that the accuracy was measured on.
     """
     chance = 1 / classes
     error = (chance * (1 - chance) / images) ** 0.5
@@ -83,5 +88,5 @@ def at_chance(top1: float, classes: int, images: int) -> bool:
 
 
 def percent(share: Tensor) -> float:
-    """A share in percent; float32 carries no more than these digits."""
+    """A share in percent, rounded to the digits that float32 represents."""
     return round(100 * share.item(), 4)

@@ -1,4 +1,4 @@
-"""What a person and a program see of a running training."""
+"""The log of a running training: progress on the screen, and ``metrics.jsonl`` for programs."""
 
 import json
 import time
@@ -14,8 +14,8 @@ from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_atomic
 
-# What the figures of an epoch are called on the screen, in this order; percent where they are accuracies.
-_SHOWN = {
+# The format of an epoch's figures on the screen, in this order. Accuracies are in percent.
+_FORMATS = {
     "loss": "loss {:.4f}",
     "relative_error": "relative error {:.3f}",
     "accuracy": "accuracy {:.2f}",
@@ -23,17 +23,17 @@ _SHOWN = {
     "validation_relative_error": "validation relative error {:.3f}",
     "images_per_s": "{:,.0f} images/s",
     "waiting": "waiting for images {:.0f} %",
-    "skipped": "{} steps left out",
+    "skipped": "{} steps skipped",
 }
-_LITTLE = 5.0  # percent of the time; less of waiting is not worth a word
+_MIN_WAITING_PERCENT = 5.0  # of the training time; a smaller share of waiting for images is not shown
 
 
 class Display:
-    """Where trainings show their progress: a row with a bar for each on a terminal, lines elsewhere.
+    """The display of the progress of trainings: a row with a bar for each on a terminal, lines elsewhere.
 
     Args:
         console: the terminal, file or pipe that is written to.
-        several: whether trainings run side by side, so that epochs of theirs are not worth a line each.
+        several: whether several trainings run side by side. On a terminal, their epochs are then not printed as lines.
     """
 
     def __init__(self, console: Console, several: bool = False) -> None:
@@ -43,15 +43,15 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        # soft_wrap: a line stays a line in a file, however narrow the console is thought to be.
+        # soft_wrap: a line is not broken in a file, whatever width the console is assumed to have.
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def say_once(self, text: str) -> None:
-        """Print a line that is the same in all processes of a command."""
+        """Print a line that all processes of a command would print, only once."""
         self.say(text)
 
     def start(self, stage: str, total: int, completed: int) -> None:
-        """Begin a row for a training of ``total`` steps, of which some may be completed."""
+        """Add a row for a training of ``total`` steps, of which ``completed`` are done."""
         if not self.console.is_terminal:
             return
         if self._progress is None:
@@ -67,7 +67,7 @@ class Display:
         self._rows[stage] = self._progress.add_task(stage, total=total, completed=completed, figures="")
 
     def update(self, stage: str, completed: int, figures: str) -> None:
-        """Show that a training has done ``completed`` steps, and its figures in words."""
+        """Show the number of completed steps of a training and its formatted figures."""
         if self._progress is not None and stage in self._rows:
             self._progress.update(self._rows[stage], completed=completed, figures=figures)
 
@@ -89,24 +89,24 @@ class Display:
 
 
 class _Rows(Progress):
-    """A bar and the time left for each training, and its figures below: 80 columns have no room for both in a line."""
+    """A bar and the time left for each training, with its figures below, because 80 columns cannot hold both."""
 
     def get_renderables(self) -> Iterator[RenderableType]:
-        """What is drawn."""
+        """The two lines of each training."""
         for task in self.tasks:
             yield self.make_tasks_table([task])
             yield Text(f"  {task.fields['figures']}", no_wrap=True, overflow="ellipsis")
 
 
 class RunLog:
-    """The log of one stage: its progress for the person, and ``metrics.jsonl``.
+    """The log of one stage: its progress on the display, and ``metrics.jsonl``.
 
-    Of several processes the first one writes.
+    With several processes, only the first one writes.
 
     Args:
-        display: where progress is shown, or the console that it is shown on.
-        stage: its name, for the person.
-        path: the JSONL file; one object per epoch.
+        display: the display that shows the progress, or a console to make one for.
+        stage: the name of the stage.
+        path: the path of ``metrics.jsonl``, which gets one object per epoch.
     """
 
     def __init__(self, display: Display | Console, stage: str, path: Path) -> None:
@@ -114,9 +114,15 @@ class RunLog:
         self.stage, self.path = stage, path
 
     def start(self, epochs: int, steps: int, at: int) -> None:
-        """Begin, or resume after ``at`` steps; lines of later epochs, if a kill left any, are dropped."""
+        """Begin the log, or resume it after ``at`` steps and drop the lines of later epochs that a kill left.
+
+        Args:
+            epochs: the number of epochs of the training.
+            steps: the number of steps per epoch.
+            at: the number of steps done, over all epochs.
+        """
         self.epochs, self.steps, self.first = epochs, steps, at / steps
-        self.began = time.perf_counter()
+        self.start_time = time.perf_counter()
         if not collectives.rank():
             lines = self.path.read_bytes().splitlines(keepends=True)[: at // steps] if self.path.exists() else []
             write_atomic(self.path, b"".join(lines))
@@ -124,18 +130,18 @@ class RunLog:
         self.validation: dict[str, Any] = {}  # of the last complete epoch
 
     def step(self, at: int, losses: Mapping[str, float], images_per_s: float) -> None:
-        """Show that ``at`` steps are done, and the losses of the running epoch."""
+        """Show the number of steps done, over all epochs, and the losses of the running epoch."""
         epoch = (at - 1) // self.steps + 1
         figures = describe({**losses, **self.validation, "images_per_s": images_per_s})
         self.display.update(self.stage, at, f"epoch {epoch}  {figures}")
 
     def epoch(self, epoch: int, figures: Mapping[str, Any]) -> None:
-        """Record an epoch (from 0) that is complete."""
+        """Write and print the figures of a complete epoch, counted from 0."""
         self.validation = {key: value for key, value in figures.items() if key.startswith("validation_")}
         if not collectives.rank():
             self._write({"stage": self.stage, "epoch": epoch + 1, **figures})
-        left = (time.perf_counter() - self.began) / (epoch + 1 - self.first) * (self.epochs - epoch - 1)
-        if figures.get("waiting", 0) < _LITTLE:
+        left = (time.perf_counter() - self.start_time) / (epoch + 1 - self.first) * (self.epochs - epoch - 1)
+        if figures.get("waiting", 0) < _MIN_WAITING_PERCENT:
             figures = {key: value for key, value in figures.items() if key != "waiting"}
         text = f"{self.stage}  epoch {epoch + 1:>{len(str(self.epochs))}}/{self.epochs}  {describe(figures)}"
         self.display.epoch(f"{text}  {duration(left)} left")
@@ -152,21 +158,21 @@ class RunLog:
         self.display.say(text)
 
     def stop(self) -> None:
-        """Remove the bar."""
+        """Remove the progress bar."""
         self.display.stop(self.stage)
 
 
 def describe(figures: Mapping[str, Any]) -> str:
-    """Figures in words: loss, its parts in brackets, and the rest."""
+    """The figures of an epoch as text: the loss, its parts in brackets, and the other figures."""
     parts = [f"{key[5:]} {value:.4f}" for key, value in figures.items() if key.startswith("loss_")]
-    words = [form.format(figures[key]) for key, form in _SHOWN.items() if key in figures]
+    words = [form.format(figures[key]) for key, form in _FORMATS.items() if key in figures]
     if parts and words:
         words[0] += f" ({' + '.join(parts)})"
     return "  ".join(words)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as ``h:mm:ss``."""
+    """A number of seconds in the format ``h:mm:ss``."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}"

@@ -1,4 +1,4 @@
-"""The only training loop: it trains whatever keeps the contract ``losses = method(images, labels)``."""
+"""The training loop of all methods, which have the common contract ``losses = method(images, labels)``."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,27 +11,28 @@ from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.training.checkpoint import CheckpointInterval
 from factor_transfer.training.trainer import Trainer
 
-# Processes on GPUs agree on whether to stop once in this many steps: each time they wait for their devices.
+# The number of steps between the points at which processes on GPUs agree on whether to stop. Each agreement waits for
+# the devices.
 _AGREE_INTERVAL_STEPS = 16
 
 
 def fit(
     trainers: Sequence[Trainer], batches: Batches, accumulate: int = 1, interval: CheckpointInterval | None = None
 ) -> None:
-    """Train one method, or several in lockstep: on the same batches, in the same order.
+    """Train one method, or several in lockstep on the same batches in the same order.
 
-    Each trainer resumes from the step it is at. Where there are several, an error that ends one of them early is kept
-    in its ``error``, and the others go on.
+    Each trainer resumes from its current step. With several trainers, an error that ends one of them early is stored in
+    its ``error`` attribute, and the others continue.
 
     Args:
-        trainers: trainings of the same number of epochs.
+        trainers: the trainers, with equal numbers of epochs.
         batches: the training images.
-        accumulate: the number of parts that each batch is divided into; their gradients are added up.
-        interval: how often checkpoints are written.
+        accumulate: the number of parts that each batch is divided into. Their gradients are added up.
+        interval: the interval between checkpoints.
 
     Raises:
-        Diverged: a loss is not finite, where there is one trainer.
-        Interrupted: a person or a system asked to stop; each trainer's checkpoint is written.
+        Diverged: if a loss is not finite and there is only one trainer.
+        Interrupted: if a signal requested a stop. Each trainer's checkpoint is written first.
     """
     with defer_signals() as stop:
         loop = _Loop(trainers, batches, accumulate, interval or CheckpointInterval(), stop)
@@ -47,7 +48,7 @@ def fit(
 
 
 class _Loop:
-    """Epochs and steps, and what happens between them."""
+    """The epochs and steps of a training, with the checkpoints and stop requests between them."""
 
     def __init__(
         self,
@@ -60,25 +61,25 @@ class _Loop:
         self.trainers, self.batches, self.accumulate = trainers, batches, accumulate
         self.interval, self.stop = interval, stop
         self.device = trainers[0].fabric.device
-        self.saved = time.monotonic()
+        self.last_save = time.monotonic()
 
     def epoch(self, epoch: int) -> None:
-        """Train on all images once, or on the rest of them after resuming; then validate and save."""
+        """Train on all images once, or on the remaining ones after resuming; then validate and save."""
         begin, end = epoch * len(self.batches), (epoch + 1) * len(self.batches)
         trainers = [trainer for trainer in self.trainers if begin <= trainer.at < end and trainer.error is None]
         for trainer in trainers:
             trainer.begin_epoch(epoch)
         start = min((trainer.at for trainer in trainers), default=end)
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         for at, batch in enumerate(self.batches.epoch(epoch, start - begin), start):
-            loading_seconds = time.perf_counter() - asked
+            loading_seconds = time.perf_counter() - requested
             self.step(epoch, at - begin, batch, [trainer for trainer in trainers if trainer.at == at], loading_seconds)
             trainers = [trainer for trainer in trainers if trainer.error is None]
             if not trainers:
                 return
-            if at + 1 < end:  # after the last step, the end of the epoch comes first
+            if at + 1 < end:  # after the last step, the epoch is ended before a checkpoint is written
                 self.between([trainer for trainer in trainers if trainer.at == at + 1])
-            asked = time.perf_counter()
+            requested = time.perf_counter()
         for trainer in self.running(trainers):
             with self.contained(trainer):
                 trainer.end_epoch(epoch, self.batches.waited)
@@ -89,14 +90,14 @@ class _Loop:
     def step(self, epoch: int, step: int, batch: Batch, trainers: Sequence[Trainer], loading_seconds: float) -> None:
         """Train each trainer on one batch."""
         images, rank, world = self.batches.size(step), self.batches.rank, self.batches.world
-        # The loss of the step is the mean over processes; a batch too small to be divided is the same in all of them.
+        # The loss of the step is the mean over processes. A batch that is too small to be divided is the same in all.
         divided = world > 1 and len(batch.labels) < images
         weight = len(batch.labels) * world / images if divided else 1.0
         parts = _divided(batch, self.accumulate)
         for index, part in enumerate(parts):
-            # A seed for each step, so that dropout is the same after resuming, and differs between parts and processes.
-            place = (index, rank) if index or rank else ()
-            seed = epoch_seed(self.batches.seed, epoch, step, *place)
+            # One seed per step, part and process, so that dropout is the same after resuming.
+            position = (index, rank) if index or rank else ()
+            seed = epoch_seed(self.batches.seed, epoch, step, *position)
             share = weight * len(part.labels) / len(batch.labels)
             for trainer in self.running(trainers):
                 with self.contained(trainer):
@@ -106,11 +107,11 @@ class _Loop:
                 trainer.optimizer_step(images, loading_seconds)
 
     def between(self, trainers: Sequence[Trainer]) -> None:
-        """After a step or an epoch: write checkpoints that are due, and stop if a signal asked for it."""
-        waits = self.batches.world > 1 and self.device.type == "cuda"
-        if waits and trainers and trainers[0].at % _AGREE_INTERVAL_STEPS:
+        """Write checkpoints that are due after a step or an epoch, and stop if a signal requested it."""
+        agreement_waits = self.batches.world > 1 and self.device.type == "cuda"
+        if agreement_waits and trainers and trainers[0].at % _AGREE_INTERVAL_STEPS:
             return
-        due = time.monotonic() - self.saved > 60 * self.interval.minutes
+        due = time.monotonic() - self.last_save > 60 * self.interval.minutes
         signal, due_anywhere = collectives.all_reduce_max([self.stop.signal, due], self.device)
         if signal or due_anywhere:
             self.save(trainers)
@@ -122,7 +123,7 @@ class _Loop:
         for trainer in self.running(trainers):
             with self.contained(trainer):
                 trainer.save()
-        self.saved = time.monotonic()
+        self.last_save = time.monotonic()
 
     @staticmethod
     def running(trainers: Iterable[Trainer]) -> Iterator[Trainer]:
@@ -131,18 +132,18 @@ class _Loop:
 
     @contextmanager
     def contained(self, trainer: Trainer) -> Iterator[None]:
-        """Keep an error of one of several trainers in its ``error``, so that the others go on."""
+        """A context that stores an error of one of several trainers in its ``error``, so that the others continue."""
         try:
             yield
         except (InputError, RuntimeError, MemoryError) as error:
-            # With several processes, one alone may have failed, and the others would wait for it.
+            # With several processes, the error may have occurred in one of them, and the others would wait for it.
             if len(self.trainers) == 1 or self.batches.world > 1:
                 raise
             trainer.error = error
 
 
 def _divided(batch: Batch, parts: int) -> list[Batch]:
-    """A batch in this many parts, as equal as possible; fewer, if a part would have less than two images."""
+    """Divide a batch into parts of nearly equal size. There are fewer parts if one would have less than two images."""
     parts = min(parts, len(batch.labels) // 2)
     if parts < 2:
         return [batch]
@@ -155,10 +156,10 @@ def _interrupted(trainers: Sequence[Trainer], signal: int) -> Interrupted:
     for trainer in trainers:
         stage, (epoch, step) = trainer.log.stage, divmod(trainer.saved, trainer.steps)
         if trainer.saved:
-            done = f"epoch {epoch} of {trainer.epochs}" + (f" and {step} of {trainer.steps} steps" if step else "")
-            lines.append(f"stopped in {stage}; {done} is kept in {trainer.checkpoint}")
+            done = f"{epoch} of {trainer.epochs} epochs" + (f" and {step} of {trainer.steps} steps" if step else "")
+            lines.append(f"{stage} has completed {done}, which are saved in {trainer.checkpoint}")
         else:
-            lines.append(f"stopped in {stage} before its first epoch was complete; nothing was kept of it")
+            lines.append(f"{stage} was stopped before its first checkpoint; nothing was saved")
     if any(trainer.saved for trainer in trainers):
-        lines.append("The same command, without --fresh, goes on from there")
+        lines.append("The same command, without --fresh, resumes from there")
     return Interrupted("\n".join(lines), signal)

@@ -1,4 +1,4 @@
-"""Guards against numbers that are not finite: gradients, whose steps may be skipped, and weights."""
+"""Guards against gradients and weights that are not finite."""
 
 from collections.abc import Mapping
 
@@ -13,11 +13,11 @@ _ADVICE = "a lower learning_rate, warmup_epochs or clip_norm often helps"
 
 
 class GradientGuard:
-    """Skips training steps whose gradient is not finite, as if their batches had not been seen.
+    """A guard that skips training steps whose gradient is not finite and undoes their effect on buffers.
 
     Args:
         method: the method that is trained.
-        max_skipped: the number of steps that may be skipped; with 0 the guard does nothing.
+        max_skipped: the number of steps that may be skipped. With 0, the guard does nothing.
 
     Attributes:
         skipped: the number of steps skipped so far.
@@ -28,29 +28,29 @@ class GradientGuard:
         self._parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
         self._buffers: list[tuple[str, Tensor]] = []
 
-    def remember(self) -> None:
+    def save_buffers(self) -> None:
         """Copy the buffers, such as batch-norm statistics, before the first forward pass of a step."""
         if self.max_skipped and not self._buffers:
             self._buffers = [(name, value.clone()) for name, value in trained_buffers(self.method)]
 
     def accept(self) -> bool:
-        """Whether the step may be taken. If not, the buffers become what they were before its forward pass.
+        """Whether the step may be taken. If not, the buffers saved before its forward pass are restored.
 
         Raises:
-            Diverged: more steps have been skipped than are allowed.
+            Diverged: if more steps have been skipped than are allowed.
         """
-        before, self._buffers = self._buffers, []
+        saved, self._buffers = self._buffers, []
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         if not self.max_skipped or torch.nn.utils.get_total_norm(gradients).isfinite():
             return True
         buffers = dict(trained_buffers(self.method))
-        for name, value in before:
+        for name, value in saved:
             buffers[name].copy_(value)
         self.skipped += 1
         if self.skipped > self.max_skipped:
             raise Diverged(
-                f"{self.skipped} steps had a gradient that is not finite, max_skipped allows {self.max_skipped}; "
-                f"{_ADVICE}"
+                f"{self.skipped} steps had a gradient that is not finite, but max_skipped allows only "
+                f"{self.max_skipped}; {_ADVICE}"
             )
         return False
 
@@ -62,11 +62,11 @@ def nonfinite_names(method: nn.Module, figures: Mapping[str, float]) -> list[str
 
 
 def diverged(where: str, checkpoint: str | None) -> Diverged:
-    """The error of a training whose numbers are no longer finite.
+    """The error for a training whose losses or weights are no longer finite.
 
     Args:
-        where: what is not finite, and when.
+        where: a clause that names the values that are not finite and the epoch.
         checkpoint: the path of the last good checkpoint, if there is one.
     """
-    kept = f"The last good checkpoint is kept: {checkpoint}\n" if checkpoint else ""
-    return Diverged(f'{where}\n{kept}{_ADVICE.capitalize()}; on_nonfinite="skip" skips such steps')
+    note = f"The last good checkpoint is kept: {checkpoint}\n" if checkpoint else ""
+    return Diverged(f'{where}\n{note}{_ADVICE.capitalize()}; on_nonfinite="skip" skips such steps')

@@ -15,21 +15,24 @@ from factor_transfer.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """How weights are moved. The defaults are the authors' code's.
+    """The settings of the optimiser and its schedule. The defaults are those of the authors' code.
 
     Attributes:
-        optimizer: ``"sgd"`` (with momentum) or ``"adamw"``.
-        learning_rate: at its highest.
-        momentum: of SGD.
-        nesterov: Nesterov's momentum, for SGD.
-        weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
-        schedule: ``"constant"``; ``"step"``: multiplied by ``gamma`` at each of ``milestones``; ``"cosine"``: to
-            zero along half a cosine (Loshchilov, Hutter 2017).
-        milestones: epochs.
-        gamma: factor of ``"step"``.
-        warmup_epochs: of linear warm-up from zero, before any schedule. May be a fraction.
-        clip_norm: the gradient of all that is trained is scaled down to this length, if it is longer (Pascanu, Mikolov,
-            Bengio 2013). Not at all, if left out.
+        optimizer: the optimiser, ``"sgd"`` (with momentum) or ``"adamw"``.
+        learning_rate: the highest learning rate of the schedule.
+        momentum: the momentum of SGD.
+        nesterov: whether SGD uses Nesterov momentum.
+        weight_decay: the coefficient of the L2 penalty (SGD) or of the decoupled weight decay (AdamW).
+        schedule: the schedule of the learning rate. ``"constant"``; ``"step"``: multiplied by ``gamma`` at each of
+            ``milestones``; ``"cosine"``: annealed to zero along half a cosine (Loshchilov, Hutter 2017).
+        milestones: the epochs at which ``"step"`` changes the learning rate.
+        gamma: the factor of ``"step"``.
+        warmup_epochs: the number of epochs, possibly fractional, of linear warm-up from zero before the schedule.
+        clip_norm: the largest norm of the gradient of all trained parameters. A longer gradient is scaled down to it
+            (Pascanu, Mikolov, Bengio 2013). The gradient is not clipped if left out.
+
+    Raises:
+        InputError: if ``nesterov`` is set and ``momentum`` is 0.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -44,16 +47,16 @@ class Optimization:
     clip_norm: Annotated[float, Gt(0)] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what the optimiser would."""
+        """Refuse a combination of settings that the optimiser does not support."""
         if self.nesterov and not self.momentum:
             raise InputError("nesterov needs a momentum above 0")
 
     def factor(self, epoch: float, epochs: int) -> float:
-        """What the learning rate is multiplied by at a point of the training.
+        """The factor that the learning rate is multiplied by at a point of the training.
 
         Args:
-            epoch: 0..epochs, with the fraction of the running epoch.
-            epochs: of the whole training.
+            epoch: the epochs done, from 0 to ``epochs``, including the fraction of the running epoch.
+            epochs: the number of epochs of the whole training.
         """
         if epoch < self.warmup_epochs:
             return epoch / self.warmup_epochs
@@ -67,10 +70,10 @@ class Optimization:
     def build(
         self, parameters: Iterable[nn.Parameter], steps_per_epoch: int, epochs: int
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """An optimiser and its schedule, which is to be advanced after every step."""
+        """Build the optimiser of the given parameters and its schedule, which must be advanced after every step."""
         optimizer: torch.optim.Optimizer
         parameters = list(parameters)
-        # One kernel for all parameters, where there is one for their device.
+        # A fused optimiser updates all parameters in one kernel, but exists only for these devices.
         fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(
@@ -87,8 +90,8 @@ class Optimization:
             )
 
         def factor(step: int) -> float:
-            # Half a step on, so that a warm-up does not begin with a step of no length.
-            warming = step + 0.5 < self.warmup_epochs * steps_per_epoch
-            return self.factor((step + 0.5 if warming else step) / steps_per_epoch, epochs)
+            # During warm-up, the factor is taken half a step later, because it would be 0 in the first step.
+            warming_up = step + 0.5 < self.warmup_epochs * steps_per_epoch
+            return self.factor((step + 0.5 if warming_up else step) / steps_per_epoch, epochs)
 
         return optimizer, LambdaLR(optimizer, factor)

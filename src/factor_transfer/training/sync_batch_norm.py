@@ -1,4 +1,4 @@
-"""Batch norm over the images of all processes (Ioffe, Szegedy 2015; synchronised as in Peng et al. 2018, MegDet)."""
+"""Batch norm with statistics over all processes (Ioffe, Szegedy 2015; synchronised as in Peng et al. 2018, MegDet)."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from factor_transfer.methods.base import Frozen
 
 
 def synchronise(method: nn.Module) -> None:
-    """Have each batch norm that is trained take its statistics from all processes' images, in place.
+    """Make each trained batch norm take its statistics from the images of all processes, in place.
 
-    On a GPU it becomes PyTorch's own ``SyncBatchNorm``, which there is for GPUs alone; its parameters, its place in the
-    network and the hooks on it remain.
+    On a GPU, a batch norm becomes PyTorch's ``SyncBatchNorm``, which supports GPUs only. Its parameters, its path in
+    the network and its hooks stay the same.
     """
     frozen = {id(inner) for module in method.modules() if isinstance(module, Frozen) for inner in module.modules()}
     for module in method.modules():
@@ -25,36 +25,36 @@ def synchronise(method: nn.Module) -> None:
 
 
 class _SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """For any device; a layer is made one by its class, so it has no constructor."""
+    """A synchronised batch norm for any device. ``synchronise`` sets it as the class of existing layers."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
-            raise ValueError(f"expected (B, C, …), got {tuple(input.shape)}")
+            raise ValueError(f"expected an input of shape (B, C, …), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, …)."""
+        """Normalise an input (B, C, …) over all dimensions but the channels."""
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
         dims = [0, *range(2, input.dim())]
         shape = [1, -1] + [1] * (input.dim() - 2)
         x = input.float()
-        own = x.new_full((1,), x.numel() / x.shape[1])
-        sums: Tensor = _Total.apply(torch.cat([x.sum(dims), own]))  # type: ignore[no-untyped-call]
+        local_count = x.new_full((1,), x.numel() / x.shape[1])
+        sums: Tensor = _AllReduceSum.apply(torch.cat([x.sum(dims), local_count]))  # type: ignore[no-untyped-call]
         count, mean = sums[-1], sums[:-1] / sums[-1]
         centred = x - mean.view(shape)
-        total: Tensor = _Total.apply(centred.square().sum(dims))  # type: ignore[no-untyped-call]
-        variance = total / count
+        squares: Tensor = _AllReduceSum.apply(centred.square().sum(dims))  # type: ignore[no-untyped-call]
+        variance = squares / count
         if self.track_running_stats:
             with torch.no_grad():
-                self._remember(mean, variance * count / (count - 1))
+                self._update_running_statistics(mean, variance * count / (count - 1))
         out = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(input.dtype)
 
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics; ``variance`` is unbiased, (C,)."""
+    def _update_running_statistics(self, mean: Tensor, variance: Tensor) -> None:
+        """Update the running statistics by a batch's mean and unbiased variance, (C,) each."""
         assert self.num_batches_tracked is not None
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -64,19 +64,22 @@ class _SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(variance, share)
 
 
-class _Total(torch.autograd.Function):
-    """The sum over all processes; so is its gradient, for each one's loss depends on every one's summand."""
+class _AllReduceSum(torch.autograd.Function):
+    """The sum of a tensor over all processes.
+
+    The gradient is summed over all processes, too, because the loss of each process depends on the tensors of all.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        """Of tensors of one shape."""
+        """Sum tensors of the same shape over all processes."""
         value = value.clone()
         distributed.all_reduce(value)
         return value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Of the sum of all processes' losses."""
+        """The gradient of the sum of the losses of all processes."""
         gradient = gradients[0].contiguous().clone()
         distributed.all_reduce(gradient)
         return gradient

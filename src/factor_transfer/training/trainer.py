@@ -1,4 +1,4 @@
-"""The training of one method: forward and backward passes, optimiser steps, its best epoch, its checkpoint, its log."""
+"""The training of one method: forward and backward passes, optimiser steps, model selection, checkpoint and log."""
 
 import time
 import warnings
@@ -26,7 +26,7 @@ from factor_transfer.training.nonfinite import GradientGuard, diverged, nonfinit
 from factor_transfer.training.optim import Optimization
 from factor_transfer.training.sync_batch_norm import synchronise
 
-# Seconds between two times that losses are fetched to the host: a GPU need not wait for the screen.
+# Seconds between two fetches of the losses to the host. Each fetch makes a GPU wait.
 _FETCH_INTERVAL_S = 0.5
 
 
@@ -36,8 +36,8 @@ class Selection:
 
     Attributes:
         metric: the validation figure to compare, such as ``"top1"``.
-        highest: whether the highest value is the best one, or the lowest.
-        keep: ``"best"`` for the best epoch on the validation split (the latest of equals), or ``"last"``.
+        highest: whether the highest value is the best one. Otherwise it is the lowest.
+        keep: the epoch to select, ``"best"`` for the best on the validation split (the latest of equals) or ``"last"``.
     """
 
     metric: str
@@ -54,14 +54,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training delivers.
+    """The result of a training.
 
     Attributes:
         state: the weights of the product after the selected epoch.
-        epoch: the selected epoch, from 1.
+        epoch: the selected epoch, counted from 1.
         figures: the validation figures of that epoch.
-        seconds: the duration of the training, over all sittings.
-        last: the weights after the last epoch, if another one was selected.
+        seconds: the duration of the training, without interruptions.
+        last: the weights after the last epoch, if another epoch was selected.
     """
 
     state: State
@@ -75,28 +75,29 @@ class Trainer:
     """The training of one method; it resumes from its checkpoint if there is one.
 
     Args:
-        fabric: device, precision and processes.
+        fabric: the device, precision and processes of the training.
         method: the method to train, see ``methods.base``. Everything that is not inside a ``Frozen`` is trained.
-        product: the part of ``method`` that is wanted in the end, such as the student.
-        epochs: the length of the whole training.
+        product: the part of ``method`` whose weights are the result, such as the student.
+        epochs: the number of epochs of the whole training.
         steps: the number of steps per epoch.
-        optimization: optimiser, schedule and clipping.
-        validate: computes the figures on the validation split after each epoch; an empty dict if there is none.
-        selection: which epoch is delivered.
-        checkpoint: the file that ``save`` writes.
-        log: receives every step and epoch.
-        compiled: whether to compile the networks, where that works.
-        max_skipped: the number of steps with a gradient that is not finite that may be skipped.
+        optimization: the settings of optimiser, schedule and clipping.
+        validate: a function that computes the figures on the validation split after each epoch. It returns an empty
+            dict if there is no validation split.
+        selection: the rule that selects the resulting epoch.
+        checkpoint: the path of the checkpoint that ``save`` writes.
+        log: the log of the steps and epochs.
+        compiled: whether to compile the networks, if that is possible.
+        max_skipped: the number of steps that may be skipped because their gradient is not finite.
         sync_batch_norm: whether batch norm takes its statistics from the images of all processes.
 
     Attributes:
-        at: the number of steps done, of all epochs.
-        saved: the number of steps that the checkpoint holds.
-        compiled: whether the networks are compiled, or will be.
-        error: what ended this training early, where others went on beside it.
+        at: the number of steps done, over all epochs.
+        saved: the number of steps done when the checkpoint was written.
+        compiled: whether the networks are compiled, or will be in the first step.
+        error: the error that ended this training early while other trainings continued, if any.
 
     Raises:
-        InputError: the checkpoint is damaged, or belongs to another training.
+        InputError: if the checkpoint is damaged or belongs to another training.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Trainer:
         self.model, self.optimizer = fabric.setup(method, optimizer)
         self.clip_norm = optimization.clip_norm
         self.guard = GradientGuard(method, max_skipped)
-        self.compiled, self._uncompiled_yet = compiled, compiled
+        self.compiled, self._needs_compiling = compiled, compiled
         self._teachers = [module for module in method.modules() if isinstance(module, Teacher)]
         self.at, self.saved = 0, 0
         self.seconds = 0.0  # of complete epochs
@@ -144,7 +145,7 @@ class Trainer:
         return float(self.scheduler.get_last_lr()[0])
 
     def begin_epoch(self, epoch: int) -> None:
-        """Prepare for the steps of an epoch (from 0), or for the rest of them."""
+        """Prepare for the steps of an epoch, counted from 0, or for the remaining ones after resuming."""
         self.method.begin_epoch(epoch)
         self.model.train()
         if self.at % self.steps == 0:
@@ -154,45 +155,45 @@ class Trainer:
         self._fetched = time.perf_counter()
 
     def forward_backward(self, batch: Batch, weight: float, seed: int, last: bool) -> None:
-        """Add the gradient of a step's batch, or of one part of it.
+        """Accumulate the gradient of a step's batch, or of one part of it.
 
         Args:
-            batch: images and labels on the device.
+            batch: the images and labels, on the device.
             weight: the weight of this part's mean loss in the loss of the step.
-            seed: the seed of everything drawn at random in this pass, such as dropout.
-            last: whether this is the last part of the step; processes exchange gradients after it alone.
+            seed: the seed of the random numbers of this pass, such as those of dropout.
+            last: whether this is the last part of the step. Processes exchange gradients only after the last part.
 
         Raises:
-            InputError: there is too little memory.
+            InputError: if the memory is not sufficient.
         """
-        if self._uncompiled_yet:
+        if self._needs_compiling:
             self._compile(batch)
-        self.guard.remember()
-        began, borrowed = time.perf_counter(), self._borrowed()
+        self.guard.save_buffers()
+        start, reused = time.perf_counter(), self._reused_seconds()
         torch.manual_seed(seed)
-        # Compiled networks are made for one size of batch: a last one of another size runs as it is.
+        # Networks are compiled for one batch size; a smaller last batch runs eagerly.
         other_size = self.compiled and len(batch.labels) != self._compiled_size
-        gathering = nullcontext() if last or collectives.world() == 1 else self.fabric.no_backward_sync(self.model)
-        with self._explains_memory(len(batch.labels)), gathering:
+        sync = nullcontext() if last or collectives.world() == 1 else self.fabric.no_backward_sync(self.model)
+        with self._explains_memory(len(batch.labels)), sync:
             with eagerly(other_size):
                 losses: Losses = self.model(*batch)
             self.fabric.backward(losses["loss"] if weight == 1 else losses["loss"] * weight)
-        # Tensors of their own: a compiled step writes its next losses where these are.
+        # Cloned, because a compiled step may overwrite the memory of its outputs in the next step.
         self._parts.append({name: value.detach().clone() for name, value in losses.items()})
         self._weights.append(weight)
-        self.meters.seconds += time.perf_counter() - began + self._borrowed() - borrowed
+        self.meters.seconds += time.perf_counter() - start + self._reused_seconds() - reused
 
     def optimizer_step(self, images: int, loading_seconds: float) -> None:
         """Update the weights by the gradient, and advance the schedule.
 
         Args:
-            images: the number of images of the step, in all processes.
-            loading_seconds: the time that it took to make the batch.
+            images: the number of images of the step, over all processes.
+            loading_seconds: the time to load the batch, in seconds.
 
         Raises:
-            Diverged: a loss is not finite, or too many steps were skipped.
+            Diverged: if a loss is not finite, or too many steps were skipped.
         """
-        began = time.perf_counter()
+        start = time.perf_counter()
         accepted = self.guard.accept()
         if accepted:
             if self.clip_norm is not None:
@@ -201,31 +202,31 @@ class Trainer:
             self.meters.add(self._parts, self._weights)
         self.optimizer.zero_grad()
         with warnings.catch_warnings():
-            if not accepted:  # PyTorch warns of a schedule that advances before the weights do
+            if not accepted:  # PyTorch warns if the schedule advances before the first optimiser step
                 warnings.simplefilter("ignore", UserWarning)
             self.scheduler.step()
         self._parts, self._weights = [], []
         epoch, step = divmod(self.at, self.steps)
         self.at += 1
-        fetch = began - self._fetched > _FETCH_INTERVAL_S or step + 1 == self.steps
+        fetch = start - self._fetched > _FETCH_INTERVAL_S or step + 1 == self.steps
         if fetch:
             with self._explains_divergence():
                 self.meters.fetch(epoch)
             self._fetched = time.perf_counter()
         self.meters.images += images
-        self.meters.seconds += time.perf_counter() - began + loading_seconds
+        self.meters.seconds += time.perf_counter() - start + loading_seconds
         if fetch:
             self.log.step(self.at, self.meters.means(), self.meters.images_per_second)
 
     def end_epoch(self, epoch: int, waiting_seconds: float) -> None:
-        """Validate after the last step of an epoch, select, and log.
+        """Validate after the last step of an epoch, update the selected epoch, and log the figures.
 
         Args:
-            epoch: the epoch, from 0.
-            waiting_seconds: the time that the training waited for images.
+            epoch: the epoch, counted from 0.
+            waiting_seconds: the time that the training waited for images, in seconds.
 
         Raises:
-            Diverged: a loss, a weight or a validation figure is not finite.
+            Diverged: if a loss, a weight or a validation figure is not finite.
         """
         with self._explains_divergence():
             self.meters.reduce(epoch, self.fabric.device)
@@ -242,10 +243,10 @@ class Trainer:
         self.log.epoch(epoch, {**figures, **{f"validation_{key}": value for key, value in validation.items()}})
 
     def save(self) -> None:
-        """Write the checkpoint: everything that is needed to resume from here.
+        """Write a checkpoint with everything that is needed to resume.
 
         Raises:
-            Diverged: a loss or a weight is not finite; the checkpoint written before is kept.
+            Diverged: if a loss or a weight is not finite. The last checkpoint is kept.
         """
         if self.at == self.saved:
             return
@@ -284,43 +285,44 @@ class Trainer:
                 self.meters = Meters(**state["running"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"checkpoint {self.checkpoint} is of another training: {first_line(error)}\n"
-                "Add --fresh to start the stage anew"
+                f"checkpoint {self.checkpoint} belongs to another training: {first_line(error)}\n"
+                "Add --fresh to restart the stage"
             ) from error
 
     def outcome(self) -> Outcome:
-        """What the training delivers.
+        """The result of the training.
 
         Raises:
-            Exception: the error that ended it early.
+            InputError: if no epoch was trained.
+            Exception: the error that ended the training early, if there is one.
         """
         if self.error is not None:
             raise self.error
         if self.best is None:
-            raise InputError(f"{self.log.stage} has no epoch to train")
+            raise InputError(f"{self.log.stage} has no epochs to train")
         last = None if self.best.epoch == self.epochs else _copy(self.product.state_dict())
         return replace(self.best, seconds=self.seconds, last=last)
 
     def stop(self) -> None:
-        """Remove the progress bar, and what compiling put into the networks."""
+        """Remove the progress bar, and undo the compilation of the networks."""
         self.log.stop()
         set_eager(self.method)
 
     def _compile(self, batch: Batch) -> None:
-        """Compile before the first step. ``batch`` has the size of all batches but, perhaps, the last."""
-        self._uncompiled_yet, self._compiled_size = False, len(batch.labels)
+        """Compile the networks before the first step, for the size of ``batch``. Only the last batch may be smaller."""
+        self._needs_compiling, self._compiled_size = False, len(batch.labels)
         reason = compile_networks(self.fabric, self.method, batch)
         failed = collectives.all_reduce_max([reason is not None], self.fabric.device)[0]
         if failed and reason is None:
             set_eager(self.method)
-            reason = "another process could not"
+            reason = "compiling failed in another process"
         self.compiled = reason is None
         if reason:
-            self.log.say(f"{self.log.stage}  is not compiled, which makes it slower, not different: {reason}")
+            self.log.say(f"{self.log.stage}  is not compiled, which is slower but gives the same results: {reason}")
 
-    def _borrowed(self) -> float:
-        """The seconds of a shared teacher's passes that other methods paid for; alone, this one would have to."""
-        return sum(teacher.borrowed for teacher in self._teachers)
+    def _reused_seconds(self) -> float:
+        """The duration of the shared teacher's passes that this method reused. Alone, it would have to run them."""
+        return sum(teacher.reused_seconds for teacher in self._teachers)
 
     @contextmanager
     def _explains_memory(self, images: int) -> Iterator[None]:
@@ -330,9 +332,9 @@ class Trainer:
             if not is_of_memory(error):
                 raise
             raise InputError(
-                f"out of memory in {self.log.stage}, in a step of {images} images: accumulate=2 in the "
-                f"recipe's [{self.log.stage.split('-')[0]}], or a larger number, divides each step and comes to the "
-                f"same; a smaller batch_size does not ({first_line(error)})"
+                f"out of memory in {self.log.stage}, in a step of {images} images; set accumulate=2 or more in the "
+                f"recipe's [{self.log.stage.split('-')[0]}], which divides each step into parts and gives the same "
+                f"gradient, whereas a smaller batch_size changes the training ({first_line(error)})"
             ) from error
 
     @contextmanager
@@ -343,11 +345,11 @@ class Trainer:
             raise self._diverged(str(error)) from None
 
     def _check_finite(self, epoch: int, validation: Mapping[str, float] | None = None) -> None:
-        """Refuse weights that the last step broke: no loss has told of it yet."""
-        broken = nonfinite_names(self.method, validation or {})
-        if broken:
-            more = ", …" if broken[3:] else ""
-            raise self._diverged(f"not finite at the end of epoch {epoch + 1}: {', '.join(broken[:3])}{more}")
+        """Refuse weights that became non-finite in the last step, whose effect on the loss is not visible yet."""
+        names = nonfinite_names(self.method, validation or {})
+        if names:
+            more = ", …" if names[3:] else ""
+            raise self._diverged(f"not finite at the end of epoch {epoch + 1}: {', '.join(names[:3])}{more}")
 
     def _diverged(self, where: str) -> Diverged:
         return diverged(where, str(self.checkpoint) if self.saved else None)

@@ -1,1 +1,1 @@
-"""The terms of a distillation loss, one paper a file."""
+"""The terms of a distillation loss, one paper per module."""

@@ -14,49 +14,54 @@ from factor_transfer.taps.extract import Seen
 
 
 def energy(feature: Tensor) -> Tensor:
-    """Where a feature map (B, C, H, W) is strong: ``mean_c(x²)``; (B, 1, H, W), float32.
+    """The spatial attention of a feature map (B, C, H, W): ``mean_c(x²)``, float32 (B, 1, H, W).
 
     Raises:
-        InputError: it is no map.
+        InputError: if the feature is not a map.
     """
     if feature.dim() != 4:
-        raise InputError(f"attention is that of a feature map (B, C, H, W), got shape {tuple(feature.shape)}")
+        raise InputError(f"at needs a feature map (B, C, H, W), but the feature has shape {tuple(feature.shape)}")
     return feature.float().pow(2).mean(1, keepdim=True)
 
 
 def energy_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two energies, each sample's brought to length 1 (equation 2, as in the authors' code).
+    """The mean squared difference of two attention maps, each divided by its L2 norm per sample.
+
+    This is equation 2 as in the authors' code.
 
     Args:
-        student: (B, 1, H, W); gradient flows into it.
-        teacher: (B, 1, H', W'); of other height or width, the larger is pooled, see ``match``.
+        student: the student's attention (B, 1, H, W). It receives the gradient.
+        teacher: the teacher's attention (B, 1, H', W'). If the sizes differ, the larger map is pooled, see ``match``.
+
+    Returns:
+        The loss, 0-d.
     """
-    own, other = (F.normalize(map_.flatten(1), dim=1) for map_ in match(student, teacher))
-    return F.mse_loss(own, other)
+    student, teacher = (F.normalize(energies.flatten(1), dim=1) for energies in match(student, teacher))
+    return F.mse_loss(student, teacher)
 
 
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """``energy_loss`` of two feature maps.
+    """The attention transfer loss between two feature maps: ``energy_loss`` of their ``energy``.
 
     Example:
         >>> import torch
         >>> from factor_transfer import attention_loss
         >>> feature = torch.randn(2, 16, 8, 8)
-        >>> attention_loss(feature, -feature)  # where the two look is the same
+        >>> attention_loss(feature, -feature)  # both have the same attention
         tensor(0.)
 
     Args:
-        student: (B, C, H, W); gradient flows into it. The number of channels may differ.
-        teacher: (B, C', H', W').
+        student: the student's feature map (B, C, H, W). It receives the gradient.
+        teacher: the teacher's feature map (B, C', H', W').
 
     Returns:
-        0-d. The scale of either feature does not matter.
+        The loss, 0-d. It does not depend on the scale of either feature.
     """
     return energy_loss(energy(student), energy(teacher))
 
 
 class AttentionTransfer(Term):
-    """The student looks where the teacher looks, at the end of every stage.
+    """The student's spatial attention follows the teacher's at the end of every stage.
 
     Example:
         >>> import torch
@@ -70,9 +75,9 @@ class AttentionTransfer(Term):
         ['accuracy', 'loss', 'loss_at', 'loss_ce']
 
     Args:
-        teacher_taps: features of the teacher.
-        student_taps: of the student, one for each of them.
-        weight: 1000 is usual.
+        teacher_taps: the taps of the teacher's feature maps.
+        student_taps: the taps of the student's feature maps, one per tap of the teacher.
+        weight: the factor that the loss is multiplied by. 1000 is usual.
     """
 
     def __init__(
@@ -90,16 +95,16 @@ class AttentionTransfer(Term):
         student_taps: list[str] | None = None,
         **settings: Any,
     ) -> Self:
-        """The term for two networks; where no taps are named, the ends of their stages, paired from the last."""
+        """The term for two networks. The default taps are the ends of their stages, paired from the last stage on."""
         defaults = pair.teacher.stages, pair.student.stages
         return cls(*pair.connect("at", teacher_taps, student_taps, defaults), **settings)
 
     def target(self, teacher: Seen) -> Target:
-        """The teacher's energies (B, 1, H, W)."""
+        """The teacher's attention maps (B, 1, H, W)."""
         return tuple(energy(teacher.features[tap]) for tap in self.teacher_taps)
 
     def forward(self, student: Seen, target: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The sum of the distances at all taps, 0-d."""
+        """The sum of the losses of all taps, 0-d."""
         energies = [energy(student.features[tap]) for tap in self.student_taps]
-        distances = [energy_loss(*two) for two in zip(energies, target, strict=True)]
+        distances = [energy_loss(*pair) for pair in zip(energies, target, strict=True)]
         return sum(distances[1:], start=distances[0])

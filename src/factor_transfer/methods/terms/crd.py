@@ -16,34 +16,35 @@ from factor_transfer.taps.extract import Seen
 
 
 def pooled(feature: Tensor) -> Tensor:
-    """A feature map (B, C, H, W) averaged over its places, or a vector (B, C) as it is; (B, C), float32."""
+    """A feature map (B, C, H, W) averaged over its positions, or a vector (B, C) unchanged; (B, C), float32."""
     return feature.float().flatten(2).mean(2) if feature.dim() > 2 else feature.float()
 
 
 def nce_loss(positive: Tensor, negative: Tensor, weight: Tensor | float, noise: float) -> Tensor:
-    """Noise contrastive estimation: tell the one positive from the negatives (equation 18).
+    """The loss of noise contrastive estimation, which distinguishes one positive from the negatives (equation 18).
 
     With ``h = p / (p + noise)``, it is ``-log h(positive) - sum of weight * log(1 - h(negative))``.
 
     Args:
-        positive: log of p for each sample's own image, (B, 1).
-        negative: log of p for others, (B, M).
-        weight: how often each of those counts, (B, M).
-        noise: number of negatives / number of training images.
+        positive: the logarithm of p for each sample's own image, (B, 1).
+        negative: the logarithm of p for each sample's negatives, (B, M).
+        weight: the weight of each negative, (B, M) or a number.
+        noise: the number of negatives divided by the number of training images.
 
     Returns:
-        0-d, the mean over samples.
+        The loss, averaged over samples, 0-d.
     """
     shift = math.log(noise)
     return (F.softplus(shift - positive).sum(1) + (weight * F.softplus(negative - shift)).sum(1)).mean()
 
 
 class CRD(Term):
-    """An image's embeddings of student and teacher are near each other, and far from those of other classes' images.
+    """The two networks' embeddings of an image attract each other and repel those of images of other classes.
 
-    Each side's embedding is compared with a memory of the other's embeddings of all training images. Both embeddings
-    are trained. In training a step moves the memories and draws from torch's generator; in evaluation mode neither is
-    done, and the loss is its mean over all draws. Defaults are the authors' (RepDistiller).
+    The embedding of each network is compared with a memory bank that holds the other network's embeddings of all
+    training images. Both embeddings are trained. In training mode, each step updates the memory banks and draws
+    negatives with torch's random generator. In evaluation mode nothing is updated or drawn, and all possible negatives
+    enter the loss with equal weights. The defaults are those of the authors' code (RepDistiller).
 
     Example:
         >>> import torch
@@ -57,26 +58,26 @@ class CRD(Term):
         ['accuracy', 'loss', 'loss_ce', 'loss_crd']
 
     Args:
-        student_channels: of the student's feature.
-        teacher_channels: of the teacher's.
-        labels: int64 (N,): of all training images.
-        teacher_tap: a feature map, which is averaged over its places, or a vector.
-        student_tap: likewise.
-        dimension: of the embeddings.
-        negatives: images of other classes that each image is compared with. If a class has fewer, they are drawn with
-            replacement, for all classes.
-        temperature: τ; a lower one looks at the nearest more.
-        momentum: share of what a memory keeps when its image is seen again.
-        weight: of the loss.
+        student_channels: the number of channels of the student's feature.
+        teacher_channels: the number of channels of the teacher's feature.
+        labels: the labels of all training images, int64 (N,).
+        teacher_tap: the tap of the teacher's feature: a map, which is averaged over its positions, or a vector.
+        student_tap: the tap of the student's feature, a map or a vector.
+        dimension: the size of the embeddings.
+        negatives: the number of images of other classes that each image is compared with. If there are fewer of them
+            for some class, the negatives of all classes are drawn with replacement.
+        temperature: the temperature τ. A lower one gives more weight to the nearest negatives.
+        momentum: the share of the old embedding when an entry of a memory bank is updated.
+        weight: the factor that the loss is multiplied by.
 
     Raises:
-        InputError: all images are of one class.
+        InputError: if all training images have the same class.
     """
 
-    classes: Tensor  # (N,), 0..
-    order: Tensor  # (N,): images sorted by class, so that those of other classes are all but one run of them
-    counts: Tensor  # images of each class
-    starts: Tensor  # where its run starts
+    classes: Tensor  # (N,): the class of each image, counted from 0
+    order: Tensor  # (N,): image indices sorted by class, so that each class is one contiguous run
+    counts: Tensor  # number of images of each class
+    starts: Tensor  # position in ``order`` where the run of each class starts
 
     def __init__(
         self,
@@ -98,13 +99,13 @@ class CRD(Term):
         self.embed = nn.ModuleDict(
             {"student": nn.Linear(student_channels, dimension), "teacher": nn.Linear(teacher_channels, dimension)}
         )
-        bound = math.sqrt(3 / dimension)  # rows are about of length 1
+        bound = math.sqrt(3 / dimension)  # the expected squared length of a row is 1
         for side in self.embed:
             self.register_buffer(f"memory_{side}", torch.empty(len(labels), dimension).uniform_(-bound, bound))
-            self.register_buffer(f"z_{side}", torch.zeros(()))  # 0: not known yet
+            self.register_buffer(f"z_{side}", torch.zeros(()))  # 0 until it is estimated in the first step
         _, classes, counts = labels.cpu().unique(return_inverse=True, return_counts=True)
         if len(counts) < 2:
-            raise InputError("crd draws negatives of other classes, but all training images are of one class")
+            raise InputError("crd needs images of two or more classes, but all training images have the same class")
         self.replacement = negatives > len(labels) - int(counts.max())
         for name, value in {
             "classes": classes,
@@ -118,13 +119,13 @@ class CRD(Term):
     def between(
         cls, pair: Pair, *, teacher_tap: str | None = None, student_tap: str | None = None, **settings: Any
     ) -> Self:
-        """The term for two networks; taps are the ends of their last stages if none are named.
+        """The term for two networks. The default taps are the ends of their last stages.
 
         Raises:
-            InputError: the training images' labels are not known.
+            InputError: if the pair has no labels of the training images.
         """
         if pair.labels is None:
-            raise InputError("crd needs the labels of all training images, to draw negatives of other classes")
+            raise InputError("crd draws negatives from other classes and needs the labels of all training images")
         taps = teacher_tap or pair.teacher.stages[-1], student_tap or pair.student.stages[-1]
         (teacher,), (student,) = pair.teacher.shapes(taps[:1]), pair.student.shapes(taps[1:])
         return cls(student[0], teacher[0], pair.labels, *taps, **settings)
@@ -134,17 +135,18 @@ class CRD(Term):
         return pooled(teacher.features[self.teacher_taps[0]])
 
     def forward(self, student: Seen, target: Tensor, batch: Batch) -> Tensor:
-        """The sum of both sides' losses, 0-d.
+        """The sum of the losses of both networks' embeddings, 0-d.
 
         Raises:
-            InputError: it is not said which training images these are.
+            InputError: if the batch has no indices.
         """
         if batch.indices is None:
             raise InputError(
-                "crd remembers an embedding of each training image: give their indices int64 (B,) beside the labels"
+                "crd stores an embedding of each training image and needs the indices of a batch's images: pass "
+                "indices, int64 (B,)"
             )
         features = {"student": pooled(student.features[self.student_taps[0]]), "teacher": target}
-        # Distances are divided by a small temperature: bf16's eight bits are too few.
+        # Scores are divided by a small temperature, for which the 8 significant bits of bfloat16 are too few.
         with torch.autocast(target.device.type, enabled=False):
             embeddings = {side: F.normalize(self.embed[side](feature), dim=1) for side, feature in features.items()}
             drawn = self.draw(batch.indices) if self.training else None
@@ -155,39 +157,39 @@ class CRD(Term):
         if self.training:
             indices = collectives.all_gather_rows(batch.indices)
             for side, embedding in embeddings.items():
-                self._remember(side, collectives.all_gather_rows(embedding.detach()), indices)
+                self._update_memory(side, collectives.all_gather_rows(embedding.detach()), indices)
         return losses[0] + losses[1]
 
     def draw(self, indices: Tensor) -> Tensor:
-        """Negatives of each image (B,): indices of images of other classes, int64 (B, negatives)."""
-        own, total = self.classes[indices, None], len(self.classes)
+        """Draw negatives for images (B,): the indices of images of other classes, int64 (B, negatives)."""
+        classes, total = self.classes[indices, None], len(self.classes)
         if not self.replacement:
             keys = torch.rand(len(indices), total, device=indices.device)
-            return keys.masked_fill_(self.classes == own, -1).topk(self.negatives, sorted=False).indices
-        starts, counts = self.starts[own], self.counts[own]
-        places = torch.randint(2**62, (len(indices), self.negatives), device=indices.device) % (total - counts)
-        return self.order[places + counts * (places >= starts)]
+            return keys.masked_fill_(self.classes == classes, -1).topk(self.negatives, sorted=False).indices
+        starts, counts = self.starts[classes], self.counts[classes]
+        positions = torch.randint(2**62, (len(indices), self.negatives), device=indices.device) % (total - counts)
+        return self.order[positions + counts * (positions >= starts)]
 
     def _loss(self, side: str, anchor: Tensor, memory: Tensor, indices: Tensor, drawn: Tensor | None) -> Tensor:
-        # One product with the whole memory, then a gather: a row of the memory for each negative would be 1 GB.
+        # One product with the whole memory bank, then a gather: gathering the rows of all negatives would take 1 GB.
         scores = anchor @ memory.T / self.temperature  # (B, N)
         positive = scores.gather(1, indices[:, None])
         if drawn is None:
-            others = (self.classes != self.classes[indices, None]).float()
-            negative, weight = scores, others * self.negatives / others.sum(1, keepdim=True)
+            is_negative = (self.classes != self.classes[indices, None]).float()
+            negative, weight = scores, is_negative * self.negatives / is_negative.sum(1, keepdim=True)
         else:
             negative, weight = scores.gather(1, drawn), torch.ones((), device=scores.device)
         with torch.no_grad():
             mean = (positive.exp().sum() + (weight * negative.exp()).sum()) / (len(indices) * (1 + self.negatives))
-            known = self.get_buffer(f"z_{side}")
-            z = torch.where(known > 0, known, mean * len(memory))
+            estimated = self.get_buffer(f"z_{side}")
+            z = torch.where(estimated > 0, estimated, mean * len(memory))
             if self.training:
                 collectives.broadcast_from_rank_zero([z])
                 setattr(self, f"z_{side}", z)
         return nce_loss(positive - z.log(), negative - z.log(), weight, self.negatives / len(memory))
 
-    def _remember(self, side: str, embedding: Tensor, indices: Tensor) -> None:
+    def _update_memory(self, side: str, embedding: Tensor, indices: Tensor) -> None:
         memory = self.get_buffer(f"memory_{side}")
-        moved = F.normalize(self.momentum * memory[indices] + (1 - self.momentum) * embedding, dim=1)
-        # Not in place: the loss's gradient still needs what was there.
-        setattr(self, f"memory_{side}", memory.index_copy(0, indices, moved))
+        updated = F.normalize(self.momentum * memory[indices] + (1 - self.momentum) * embedding, dim=1)
+        # Not in place, because the backward pass of the loss still needs the old memory bank.
+        setattr(self, f"memory_{side}", memory.index_copy(0, indices, updated))

@@ -9,20 +9,22 @@ from torch.nn import functional as F
 from factor_transfer.methods.logits_term import LogitsTerm
 
 
-def pearson_distance(one: Tensor, other: Tensor) -> Tensor:
-    """``1 - ρ`` of the rows of two matrices (R, D), the mean over rows; 0-d, 0..2 (equation 6).
+def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """The Pearson distance ``1 - ρ`` between the rows of two matrices (R, D), averaged over rows (equation 6).
 
-    The scale and the shift of a row do not matter. A constant row correlates with nothing: its distance is 1.
+    It is 0-d, between 0 and 2, and does not depend on the scale or shift of a row. The distance of a constant row is 1,
+    because its correlation is not defined.
     """
-    one, other = (rows - rows.mean(1, keepdim=True) for rows in (one, other))
-    return 1 - F.cosine_similarity(one, other, dim=1).mean()
+    student, teacher = (rows - rows.mean(1, keepdim=True) for rows in (student, teacher))
+    return 1 - F.cosine_similarity(student, teacher, dim=1).mean()
 
 
 class DIST(LogitsTerm):
-    """The student's probabilities correlate with the teacher's, image by image and class by class (equation 10).
+    """The student's probabilities correlate with the teacher's, for each image and for each class (equation 10).
 
-    ``T² * (beta * inter + gamma * intra)``, where ``inter`` is the Pearson distance between the two networks'
-    probabilities of an image's classes, and ``intra`` that between their probabilities of a class over the batch.
+    The loss is ``T² * (beta * inter + gamma * intra)``, where ``inter`` is the Pearson distance between the networks'
+    probabilities of all classes for an image, and ``intra`` is the Pearson distance between their probabilities of a
+    class for all images of the batch.
 
     Example:
         >>> import torch
@@ -36,11 +38,11 @@ class DIST(LogitsTerm):
         ['accuracy', 'loss', 'loss_ce', 'loss_dist']
 
     Args:
-        beta: weight of the images' part. 2 is the paper's for classification; the authors' code has 1 in the loss and
-            leaves the rest to the recipe.
-        gamma: weight of the classes' part. Likewise.
-        temperature: T of both networks' probabilities. 4 is the paper's for CIFAR-100; for ImageNet it has 1. The
-            factor T² is the later implementations', which keeps the gradient's size as T changes.
+        beta: the weight of ``inter``. The paper uses 2 for classification; the default of the loss in the authors' code
+            is 1.
+        gamma: the weight of ``intra``, with the same values in the paper and in the authors' code.
+        temperature: the temperature T of both networks' probabilities. The paper uses 4 for CIFAR-100 and 1 for
+            ImageNet. The factor T² is that of later implementations; it keeps the size of the gradient as T changes.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class DIST(LogitsTerm):
         self.beta, self.gamma, self.temperature = beta, gamma, temperature
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Of logits (B, K), 0-d."""
-        own, other = (F.softmax(logits.float() / self.temperature, dim=1) for logits in (student, teacher))
-        inter, intra = pearson_distance(own, other), pearson_distance(own.T, other.T)
+        """The loss between the networks' logits (B, K), 0-d. The labels are not used."""
+        p_student, p_teacher = (F.softmax(logits.float() / self.temperature, dim=1) for logits in (student, teacher))
+        inter, intra = pearson_distance(p_student, p_teacher), pearson_distance(p_student.T, p_teacher.T)
         return self.temperature**2 * (self.beta * inter + self.gamma * intra)

@@ -11,10 +11,10 @@ from factor_transfer.methods.terms.kd import kd_loss
 
 
 def dkd_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, beta: float, temperature: float) -> Tensor:
-    """``alpha * TCKD + beta * NCKD`` (equation 7), each times T², the mean of the batch.
+    """The decoupled distillation loss ``T² * (alpha * TCKD + beta * NCKD)``, averaged over the batch (equation 7).
 
-    TCKD is KL between the two networks' probabilities of (the labelled class, any other); NCKD is KL between their
-    probabilities of the other classes, the labelled one left out.
+    TCKD is the KL divergence between the networks' probabilities of the labelled class and of all other classes
+    together. NCKD is the KL divergence between their probabilities of the other classes, without the labelled one.
 
     Example:
         >>> import torch
@@ -24,34 +24,35 @@ def dkd_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, bet
         tensor(0.)
 
     Args:
-        student: logits (B, K), K at least 2; gradient flows into them.
-        teacher: logits (B, K).
-        labels: int64 (B,).
-        alpha: weight of TCKD.
-        beta: weight of NCKD.
-        temperature: T.
+        student: the student's logits (B, K), K at least 2. They receive the gradient.
+        teacher: the teacher's logits (B, K).
+        labels: the classes of the images, int64 (B,).
+        alpha: the weight of TCKD.
+        beta: the weight of NCKD.
+        temperature: the temperature T.
 
     Returns:
-        0-d. A constant added to a sample's logits changes nothing, nor does the order of the classes.
+        The loss, 0-d. It does not change if a constant is added to a sample's logits or if classes are reordered.
     """
     column = torch.arange(student.shape[1] - 1, device=labels.device)
-    others = column + (column >= labels[:, None]).long()  # (B, K - 1): all classes but the labelled one
+    non_target = column + (column >= labels[:, None]).long()  # (B, K - 1): all classes but the labelled one
 
-    def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
+    def split(logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of (labelled class, all others together), (B, 2), and of each other class, (B, K - 1)."""
         scaled = logits.float() / temperature
-        rest = scaled.gather(1, others)
+        rest = scaled.gather(1, non_target)
         return torch.cat([scaled.gather(1, labels[:, None]), rest.logsumexp(1, keepdim=True)], 1), rest
 
-    (own_target, own_rest), (other_target, other_rest) = parts(student), parts(teacher)
-    loss = alpha * kd_loss(own_target, other_target, 1.0) + beta * kd_loss(own_rest, other_rest, 1.0)
+    (student_binary, student_rest), (teacher_binary, teacher_rest) = split(student), split(teacher)
+    loss = alpha * kd_loss(student_binary, teacher_binary, 1.0) + beta * kd_loss(student_rest, teacher_rest, 1.0)
     return temperature**2 * loss
 
 
 class DKD(LogitsTerm):
-    """The student follows the teacher's soft answers, in two parts whose weights are apart.
+    """The student's softened probabilities follow the teacher's, in two parts with separate weights.
 
-    The defaults are the authors' (mdistiller) for CIFAR-100; there ``beta`` is tuned from pair to pair, 0.5 to 8. Their
-    code for ImageNet has ``temperature`` 1, ``beta`` 0.5 and one epoch of warm-up.
+    The defaults are those of the authors' code (mdistiller) for CIFAR-100, which tunes ``beta`` for each pair of
+    networks, from 0.5 to 8. Their code for ImageNet uses ``temperature`` 1, ``beta`` 0.5 and one epoch of warm-up.
 
     Example:
         >>> import torch
@@ -65,10 +66,10 @@ class DKD(LogitsTerm):
         ['accuracy', 'loss', 'loss_ce', 'loss_dkd']
 
     Args:
-        alpha: weight of the target class's part.
-        beta: weight of the other classes' part.
-        temperature: T.
-        warmup_epochs: in so many epochs the weight rises to its full size.
+        alpha: the weight of TCKD, the part of the labelled class.
+        beta: the weight of NCKD, the part of the other classes.
+        temperature: the temperature T of both networks' probabilities.
+        warmup_epochs: the number of epochs in which the weight rises linearly to its full size.
     """
 
     def __init__(
@@ -83,5 +84,5 @@ class DKD(LogitsTerm):
         self.alpha, self.beta, self.temperature, self.warmup_epochs = alpha, beta, temperature, warmup_epochs
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Of logits (B, K), 0-d."""
+        """The loss between the networks' logits (B, K), 0-d; labels are int64 (B,)."""
         return dkd_loss(student, teacher, labels, self.alpha, self.beta, self.temperature)

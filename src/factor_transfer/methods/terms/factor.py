@@ -1,6 +1,6 @@
 """Factor Transfer (Kim, Park, Kwak: Paraphrasing Complex Network, NeurIPS 2018; arXiv 1802.04977).
 
-Stage 3: the student's translated feature follows the teacher's factor. The connectors are in ``paraphraser``.
+In stage 3 the student's translated feature follows the teacher's factor. The connectors are in ``methods/paraphraser``.
 """
 
 import math
@@ -20,11 +20,11 @@ from factor_transfer.taps.extract import Seen
 
 
 def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: float = 1) -> Tensor:
-    """Distance of two factors' directions: mean of ``|F_T / ‖F_T‖ - F_S / ‖F_S‖|^p`` (paper, equation 4).
+    """The mean of ``|F_T / ‖F_T‖ - F_S / ‖F_S‖|^p``, the distance between two normalised factors (paper, equation 4).
 
-    The scale of either factor does not matter. The mean is over samples and elements, as in the authors' code,
-    and no p-th root is drawn. With p = 1 it is at most 2 / √D, and √(2 / D) if the factors are not negatively
-    correlated, where D = z * H * W: one weight means different strengths at different D.
+    It does not depend on the scale of either factor. The mean is over samples and elements, as in the authors' code,
+    and no p-th root is taken. With p = 1 it is at most 2 / √D, and at most √(2 / D) if the factors are not negatively
+    correlated, where D = z * H * W. The same weight is therefore weaker for factors with more elements.
 
     Example:
         >>> import torch
@@ -34,19 +34,19 @@ def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: float = 1) ->
         tensor(0.)
 
     Args:
-        student_factor: (B, ...); gradient flows into it.
-        teacher_factor: the same shape.
-        p: exponent, at least 1. The paper's experiments use 1.
+        student_factor: the student's factor (B, ...). It receives the gradient.
+        teacher_factor: the teacher's factor, of the same shape.
+        p: the exponent, at least 1. The paper's experiments use 1.
 
     Returns:
-        0-d, float32.
+        The loss, float32, 0-d.
 
     Raises:
         InputError: if the shapes differ.
     """
     if student_factor.shape != teacher_factor.shape:
         raise InputError(
-            f"the student's factor has shape {tuple(student_factor.shape)}, the teacher's "
+            f"the student's factor has shape {tuple(student_factor.shape)} and the teacher's "
             f"{tuple(teacher_factor.shape)}; they must be the same"
         )
     return (unit(student_factor) - unit(teacher_factor)).abs().pow(p).mean()
@@ -55,7 +55,7 @@ def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: float = 1) ->
 class FactorTransfer(Term):
     """The term of stage 3: ``beta * factor_loss(translator(x_S), paraphraser.encode(x_T))`` (paper, equation 2).
 
-    Factors of different height or width are matched: the larger is average-pooled, see ``match``.
+    If the factors differ in height or width, the larger is average-pooled to the smaller, see ``match``.
 
     Example:
         >>> import torch
@@ -68,15 +68,20 @@ class FactorTransfer(Term):
         ['accuracy', 'loss', 'loss_ce', 'loss_factor']
 
     Args:
-        paraphraser: trained; its encoder is used, frozen. Or several, one a tap.
-        translator: trained together with the student, and left behind with it. Likewise.
-        teacher_tap: the feature the paraphraser was trained on. Likewise.
-        student_tap: the feature the translator reads. Likewise.
-        beta: weight. 500 is the authors', for ResNet-56 on CIFAR-10 (D = 2,048); see ``factor_loss`` on D.
-        p: exponent of the distance.
-        tap_weights: of several taps, beside ``beta``; 1 each, if left out.
-        attention: compare the factors' spatial attention, ``mean_z(F²)``, in place of the factors. That is what
-            RepDistiller does; the paper does not.
+        paraphraser: the trained paraphraser, whose encoder is used, frozen; or a sequence with one per tap.
+        translator: the translator, trained together with the student and not part of the deployed network; or a
+            sequence with one per tap.
+        teacher_tap: the tap of the teacher's feature that the paraphraser was trained on; or a sequence of taps.
+        student_tap: the tap of the student's feature that is translated; or a sequence of taps.
+        beta: the weight of the loss. The authors use 500 for ResNet-56 on CIFAR-10, where D = 2,048 (see
+            ``factor_loss``).
+        p: the exponent of the distance, at least 1.
+        tap_weights: the weight of each tap, multiplied by ``beta``. 1 for each tap if left out.
+        attention: whether to compare the factors' spatial attention, ``mean_z(F²)``, instead of the factors, as
+            RepDistiller does. The paper compares the factors.
+
+    Raises:
+        InputError: if ``beta`` or ``p`` is out of range, or the numbers of connectors, taps and weights differ.
     """
 
     uses_taps = True
@@ -112,39 +117,48 @@ class FactorTransfer(Term):
         parts = self.encoders, self.translators, self.teacher_taps, self.student_taps, self.tap_weights
         if len({len(part) for part in parts}) != 1:
             raise InputError(
-                "factor transfer needs a paraphraser, a translator, a tap of the teacher, one of the student and a "
-                f"weight for each connection, got {', '.join(str(len(part)) for part in parts)}"
+                "factor transfer needs equal numbers of paraphrasers, translators, taps of the teacher, taps of the "
+                f"student and weights, got {', '.join(str(len(part)) for part in parts)}"
             )
 
     @classmethod
     def between(cls, pair: Pair, *, batch_norm: bool = False, paraphrase: bool = True, **settings: Any) -> Self:
-        """The term for two networks, with new translators of the pair's shapes.
+        """The term for two networks, with new translators from the student's features to the teacher's factors.
 
         Args:
-            pair: with a paraphraser for each of the teacher's taps.
-            batch_norm: of the translators. The authors have none; mmrazor and RepDistiller do.
-            paraphrase: if not, the teacher's features stand in for their factors: what the paraphraser is good for can
-                be seen from that. Stage 2 is run all the same.
-            settings: see the class.
+            pair: the networks, with a paraphraser for each of the teacher's taps.
+            batch_norm: whether a batch norm precedes each activation of the translators. The authors' code has none;
+                mmrazor and RepDistiller have it.
+            paraphrase: whether the teacher's features are paraphrased. ``False`` transfers the features themselves, to
+                measure what the paraphraser contributes. Stage 2 is run in either case.
+            settings: other keyword-only arguments of the class.
+
+        Raises:
+            InputError: if a tap, a paraphraser or a feature map is missing.
         """
         for side, taps in (("teacher", pair.teacher.taps), ("student", pair.student.taps)):
             if not taps:
-                raise InputError(f"factor transfer needs a feature map of the {side}; name one as {side}.tap")
+                raise InputError(f"factor transfer needs a feature map of the {side}; set {side}.tap")
         if len(pair.teacher.taps) != len(pair.student.taps):
             raise InputError(
-                "factor transfer needs as many taps of the student as of the teacher, got "
+                "factor transfer needs as many taps of the student as of the teacher, but got "
                 f"{list(pair.student.taps)} and {list(pair.teacher.taps)}"
             )
         paraphrasers: list[Paraphraser] = []
         for tap in pair.teacher.taps:
             paraphraser = pair.paraphrasers.get(tap)
             if not isinstance(paraphraser, Paraphraser):
-                raise InputError(f"factor transfer needs a paraphraser of the teacher's {tap}; run stage 2 for it")
+                raise InputError(
+                    f"factor transfer needs a paraphraser for the teacher's tap {tap!r}; run stage 2 for this tap"
+                )
             paraphrasers.append(paraphraser if paraphrase else Unchanged(paraphraser.in_channels))
         shapes = pair.student.shapes(pair.student.taps)
         for tap, shape in zip(pair.student.taps, shapes, strict=True):
             if len(shape) != 3:
-                raise InputError(f"the student's tap {tap!r} returns shape {shape}; a feature map (C, H, W) is needed")
+                raise InputError(
+                    f"the student's tap {tap!r} returns a feature of shape {shape} per image; a feature map (C, H, W) "
+                    "is needed"
+                )
         translators = [
             Translator(shape[0], paraphraser.factor_channels, batch_norm=batch_norm)
             for shape, paraphraser in zip(shapes, paraphrasers, strict=True)
@@ -152,23 +166,23 @@ class FactorTransfer(Term):
         return cls(paraphrasers, translators, pair.teacher.taps, pair.student.taps, **settings)
 
     def target(self, teacher: Seen) -> Target:
-        """The teacher's factors (B, z, H, W), one a tap."""
+        """The teacher's factors (B, z, H, W), one per tap."""
         return tuple(
             encoder(teacher.features[tap]) for encoder, tap in zip(self.encoders, self.teacher_taps, strict=True)
         )
 
     def target_settings(self) -> dict[str, Any]:
-        """Whether there is a paraphraser in it."""
+        """Whether the target is the teacher's feature without a paraphraser."""
         return {"paraphrase": False} if self.unchanged else {}
 
     def forward(self, student: Seen, target: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The weighted sum over taps of the translated features' distances from the teacher's factors, 0-d."""
+        """The distance of the translated features from the teacher's factors, a weighted sum over taps, 0-d."""
         distances = []
         for weight, translator, tap, factor in zip(
             self.tap_weights, self.translators, self.student_taps, target, strict=True
         ):
-            own, other = match(translator(student.features[tap]), factor)
+            student_factor, teacher_factor = match(translator(student.features[tap]), factor)
             if self.attention:
-                own, other = own.float().pow(2).mean(1), other.float().pow(2).mean(1)
-            distances.append(weight * factor_loss(own, other, self.p))
+                student_factor, teacher_factor = (x.float().pow(2).mean(1) for x in (student_factor, teacher_factor))
+            distances.append(weight * factor_loss(student_factor, teacher_factor, self.p))
         return torch.stack(distances).sum()

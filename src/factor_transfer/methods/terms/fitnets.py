@@ -13,9 +13,10 @@ from factor_transfer.taps.extract import Seen
 
 
 class FitNets(Term):
-    """A regressor at the student's hint layer says the teacher's feature: mean squared error (equation 3).
+    """A regressor predicts the teacher's feature from the student's, with the mean squared error (equation 3).
 
-    The paper trains hints first and the task afterwards; here, as in later comparisons, both are one sum.
+    The paper trains on the hints first and on the task afterwards. Here, as in later comparisons, the two losses are
+    summed.
 
     Example:
         >>> import torch
@@ -29,10 +30,11 @@ class FitNets(Term):
         ['accuracy', 'loss', 'loss_ce', 'loss_fitnets']
 
     Args:
-        regressors: one a tap: the student's feature -> as many channels as the teacher's.
-        teacher_taps: hint layers of the teacher.
-        student_taps: of the student, one for each of them.
-        weight: 100 is usual in later comparisons (Tian, Krishnan, Isola 2020).
+        regressors: one module per tap that maps the student's feature to the teacher's number of channels.
+        teacher_taps: the taps of the teacher's hint layers.
+        student_taps: the taps of the student's guided layers, one per tap of the teacher.
+        weight: the factor that the loss is multiplied by. 100 is usual in later comparisons (Tian, Krishnan, Isola
+            2020).
     """
 
     def __init__(
@@ -56,20 +58,21 @@ class FitNets(Term):
         student_taps: list[str] | None = None,
         **settings: Any,
     ) -> Self:
-        """The term for two networks, with a 1x1 convolution a tap; taps are the middle stages if none are named."""
+        """The term for two networks, with a 1x1 convolution per tap. The default taps are their middle stages."""
         middles = [[side.stages[(len(side.stages) - 1) // 2]] for side in (pair.teacher, pair.student)]
         teacher, student = pair.connect("fitnets", teacher_taps, student_taps, (middles[0], middles[1]))
-        channels = zip(pair.student.maps(student), pair.teacher.maps(teacher), strict=True)
-        return cls([nn.Conv2d(own[0], other[0], 1) for own, other in channels], teacher, student, **settings)
+        channels = zip(pair.student.maps(student), pair.teacher.maps(teacher), strict=True)  # (C, H, W) each
+        regressors = [nn.Conv2d(student_map[0], teacher_map[0], 1) for student_map, teacher_map in channels]
+        return cls(regressors, teacher, student, **settings)
 
     def target(self, teacher: Seen) -> Target:
         """The teacher's features (B, C, H, W)."""
         return tuple(teacher.features[tap] for tap in self.teacher_taps)
 
     def forward(self, student: Seen, target: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The sum of the squared errors at all taps, 0-d; the larger map is pooled, see ``match``."""
+        """The sum of the mean squared errors of all taps, 0-d. The larger map is pooled, see ``match``."""
         distances = []
         for tap, regressor, feature in zip(self.student_taps, self.regressors, target, strict=True):
-            own, other = match(student.features[tap], feature)
-            distances.append(F.mse_loss(regressor(own).float(), other.float()))
+            student_feature, teacher_feature = match(student.features[tap], feature)
+            distances.append(F.mse_loss(regressor(student_feature).float(), teacher_feature.float()))
         return sum(distances[1:], start=distances[0])

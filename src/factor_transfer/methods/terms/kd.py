@@ -10,7 +10,7 @@ from factor_transfer.methods.logits_term import LogitsTerm
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``T² · KL(softmax(z_T / T) ‖ softmax(z_S / T))``, the mean of the batch (section 2).
+    """The distillation loss ``T² · KL(softmax(z_T / T) ‖ softmax(z_S / T))``, averaged over the batch (section 2).
 
     Example:
         >>> import torch
@@ -20,12 +20,12 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         tensor(0.)
 
     Args:
-        student: logits (B, K); gradient flows into them.
-        teacher: logits (B, K).
-        temperature: T; a higher one shows more of the unlikely classes.
+        student: the student's logits (B, K). They receive the gradient.
+        teacher: the teacher's logits (B, K).
+        temperature: the temperature T. A higher one gives more weight to unlikely classes.
 
     Returns:
-        0-d. A constant added to a sample's logits changes nothing.
+        The loss, 0-d. It does not change if a constant is added to a sample's logits.
     """
     log_student = F.log_softmax(student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
@@ -33,7 +33,7 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 class KD(LogitsTerm):
-    """The student's soft answers follow the teacher's: ``(1 - alpha) * CE + alpha * kd_loss``.
+    """The student's softened probabilities follow the teacher's: ``(1 - alpha) * CE + alpha * kd_loss``.
 
     Example:
         >>> import torch
@@ -45,8 +45,10 @@ class KD(LogitsTerm):
         ['accuracy', 'loss', 'loss_ce', 'loss_kd']
 
     Args:
-        temperature: T. 4 is usual for CIFAR (Tian, Krishnan, Isola 2020, and after them most comparisons).
-        alpha: share of the soft answers; the cross-entropy's is the rest. Likewise.
+        temperature: the temperature T of both networks' probabilities. 4 is usual for CIFAR (Tian, Krishnan, Isola
+            2020, and most comparisons since).
+        alpha: the weight of the distillation loss; that of the cross-entropy is ``1 - alpha``. The default is that of
+            the same comparisons.
     """
 
     def __init__(
@@ -57,5 +59,5 @@ class KD(LogitsTerm):
         self.weight, self.cross_entropy = alpha, 1 - alpha
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Of logits (B, K), 0-d."""
+        """The loss between the networks' logits (B, K), 0-d. The labels are not used."""
         return kd_loss(student, teacher, self.temperature)

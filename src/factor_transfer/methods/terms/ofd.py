@@ -18,48 +18,48 @@ from factor_transfer.taps.stages import pre_activation
 
 
 def negative_mean(feature: Tensor) -> Tensor:
-    """The margin of margin ReLU: each channel's mean negative response (section 3.2).
+    """The margin of the margin ReLU: the mean of each channel's negative responses (section 3.2).
 
     Args:
-        feature: (B, C, H, W), before its activation.
+        feature: the feature map before its activation, (B, C, H, W).
 
     Returns:
-        (C,), float32, none above 0; 0 for a channel that is never negative.
+        The margins, float32 (C,), at most 0. The margin of a channel without negative responses is 0.
     """
     negative = feature.float().clamp_max(0)
     return negative.sum((0, 2, 3)) / (feature < 0).sum((0, 2, 3)).clamp_min(1)
 
 
 def partial_distance(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
-    """Partial L2 distance from the teacher's feature behind margin ReLU (section 3.2).
+    """The partial L2 distance from the teacher's feature after the margin ReLU (section 3.2).
 
-    Where the teacher's response is not positive and the student's lies below it already, there is nothing to learn.
+    Positions where the teacher's response is not positive and the student's is below it do not contribute.
 
     Args:
-        student: (B, C, H, W), transformed; gradient flows into it.
-        teacher: (B, C, H, W), before its activation.
-        margin: (C,), not above 0.
+        student: the student's feature after its connector, (B, C, H, W). It receives the gradient.
+        teacher: the teacher's feature before its activation, (B, C, H, W).
+        margin: the margins of the channels, (C,), at most 0.
 
     Returns:
-        0-d: the sum over channels and places, the mean over samples, as in the authors' code.
+        The distance, 0-d, summed over channels and positions and averaged over samples, as in the authors' code.
     """
     student, teacher = student.float(), teacher.float()
-    wanted = torch.maximum(teacher, margin[:, None, None])
-    counts = (student > wanted) | (wanted > 0)
-    return ((student - wanted).pow(2) * counts).sum((1, 2, 3)).mean()
+    target = torch.maximum(teacher, margin[:, None, None])
+    contributes = (student > target) | (target > 0)
+    return ((student - target).pow(2) * contributes).sum((1, 2, 3)).mean()
 
 
 def connector(in_channels: int, out_channels: int) -> nn.Sequential:
-    """The student's transform: 1x1 convolution and batch norm, initialised as the authors do."""
+    """The transform of the student's feature, a 1x1 convolution and batch norm, initialised as in the authors' code."""
     convolution = nn.Conv2d(in_channels, out_channels, 1, bias=False)
     nn.init.normal_(convolution.weight, std=math.sqrt(2 / out_channels))
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
 
 
 class OFD(Term):
-    """The student's features follow the teacher's before the last ReLU of every stage.
+    """The student's features follow the teacher's, taken before the last ReLU of every stage.
 
-    The distances of n stages are summed with weights 1 / 2^(n - 1) … 1/2, 1, as in the authors' code.
+    The distances of n stages are summed with the weights 1 / 2^(n - 1), …, 1/2, 1, as in the authors' code.
 
     Example:
         >>> import torch
@@ -73,12 +73,12 @@ class OFD(Term):
         ['accuracy', 'loss', 'loss_ce', 'loss_ofd']
 
     Args:
-        connectors: one a tap: the student's feature -> as many channels as the teacher's.
-        margins: one a tap, (C,): see ``negative_mean``.
-        teacher_taps: features before their activation.
-        student_taps: of the student, one for each of them.
-        weight: 1/1000 is the authors' for CIFAR-100. The distance is a sum over channels and places: one weight means
-            different strengths at different sizes of the feature.
+        connectors: one module per tap that maps the student's feature to the teacher's number of channels.
+        margins: the margins of the teacher's channels, one tensor (C,) per tap, see ``negative_mean``.
+        teacher_taps: the taps of the teacher's features before their activation.
+        student_taps: the taps of the student's features, one per tap of the teacher.
+        weight: the factor that the loss is multiplied by. The authors use 1/1000 for CIFAR-100. The distance is a sum
+            over channels and positions, so the same weight is stronger for larger features.
     """
 
     def __init__(
@@ -105,31 +105,33 @@ class OFD(Term):
         student_taps: list[str] | None = None,
         **settings: Any,
     ) -> Self:
-        """The term for two networks; if no taps are named, before the last ReLU of each stage, see ``pre_activation``.
+        """The term for two networks. The default taps precede the last ReLU of each stage, see ``pre_activation``.
 
-        A departure: margins are measured on the pair's images. The paper takes them over the training images, and the
-        authors' code works them out of the parameters of the batch norm before the tap, which not all networks have.
+        As a departure from the paper, the margins are measured on the pair's images. The paper measures them on the
+        training images, and the authors' code computes them from the parameters of the batch norm before the tap, which
+        not all networks have.
 
         Raises:
-            InputError: a feature that is no map.
+            InputError: if a feature is not a map.
         """
         sides = pair.teacher, pair.student
         before = [[pre_activation(side.model, side.images[:2], stage) for stage in side.stages] for side in sides]
         teacher, student = pair.connect("ofd", teacher_taps, student_taps, (before[0], before[1]))
-        channels = zip(pair.student.maps(student), pair.teacher.maps(teacher), strict=True)
+        channels = zip(pair.student.maps(student), pair.teacher.maps(teacher), strict=True)  # (C, H, W) each
         _, features = pair.teacher.see(teacher)
         margins = [negative_mean(features[tap]) for tap in teacher]
-        return cls([connector(own[0], other[0]) for own, other in channels], margins, teacher, student, **settings)
+        connectors = [connector(student_map[0], teacher_map[0]) for student_map, teacher_map in channels]
+        return cls(connectors, margins, teacher, student, **settings)
 
     def target(self, teacher: Seen) -> Target:
-        """The teacher's features (B, C, H, W): how they are pooled depends on the student's size."""
+        """The teacher's features (B, C, H, W). They are pooled later, because the size depends on the student."""
         return tuple(teacher.features[tap] for tap in self.teacher_taps)
 
     def forward(self, student: Seen, target: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The weighted sum of the distances at all taps, 0-d; the larger map is pooled, see ``match``."""
+        """The weighted sum of the distances of all taps, 0-d. The larger map is pooled, see ``match``."""
         distances = []
         for index, (tap, connect, feature) in enumerate(zip(self.student_taps, self.connectors, target, strict=True)):
-            own, other = match(student.features[tap], feature)
-            distance = partial_distance(connect(own), other, self.get_buffer(f"margin{index}"))
+            student_feature, teacher_feature = match(student.features[tap], feature)
+            distance = partial_distance(connect(student_feature), teacher_feature, self.get_buffer(f"margin{index}"))
             distances.append(distance / 2 ** (len(target) - 1 - index))
         return torch.stack(distances).sum()

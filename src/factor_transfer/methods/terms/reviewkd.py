@@ -13,22 +13,22 @@ from factor_transfer.methods.term import Pair, Target, Term
 from factor_transfer.taps.extract import Seen
 from factor_transfer.taps.stages import pre_activation
 
-_PYRAMID = 4, 2, 1  # height and width of the pooled maps that are compared beside the whole one
-_MOST_CHANNELS = 512  # of what is handed from level to level
+_PYRAMID = 4, 2, 1  # height and width of the pooled maps that are compared in addition to the whole map
+_MAX_CHANNELS = 512  # of the feature that is passed from level to level
 
 
 def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Hierarchical context loss: mean squared error of two maps and of what is pooled of them (section 3.3).
+    """The hierarchical context loss: the mean squared error between two maps and between pooled maps (section 3.3).
 
-    The pooled maps are 4 x 4, 2 x 2 and 1 x 1, those of them that are smaller than the map; their weights, with the
-    whole map's 1, are 1/2, 1/4, 1/8, divided by their sum, as in the authors' code.
+    The maps are pooled to 4 x 4, 2 x 2 and 1 x 1, as far as these sizes are smaller than the map. The errors have the
+    weights 1 for the whole map and 1/2, 1/4, 1/8 for the pooled maps, divided by their sum, as in the authors' code.
 
     Args:
-        student: (B, C, H, W); gradient flows into it.
-        teacher: the same shape.
+        student: the student's feature map (B, C, H, W). It receives the gradient.
+        teacher: the teacher's feature map, of the same shape.
 
     Returns:
-        0-d.
+        The loss, 0-d.
     """
     student, teacher = student.float(), teacher.float()
     loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
@@ -41,12 +41,12 @@ def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of a level's feature with what comes from the deeper ones (section 3.3).
+    """The attention-based fusion of a level's feature with the fused feature of the deeper levels (section 3.3).
 
     Args:
-        in_channels: of the student's feature.
-        channels: of what is handed on.
-        out_channels: of the teacher's feature.
+        in_channels: the number of channels of the student's feature.
+        channels: the number of channels of the fused feature, which is passed to the next shallower level.
+        out_channels: the number of channels of the teacher's feature.
         fuse: whether there is a deeper level.
     """
 
@@ -61,16 +61,16 @@ class Fusion(nn.Module):
         self.review = nn.Sequential(review, nn.BatchNorm2d(out_channels))
 
     def forward(self, feature: Tensor, deeper: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """One level.
+        """Fuse one level.
 
         Args:
-            feature: the student's (B, C, H, W).
-            deeper: what the deeper level handed on, (B, channels, H', W'), if there is one.
-            size: height and width of the teacher's feature.
+            feature: the student's feature (B, C, H, W).
+            deeper: the fused feature of the next deeper level, (B, channels, H', W'), if there is one.
+            size: the height and width of the teacher's feature.
 
         Returns:
-            What is handed on, and what is compared with the teacher's feature; both of its height and width. Maps are
-            resized to the nearest place, as in the authors' code.
+            The fused feature, and the feature that is compared with the teacher's. Both have the teacher's height and
+            width. Maps are resized by nearest-neighbour interpolation, as in the authors' code.
         """
         x = self.project(feature)
         if self.attend is not None:
@@ -84,7 +84,7 @@ class Fusion(nn.Module):
 
 
 class ReviewKD(Term):
-    """The student's deep features help its shallow ones to say what the teacher's say.
+    """The student's features, each fused with its deeper ones, follow the teacher's.
 
     Example:
         >>> import torch
@@ -98,13 +98,14 @@ class ReviewKD(Term):
         ['accuracy', 'loss', 'loss_ce', 'loss_reviewkd']
 
     Args:
-        fusions: one a level.
-        teacher_taps: one a level, from the shallowest to the deepest.
-        student_taps: of the student, one for each of them.
-        pooled: whether the deepest level is compared when it is pooled to 1 x 1.
-        weight: 1 is the default of the authors' code; their script for CIFAR-100 has 0.6 to 8, 5 for most pairs.
-        warmup_epochs: in so many epochs the weight rises to its full size. 20 is the authors' for CIFAR-100; theirs
-            rises from 0, this from 1/20.
+        fusions: the fusion modules, one per level.
+        teacher_taps: the taps of the teacher, one per level, from the shallowest to the deepest.
+        student_taps: the taps of the student, one per tap of the teacher.
+        pooled: whether the features of the deepest level are pooled to 1 x 1.
+        weight: the factor that the loss is multiplied by. The default of the authors' code is 1; their scripts for
+            CIFAR-100 use 0.6 to 8, and 5 for most pairs.
+        warmup_epochs: the number of epochs in which the weight rises linearly to its full size. The authors use 20 for
+            CIFAR-100. Their weight rises from 0, this one from 1/20.
     """
 
     def __init__(
@@ -136,26 +137,27 @@ class ReviewKD(Term):
 
         Args:
             pair: the networks.
-            teacher_taps: from the shallowest to the deepest. Before the last ReLU of each stage, if left out, as in
-                the authors' code.
-            student_taps: likewise. The ends of the stages, if left out; of the network that has more, its last ones.
-            pooled: whether the last stages, pooled to 1 x 1, are one more level, the deepest. The authors' code for
-                CIFAR-100 has it.
-            settings: see the class.
+            teacher_taps: the teacher's taps, from the shallowest to the deepest. By default they precede the last ReLU
+                of each stage, as in the authors' code.
+            student_taps: the student's taps, from the shallowest to the deepest. By default they are the ends of its
+                stages. If one network has more default taps than the other, its last ones are used.
+            pooled: whether the last stages, pooled to 1 x 1, are an additional deepest level, as in the authors' code
+                for CIFAR-100.
+            settings: other keyword-only arguments of the class.
 
         Raises:
-            InputError: a feature that is no map.
+            InputError: if a feature is not a map.
         """
-        other = pair.teacher
-        before = [pre_activation(other.model, other.images[:2], stage) for stage in other.stages]
+        side = pair.teacher
+        before = [pre_activation(side.model, side.images[:2], stage) for stage in side.stages]
         teacher, student = pair.connect("reviewkd", teacher_taps, student_taps, (before, pair.student.stages))
         if pooled:
-            teacher, student = [*teacher, other.stages[-1]], [*student, pair.student.stages[-1]]
-        ins, outs = pair.student.maps(student), other.maps(teacher)
-        handed = min(_MOST_CHANNELS, ins[-1][0])
+            teacher, student = [*teacher, side.stages[-1]], [*student, pair.student.stages[-1]]
+        in_shapes, out_shapes = pair.student.maps(student), side.maps(teacher)
+        channels = min(_MAX_CHANNELS, in_shapes[-1][0])
         fusions = [
-            Fusion(in_shape[0], handed, out_shape[0], fuse=level < len(ins) - 1)
-            for level, (in_shape, out_shape) in enumerate(zip(ins, outs, strict=True))
+            Fusion(in_shape[0], channels, out_shape[0], fuse=level < len(in_shapes) - 1)
+            for level, (in_shape, out_shape) in enumerate(zip(in_shapes, out_shapes, strict=True))
         ]
         return cls(fusions, teacher, student, pooled, **settings)
 
@@ -164,17 +166,17 @@ class ReviewKD(Term):
         return self._levels(teacher, self.teacher_taps)
 
     def forward(self, student: Seen, target: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The sum of the levels' losses, 0-d."""
+        """The sum of the losses of all levels, 0-d."""
         features = self._levels(student, self.student_taps)
         distances: list[Tensor] = []
-        handed: Tensor | None = None
-        for fusion, own, other in reversed(list(zip(self.fusions, features, target, strict=True))):
-            handed, said = fusion(own, handed, other.shape[2:])
-            distances.append(context_loss(said, other))
+        fused: Tensor | None = None
+        for fusion, feature, teacher in reversed(list(zip(self.fusions, features, target, strict=True))):
+            fused, reviewed = fusion(feature, fused, teacher.shape[2:])
+            distances.append(context_loss(reviewed, teacher))
         return torch.stack(distances).sum()
 
-    def _levels(self, seen: Seen, taps: Sequence[str]) -> tuple[Tensor, ...]:
-        levels = [seen.features[tap] for tap in taps]
+    def _levels(self, outputs: Seen, taps: Sequence[str]) -> tuple[Tensor, ...]:
+        levels = [outputs.features[tap] for tap in taps]
         if self.pooled:
             levels[-1] = F.adaptive_avg_pool2d(levels[-1], 1)
         return tuple(levels)

@@ -1,6 +1,7 @@
 """SimKD (Chen, Mei, Zhang, Wang, Feng, Chen: Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022).
 
-arXiv 2203.14001. The teacher's classifier is put behind the student, whose feature only has to become the teacher's.
+arXiv 2203.14001. The student reuses the teacher's classifier, and only its last feature is trained to match the
+teacher's.
 """
 
 import copy
@@ -21,12 +22,12 @@ from factor_transfer.taps.extract import Seen, Taps
 
 
 class Projector(nn.Sequential):
-    """Convolutions 1x1, 3x3 and 1x1, each with batch norm and ReLU (the authors' code).
+    """Convolutions 1x1, 3x3 and 1x1, each followed by batch norm and ReLU, as in the authors' code.
 
     Args:
-        in_channels: of the student's feature.
-        out_channels: of the teacher's.
-        reduction: in the middle there are so many times fewer channels than the teacher has.
+        in_channels: the number of channels of the student's feature.
+        out_channels: the number of channels of the teacher's feature.
+        reduction: the factor by which the 3x3 convolution has fewer channels than the teacher's feature.
     """
 
     def __init__(self, in_channels: int, out_channels: int, reduction: int) -> None:
@@ -44,15 +45,15 @@ class Projector(nn.Sequential):
 
 
 class ReusedClassifier(nn.Module):
-    """What SimKD deploys: the student up to a tap, a projector, and the teacher's classifier, which is frozen.
+    """The network that SimKD deploys: the student up to a tap, a projector, and the teacher's frozen classifier.
 
     Args:
-        student: changed in place: its ``idle`` modules become identities. What follows the tap still runs, on nothing
-            that counts: stopping there could not be exported.
-        tap: the student's last feature map.
-        projector: brings it to the teacher's channels.
-        classifier: of the teacher; takes the map's mean over its places.
-        idle: modules of the student with weights that nothing before the tap needs.
+        student: the student. Its ``idle`` modules are replaced by identities in place. The modules after the tap still
+            run, although their outputs are not used, because a network that stops early cannot be exported.
+        tap: the tap of the student's last feature map.
+        projector: the module that maps the student's feature to the teacher's number of channels.
+        classifier: the teacher's classifier, applied to the mean of the projected map over its positions.
+        idle: the paths of the student's modules that have weights and do not contribute to the feature at ``tap``.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class ReusedClassifier(nn.Module):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What ``rebuild`` wants beside the student; JSON can say it."""
+        """The arguments of ``rebuild`` besides the student, as values that JSON can represent."""
         student_channels, teacher_channels, reduction = self.projector.sizes
         return {
             "tap": self.tap,
@@ -94,21 +95,21 @@ class ReusedClassifier(nn.Module):
         bias: bool,
         idle: Sequence[str],
     ) -> Self:
-        """The same network with new weights, for those of a file."""
+        """The same network with new weights, ready to load saved ones."""
         projector = Projector(student_channels, teacher_channels, reduction)
         return cls(student, tap, projector, nn.Linear(teacher_channels, classes, bias), idle)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> logits (B, K)."""
+        """The logits (B, K) of images (B, C, H, W)."""
         feature = self.projector(self.body(images).features[self.tap])
         logits: Tensor = self.classifier(feature.mean((2, 3)))
         return logits
 
 
 class SimKD(Term):
-    """The student's projected feature follows the teacher's last; labels are not looked at (section 3.2).
+    """The student's projected feature follows the teacher's last feature; labels are not used (section 3.2).
 
-    The student of the ``Distillation`` is a ``ReusedClassifier``, see ``adapt``.
+    The student of the ``Distillation`` must be a ``ReusedClassifier``, see ``adapt``.
 
     Example:
         >>> import torch
@@ -123,8 +124,8 @@ class SimKD(Term):
         ['accuracy', 'loss', 'loss_ce', 'loss_simkd']
 
     Args:
-        teacher_tap: the feature map whose mean over places is what the teacher's classifier takes.
-        weight: 1 is the authors'.
+        teacher_tap: the tap of the teacher's feature map whose mean over positions is the input of its classifier.
+        weight: the factor that the loss is multiplied by. The authors use 1.
     """
 
     cross_entropy = 0.0
@@ -139,13 +140,13 @@ class SimKD(Term):
         """The student with a projector and a copy of the teacher's classifier.
 
         Args:
-            pair: its student is changed in place: what lies behind the tap is taken out.
-            reduction: of the projector's channels; 2 is the authors'.
-            settings: the term's others, which are not looked at.
+            pair: the networks. The student is changed in place: modules after the tap that have weights are removed.
+            reduction: the reduction of the projector's channels. The authors use 2.
+            settings: the other settings of the term, which are ignored.
 
         Raises:
-            InputError: a teacher whose logits are not one linear layer of its averaged last feature, or features that
-                are no maps.
+            InputError: if the teacher's logits are not a linear function of its averaged last feature map, if a feature
+                is not a map, or if the student does not run without the removed modules.
         """
         pair.classes("simkd")
         tap = _tap(pair.student)
@@ -158,16 +159,21 @@ class SimKD(Term):
                 network(pair.student.images[:2])
             except (RuntimeError, TypeError, AttributeError) as error:
                 raise InputError(
-                    f"simkd takes out what {type(pair.student.model).__name__} has behind {tap!r}, but then it does "
-                    f"not run ({str(error).splitlines()[0]}); name its last feature map as its tap"
+                    f"simkd removes the modules of {type(pair.student.model).__name__} that follow {tap!r}, but the "
+                    f"network does not run without them ({str(error).splitlines()[0]}); set student.tap to its last "
+                    "feature map"
                 ) from error
         return network
 
     @classmethod
     def between(cls, pair: Pair, **settings: Any) -> Self:
-        """The term for a teacher and what ``adapt`` made of the student."""
+        """The term for a teacher and a student that ``adapt`` returned.
+
+        Raises:
+            InputError: if the student is not a ``ReusedClassifier``.
+        """
         if not isinstance(pair.student.model, ReusedClassifier):
-            raise InputError("simkd trains what SimKD.adapt makes of the student; put that in the student's place")
+            raise InputError("simkd needs the network that SimKD.adapt returns as the student")
         return cls(_tap(pair.teacher), **settings)
 
     def target(self, teacher: Seen) -> Target:
@@ -175,13 +181,13 @@ class SimKD(Term):
         return teacher.features[self.teacher_taps[0]]
 
     def forward(self, student: Seen, target: Tensor, batch: Batch) -> Tensor:
-        """Mean squared error of the projected feature, 0-d; the larger map is pooled, see ``match``.
+        """The mean squared error of the projected feature, 0-d. The larger map is pooled, see ``match``.
 
-        The authors pool a larger map of the student before the projector, here it is pooled behind it: the network
-        does not depend on the size of the teacher's map then.
+        The authors' code pools a larger map of the student before the projector. Here it is pooled after the projector,
+        so that the deployed network does not depend on the size of the teacher's map.
         """
-        own, other = match(student.features["projector"], target)
-        return F.mse_loss(own.float(), other.float())
+        projected, teacher = match(student.features["projector"], target)
+        return F.mse_loss(projected.float(), teacher.float())
 
 
 def _tap(side: Side) -> str:
@@ -189,7 +195,7 @@ def _tap(side: Side) -> str:
 
 
 def _classifier(teacher: Side) -> nn.Linear:
-    """The teacher's last linear layer, which says its logits of the averaged feature at its tap."""
+    """The teacher's last linear layer, which computes its logits from the averaged feature at its tap."""
     tap = _tap(teacher)
     logits, features = teacher.see([tap])
     classifier = find_classifier(teacher.model, teacher.images[:2])
@@ -197,28 +203,28 @@ def _classifier(teacher: Side) -> nn.Linear:
     if logits is not None and isinstance(classifier, nn.Linear) and classifier.in_features == vector.shape[1]:
         with torch.no_grad():
             computed = classifier(vector)
-        # Rounding apart: an average may be taken in another order, or in half precision.
+        # The outputs may differ by rounding, for example if the network averages in another order or precision.
         if computed.shape == logits.shape and (computed - logits).abs().max() <= 1e-3 * logits.abs().max():
             return classifier
     raise InputError(
-        "simkd needs a teacher whose logits are its last linear layer of its last feature map, averaged over its "
-        f"places; {type(teacher.model).__name__} is none, with the feature at {tap!r}: name another tap or choose "
-        "another term"
+        "simkd needs a teacher whose last linear layer computes the logits from its last feature map, averaged over "
+        f"positions; {type(teacher.model).__name__} does not do so with the feature at {tap!r}: name another tap or "
+        "choose another term"
     )
 
 
 def _idle(student: Side, tap: str) -> list[str]:
-    """Modules with weights that the feature at ``tap`` does not depend on."""
+    """The paths of modules that have weights and do not contribute to the feature at ``tap``."""
     network = Taps(student.model, [tap], logits=False)
     parameters = [parameter for parameter in student.model.parameters() if parameter.requires_grad]
     with eval_mode(network), torch.enable_grad():
         feature = network(student.images[:2]).features[tap]
         gradients = torch.autograd.grad(feature.sum(), parameters, allow_unused=True)
-    unused = {id(one) for one, gradient in zip(parameters, gradients, strict=True) if gradient is None}
+    unused = {id(parameter) for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None}
     return [
         path
         for path, module in student.model.named_modules()
         if next(module.children(), None) is None
-        and (own := list(module.parameters()))
-        and all(id(parameter) in unused for parameter in own)
+        and (weights := list(module.parameters()))
+        and all(id(parameter) in unused for parameter in weights)
     ]

@@ -1,1 +1,1 @@
-"""The networks that come with the package, one family a file."""
+"""The networks that come with the package, one family per module."""

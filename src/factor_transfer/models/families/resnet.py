@@ -1,8 +1,8 @@
 """Residual networks (He, Zhang, Ren, Sun: Deep Residual Learning, CVPR 2016).
 
-One class serves both families of the paper: the three-stage networks for CIFAR of depth 6n+2, and the
-four-stage ones for ImageNet. The modules are named as the field names them (``conv1``, ``layer1`` …, ``fc``),
-so that weights from elsewhere fit. ``layer1`` … return the stage's output after its last ReLU.
+One class implements both families of the paper: the three-stage networks for CIFAR of depth 6n + 2, and the four-stage
+networks for ImageNet. The modules have their usual names (``conv1``, ``layer1`` …, ``fc``), so that published weights
+fit. ``layer1`` … return the outputs of the stages after their last ReLU.
 """
 
 from collections.abc import Sequence
@@ -13,46 +13,46 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from factor_transfer.models.memory_format import LEAST_CHANNELS
+from factor_transfer.models.memory_format import MIN_CHANNELS
 
 Layer = TypeVar("Layer", bound=nn.Conv2d)
 
 
 class Projection(nn.Conv2d):
-    """A strided 1x1 convolution: first every other pixel is left out, then the rest is mixed; the same figures.
+    """A strided 1x1 convolution that subsamples its input first and then convolves without a stride.
 
-    oneDNN (3.12, in torch 2.13) writes past a buffer in the gradient of a strided 1x1 convolution of few channels, see
-    ``memory_format``. Without a stride it does not.
+    The output is the same. oneDNN (3.12, in torch 2.13) writes beyond a buffer in the backward pass of a strided 1x1
+    convolution with few channels (see ``memory_format``), but not without a stride.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
+        """Map (B, in, H, W) to (B, out, H / stride, W / stride)."""
         return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
 
     @classmethod
     def like(cls, layer: nn.Conv2d) -> "Projection":
-        """A strided 1x1 convolution, written so; it shares the weights."""
+        """A projection that shares the weights of a strided 1x1 convolution."""
         return cls._of(cls, layer)
 
     def plain(self) -> nn.Conv2d:
-        """The same as a convolution like others, for where no gradient is wanted; it shares the weights."""
+        """A plain ``Conv2d`` that shares the weights, for use without gradients."""
         return self._of(nn.Conv2d, self)
 
     @staticmethod
     def _of(kind: "type[Layer]", layer: nn.Conv2d) -> "Layer":
-        made = kind(layer.in_channels, layer.out_channels, 1, layer.stride[0], bias=layer.bias is not None)
-        made.weight, made.bias = layer.weight, layer.bias
-        return made.train(layer.training)
+        converted = kind(layer.in_channels, layer.out_channels, 1, layer.stride[0], bias=layer.bias is not None)
+        converted.weight, converted.bias = layer.weight, layer.bias
+        return converted.train(layer.training)
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
-    """A 1x1 convolution, which may have a stride: (B, in, H, W) -> (B, out, H / stride, W / stride)."""
-    layer = Projection if in_channels < LEAST_CHANNELS else nn.Conv2d
+    """A 1x1 convolution without bias: (B, in, H, W) -> (B, out, H / stride, W / stride)."""
+    layer = Projection if in_channels < MIN_CHANNELS else nn.Conv2d
     return layer(in_channels, out_channels, 1, stride, bias=False)
 
 
 def initialize(model: nn.Module) -> None:
-    """Draw a network's convolutions as He et al. (2015) do for what a ReLU follows, by what they return."""
+    """Initialise a network's convolutions for ReLU networks by the fan-out (He et al. 2015), in place."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -61,14 +61,14 @@ def initialize(model: nn.Module) -> None:
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
-    """A projection where the shape changes, nothing elsewhere."""
+    """A projection with batch norm if the shape changes; ``None`` otherwise."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(projection(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+    """A residual block of two 3x3 convolutions."""
 
     expansion = 1
 
@@ -79,17 +79,17 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample = _shortcut(in_channels, channels, stride)
-        self.relu = nn.ReLU()  # a module, so that what it is given can be tapped
+        self.relu = nn.ReLU()  # a module, so that its input can be tapped
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, channels, H / stride, W / stride)."""
+        """Map (B, in, H, W) to (B, channels, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; the stride is the 3x3's, as in torchvision."""
+    """A residual block of 1x1, 3x3 and 1x1 convolutions. The 3x3 convolution has the stride, as in torchvision."""
 
     expansion = 4
 
@@ -106,7 +106,7 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, 4 * channels, H / stride, W / stride)."""
+        """Map (B, in, H, W) to (B, 4 * channels, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -114,16 +114,16 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, stages, global average pooling, one linear layer.
+    """ResNet: a stem, stages of residual blocks, global average pooling and a linear layer.
 
     Args:
-        block: what a stage is made of.
-        depths: blocks of each stage; every stage but the first halves height and width.
-        widths: channels of the stem, then of each stage (before the block's expansion).
-        num_classes: outputs.
-        in_channels: of the images.
-        stem: ``"cifar"`` keeps the resolution (one 3x3 convolution); ``"imagenet"`` quarters it (7x7 with
-            stride 2, then max pooling).
+        block: the class of the blocks.
+        depths: the number of blocks of each stage. Every stage but the first halves height and width.
+        widths: the number of channels of the stem, then of each stage before the block's expansion.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
+        stem: the stem. ``"cifar"``, a 3x3 convolution, keeps the resolution. ``"imagenet"``, a 7x7 convolution with
+            stride 2 and max pooling, divides it by 4.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class ResNet(nn.Module):
         initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W), normalised -> logits (B, num_classes)."""
+        """The logits (B, num_classes) of normalised images (B, in_channels, H, W)."""
         x = F.relu(self.bn1(self.conv1(images)))
         if self.maxpool is not None:
             x = self.maxpool(x)
@@ -162,25 +162,28 @@ class ResNet(nn.Module):
 
 
 def cifar_resnet(depth: int, num_classes: int, in_channels: int, *, width: Annotated[int, Ge(1)] = 16) -> ResNet:
-    """Three stages of (depth - 2) / 6 basic blocks; shortcuts are projections where the shape changes.
+    """Build a ResNet for CIFAR: three stages of (depth - 2) / 6 basic blocks.
+
+    Shortcuts are projections where the shape changes.
 
     Args:
-        depth: 6n + 2.
-        num_classes: outputs.
-        in_channels: of the images.
-        width: channels of the first stage; the others have twice and four times as many.
+        depth: the number of layers, 6n + 2.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
+        width: the number of channels of the first stage. The others have twice and four times as many.
     """
     return ResNet(BasicBlock, [(depth - 2) // 6] * 3, [width, width, 2 * width, 4 * width], num_classes, in_channels)
 
 
 def cifar_resnet_x4(depth: int, num_classes: int, in_channels: int, *, width: Annotated[int, Ge(2)] = 64) -> ResNet:
-    """The CIFAR form with stages four times as wide, behind a stem only twice as wide (Tian et al., CRD, ICLR 2020).
+    """Build a ResNet for CIFAR with stages four times and a stem twice as wide (Tian et al., CRD, ICLR 2020).
 
     Args:
-        depth: 6n + 2.
-        num_classes: outputs.
-        in_channels: of the images.
-        width: channels of the first stage; the stem has half, the other stages twice and four times as many.
+        depth: the number of layers, 6n + 2.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
+        width: the number of channels of the first stage. The stem has half as many, the other stages twice and four
+            times as many.
     """
     widths = [width // 2, width, 2 * width, 4 * width]
     return ResNet(BasicBlock, [(depth - 2) // 6] * 3, widths, num_classes, in_channels)
@@ -195,15 +198,15 @@ def imagenet_resnet(
     stem: Literal["cifar", "imagenet"] = "imagenet",
     width: Annotated[int, Ge(1)] = 64,
 ) -> ResNet:
-    """Four stages.
+    """Build a ResNet with four stages.
 
     Args:
-        block: what a stage is made of.
-        depths: blocks of each stage.
-        num_classes: outputs.
-        in_channels: of the images.
-        stem: ``"imagenet"`` for large images, ``"cifar"`` for small ones (see ``ResNet``).
-        width: channels of the first stage; each later one has twice as many.
+        block: the class of the blocks.
+        depths: the number of blocks of each stage.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
+        stem: the stem, ``"imagenet"`` for large images or ``"cifar"`` for small ones (see ``ResNet``).
+        width: the number of channels of the first stage. Each later stage has twice as many as the one before it.
     """
     widths = [width, width, 2 * width, 4 * width, 8 * width]
     return ResNet(block, depths, widths, num_classes, in_channels, stem)

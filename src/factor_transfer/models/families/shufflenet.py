@@ -1,8 +1,9 @@
-"""ShuffleNets, for small images.
+"""ShuffleNets for small images.
 
-Version 1 is of Zhang, Zhou, Lin, Sun: ShuffleNet, CVPR 2018; version 2 of Ma, Zhang, Zheng, Sun: ShuffleNet V2, ECCV
-2018. Both in the form for CIFAR of Tian et al. (Contrastive Representation Distillation, ICLR 2020): the stem is one
-1x1 convolution that keeps the resolution. ``layer1`` … ``layer3`` return the stages' outputs after their activation.
+Version 1 (Zhang, Zhou, Lin, Sun: ShuffleNet, CVPR 2018) and version 2 (Ma, Zhang, Zheng, Sun: ShuffleNet V2, ECCV
+2018), both in the CIFAR variant of Tian et al. (Contrastive Representation Distillation, ICLR 2020), whose stem is a
+1x1 convolution that keeps the resolution. ``layer1`` … ``layer3`` return the outputs of the stages after their
+activation.
 """
 
 from collections.abc import Callable
@@ -17,9 +18,9 @@ from factor_transfer.models.families.resnet import initialize
 
 _STEM = 24
 _DEPTHS = (4, 8, 4)
-# Channels of the first stage by the number of groups; the paper's table 1.
+# Channels of the first stage by the number of groups (table 1 of the paper).
 _V1_WIDTHS = {1: 144, 2: 200, 3: 240}
-# Channels of the stages, then of the last convolution, by size; the paper's table 5.
+# Channels of the stages and of the last convolution by size (table 5 of the paper).
 _V2_WIDTHS = {
     "0.5": (48, 96, 192, 1024),
     "1": (116, 232, 464, 1024),
@@ -29,7 +30,7 @@ _V2_WIDTHS = {
 
 
 def shuffled(x: Tensor, groups: int) -> Tensor:
-    """Channels in the order of their place in their group, so that the next groups have some of each: (B, C, H, W)."""
+    """The channel shuffle of a map (B, C, H, W), after which each group has channels of every former group."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
@@ -42,44 +43,45 @@ def _depthwise(channels: int, stride: int) -> nn.Conv2d:
 
 
 class GroupedUnit(nn.Module):
-    """Version 1: grouped 1x1, depthwise 3x3 and grouped 1x1 convolutions, and a shortcut.
+    """The unit of version 1: grouped 1x1, depthwise 3x3 and grouped 1x1 convolutions, and a shortcut.
 
-    Where the unit halves height and width, the shortcut is average pooling, and its channels are set behind the
-    others instead of being added.
+    In a unit that halves height and width, the shortcut is average pooling, and its channels are concatenated instead
+    of added.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int) -> None:
         super().__init__()
         channels = out_channels - in_channels if stride == 2 else out_channels
-        # A quarter of the unit's own channels, those of the shortcut not counted, as Tian et al. have it.
-        inside = channels // 4
+        # A quarter of the channels without those of the shortcut, as in Tian et al.
+        bottleneck = channels // 4
         self.groups = 1 if in_channels == _STEM else groups  # the stem has too few channels to be grouped
-        self.conv1 = _pointwise(in_channels, inside, self.groups)
-        self.bn1 = nn.BatchNorm2d(inside)
-        self.conv2 = _depthwise(inside, stride)
-        self.bn2 = nn.BatchNorm2d(inside)
-        self.conv3 = _pointwise(inside, channels, groups)
+        self.conv1 = _pointwise(in_channels, bottleneck, self.groups)
+        self.bn1 = nn.BatchNorm2d(bottleneck)
+        self.conv2 = _depthwise(bottleneck, stride)
+        self.bn2 = nn.BatchNorm2d(bottleneck)
+        self.conv3 = _pointwise(bottleneck, channels, groups)
         self.bn3 = nn.BatchNorm2d(channels)
         self.shortcut = nn.AvgPool2d(3, 2, 1) if stride == 2 else None
-        self.relu = nn.ReLU()  # a module, so that what it is given can be tapped
+        self.relu = nn.ReLU()  # a module, so that its input can be tapped
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
+        """Map (B, in, H, W) to (B, out, H / stride, W / stride)."""
         out = shuffled(F.relu(self.bn1(self.conv1(x))), self.groups)
-        # The paper has no ReLU behind the depthwise convolution; Tian et al. do.
+        # The ReLU after the depthwise convolution is that of Tian et al.; the paper has none.
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         return self.relu(out + x if self.shortcut is None else torch.cat([out, self.shortcut(x)], 1))
 
 
 class ShuffleNetV1(nn.Module):
-    """Stem, three stages, global average pooling, one linear layer.
+    """ShuffleNet: a stem, three stages, global average pooling and a linear layer.
 
     Args:
-        width: channels of the first stage; the others have twice and four times as many.
-        groups: of the 1x1 convolutions; ``width`` is a multiple of four times as many.
-        num_classes: outputs.
-        in_channels: of the images.
+        width: the number of channels of the first stage, a multiple of 4 * ``groups``. The others have twice and four
+            times as many.
+        groups: the number of groups of the 1x1 convolutions.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
     """
 
     def __init__(self, width: int, groups: int, num_classes: int, in_channels: int) -> None:
@@ -97,7 +99,7 @@ class ShuffleNetV1(nn.Module):
         initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W), normalised -> logits (B, num_classes)."""
+        """The logits (B, num_classes) of normalised images (B, in_channels, H, W)."""
         x = F.relu(self.bn1(self.conv1(images)))
         for index in range(len(_DEPTHS)):
             x = getattr(self, f"layer{index + 1}")(x)
@@ -105,7 +107,7 @@ class ShuffleNetV1(nn.Module):
 
 
 class SplitUnit(nn.Module):
-    """Version 2: half of the channels pass, the other half go through 1x1, depthwise 3x3 and 1x1 convolutions."""
+    """The unit of version 2: 1x1, depthwise 3x3 and 1x1 convolutions of one half of the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -118,16 +120,16 @@ class SplitUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
-        passed, out = x.chunk(2, 1)
+        """Map (B, C, H, W) to the same shape."""
+        shortcut, out = x.chunk(2, 1)
         out = F.relu(self.bn1(self.conv1(out)))
         out = self.bn2(self.conv2(out))
         out = F.relu(self.bn3(self.conv3(out)))
-        return shuffled(torch.cat([passed, out], 1), 2)
+        return shuffled(torch.cat([shortcut, out], 1), 2)
 
 
 class DownUnit(nn.Module):
-    """Version 2, where height and width are halved: all channels go through both branches."""
+    """The unit of version 2 that halves height and width. All channels pass through both branches."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -144,7 +146,7 @@ class DownUnit(nn.Module):
         self.bn5 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, H / 2, W / 2)."""
+        """Map (B, in, H, W) to (B, out, H / 2, W / 2)."""
         left = self.bn1(self.conv1(x))
         left = F.relu(self.bn2(self.conv2(left)))
         right = F.relu(self.bn3(self.conv3(x)))
@@ -154,12 +156,12 @@ class DownUnit(nn.Module):
 
 
 class ShuffleNetV2(nn.Module):
-    """Stem, three stages, a 1x1 convolution, global average pooling, one linear layer.
+    """ShuffleNet V2: a stem, three stages, a 1x1 convolution, global average pooling and a linear layer.
 
     Args:
-        widths: channels of each stage, then of the last convolution.
-        num_classes: outputs.
-        in_channels: of the images.
+        widths: the number of channels of each stage, then of the last convolution.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
     """
 
     def __init__(self, widths: tuple[int, int, int, int], num_classes: int, in_channels: int) -> None:
@@ -178,7 +180,7 @@ class ShuffleNetV2(nn.Module):
         initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W), normalised -> logits (B, num_classes)."""
+        """The logits (B, num_classes) of normalised images (B, in_channels, H, W)."""
         x = F.relu(self.bn1(self.conv1(images)))
         for index in range(len(_DEPTHS)):
             x = getattr(self, f"layer{index + 1}")(x)
@@ -193,27 +195,28 @@ def shufflenet_v1(
     groups: Literal[1, 2, 3] = 3,
     width: Annotated[float, Gt(0)] = 1.0,
 ) -> ShuffleNetV1:
-    """ShuffleNet; by default the student of Tian et al.
+    """Build a ShuffleNet. The defaults are the student of Tian et al.
 
     Args:
-        num_classes: outputs.
-        in_channels: of the images.
-        groups: of the 1x1 convolutions. The paper's 4 and 8 do not divide the first unit in this form.
-        width: by which the paper's channels are multiplied, before they are made to fit the groups.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
+        groups: the number of groups of the 1x1 convolutions. The first unit of this variant is not divisible by the 4
+            and 8 groups of the paper.
+        width: the factor that the paper's channels are multiplied by, before they are rounded to fit the groups.
     """
     step = 4 * groups
     first = round(_V1_WIDTHS[groups] * width / step) * step
-    # The first unit adds channels to the stem's.
+    # The first unit appends channels to those of the stem, so it needs more than the stem has.
     return ShuffleNetV1(max(first, _STEM + step), groups, num_classes, in_channels)
 
 
 def shufflenet_v2(num_classes: int, in_channels: int, *, size: Literal["0.5", "1", "1.5", "2"] = "1") -> ShuffleNetV2:
-    """ShuffleNet V2; by default the student of Tian et al.
+    """Build a ShuffleNet V2. The default is the student of Tian et al.
 
     Args:
-        num_classes: outputs.
-        in_channels: of the images.
-        size: the complexity's name in the paper, which chooses the channels.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
+        size: the size in the paper, which determines the channels.
     """
     return ShuffleNetV2(_V2_WIDTHS[size], num_classes, in_channels)
 

@@ -1,9 +1,8 @@
 """Plain convolutional networks (Simonyan, Zisserman: Very Deep Convolutional Networks, ICLR 2015), for small images.
 
-The form for CIFAR of Tian et al. (Contrastive Representation Distillation, ICLR 2020): batch normalisation behind each
-convolution, and global average pooling with one linear layer in the place of three. ``block0`` … ``block4`` return
-the stages' outputs after their last ReLU. The modules are named as the field names them, so that weights from
-elsewhere fit.
+This is the CIFAR variant of Tian et al. (Contrastive Representation Distillation, ICLR 2020), with a batch norm after
+each convolution, and with global average pooling and one linear layer instead of three. ``block0`` … ``block4`` return
+the outputs of the stages after their last ReLU. The modules have their usual names, so that published weights fit.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from factor_transfer.models.families.resnet import initialize
 
-# A map of this height or width is not pooled: smaller ones would leave the 3x3 convolutions little but padding.
+# Maps of this height or width are not pooled, because the 3x3 convolutions would mostly see padding in smaller maps.
 _SMALLEST = 4
 
 _WIDTHS = (1, 2, 4, 8, 8)
@@ -29,7 +28,7 @@ _DEPTHS = {
 
 
 def _block(in_channels: int, channels: int, depth: int) -> nn.Sequential:
-    """``depth`` times a 3x3 convolution, normalisation and ReLU: (B, in, H, W) -> (B, channels, H, W)."""
+    """A sequence of 3x3 convolutions with batch norm and ReLU: (B, in, H, W) -> (B, channels, H, W)."""
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers += [nn.Conv2d(in_channels, channels, 3, 1, 1), nn.BatchNorm2d(channels), nn.ReLU()]
@@ -38,15 +37,16 @@ def _block(in_channels: int, channels: int, depth: int) -> nn.Sequential:
 
 
 class VGG(nn.Module):
-    """Five blocks with max pooling between, global average pooling, one linear layer.
+    """VGG: five blocks with max pooling between them, global average pooling and a linear layer.
 
-    A map of 4 pixels or fewer a side is not pooled: of 32 x 32 pixels, ``block3`` and ``block4`` both see 4 x 4.
+    Maps with a height or width of at most 4 are not pooled. For images of 32 x 32 pixels, the maps of ``block3`` and
+    ``block4`` are both 4 x 4.
 
     Args:
-        depths: convolutions of each block.
-        widths: channels of each block.
-        num_classes: outputs.
-        in_channels: of the images.
+        depths: the number of convolutions of each block.
+        widths: the number of channels of each block.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
     """
 
     def __init__(self, depths: Sequence[int], widths: Sequence[int], num_classes: int, in_channels: int) -> None:
@@ -61,7 +61,7 @@ class VGG(nn.Module):
         initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W), normalised -> logits (B, num_classes)."""
+        """The logits (B, num_classes) of normalised images (B, in_channels, H, W)."""
         x = images
         for index in range(self.blocks):
             if index and min(x.shape[2:]) > _SMALLEST:
@@ -71,14 +71,14 @@ class VGG(nn.Module):
 
 
 def vgg(depth: int, num_classes: int, in_channels: int, *, width: Annotated[int, Ge(1)] = 64) -> VGG:
-    """VGG with batch normalisation.
+    """Build a VGG with batch norm.
 
     Args:
-        depth: 11, 13, 16 or 19 as in the paper, counting the three linear layers that are one here; or 8, which
-            Tian et al. add: one convolution a block.
-        num_classes: outputs.
-        in_channels: of the images.
-        width: channels of the first block; the others have two, four, eight and eight times as many.
+        depth: 11, 13, 16 or 19 as in the paper, which counts three linear layers instead of one; or 8, with one
+            convolution per block, as in Tian et al.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
+        width: the number of channels of the first block. The others have two, four, eight and eight times as many.
     """
     return VGG(_DEPTHS[depth], [factor * width for factor in _WIDTHS], num_classes, in_channels)
 

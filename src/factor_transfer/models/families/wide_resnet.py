@@ -1,8 +1,8 @@
 """Wide residual networks (Zagoruyko, Komodakis: Wide Residual Networks, BMVC 2016).
 
-Their blocks normalise and activate before they convolve, so that ``block1`` and ``block2`` return sums that no
-activation has seen: the next block's first layer is that. The end of the last stage is ``relu``, behind ``bn1``.
-The modules are named as the field names them, so that weights from elsewhere fit.
+Their blocks apply batch norm and ReLU before each convolution, so ``block1`` and ``block2`` return sums before the
+activation, which is in the first layer of the next block. The last stage ends with ``relu``, after ``bn1``. The modules
+have their usual names, so that published weights fit.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from factor_transfer.models.families.resnet import initialize, projection
 
 
 class PreActivationBlock(nn.Module):
-    """Twice normalisation, ReLU and a 3x3 convolution, and a shortcut."""
+    """A residual block that applies batch norm, ReLU and a 3x3 convolution twice."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -28,15 +28,15 @@ class PreActivationBlock(nn.Module):
         self.convShortcut = None if same else projection(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, channels, H / stride, W / stride)."""
-        active = F.relu(self.bn1(x))
-        out = self.conv2(F.relu(self.bn2(self.conv1(active))))
-        # A projection is given the activated map, as in the paper's code; else the sum itself is passed on.
-        return out + (x if self.convShortcut is None else self.convShortcut(active))
+        """Map (B, in, H, W) to (B, channels, H / stride, W / stride)."""
+        activated = F.relu(self.bn1(x))
+        out = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        # As in the paper's code, the input of a projection is the activated map, but an identity passes ``x`` on.
+        return out + (x if self.convShortcut is None else self.convShortcut(activated))
 
 
 class WideStage(nn.Module):
-    """Blocks of one width, of which the first may halve height and width."""
+    """A stage of blocks with the same width. The first block may halve height and width."""
 
     def __init__(self, in_channels: int, channels: int, depth: int, stride: int) -> None:
         super().__init__()
@@ -45,19 +45,19 @@ class WideStage(nn.Module):
         self.layer = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, channels, H / stride, W / stride)."""
+        """Map (B, in, H, W) to (B, channels, H / stride, W / stride)."""
         return self.layer(x)
 
 
 class WideResNet(nn.Module):
-    """One convolution, three stages, a last activation, global average pooling, one linear layer.
+    """Wide ResNet: a convolution, three stages, batch norm and ReLU, global average pooling and a linear layer.
 
     Args:
-        depth: 6n + 4; a stage has n blocks.
-        widening: how many times as many channels as the stem the first stage has.
-        num_classes: outputs.
-        in_channels: of the images.
-        width: channels of the stem.
+        depth: the number of layers, 6n + 4, for n blocks per stage.
+        widening: the factor k by which the first stage has more channels than the stem.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
+        width: the number of channels of the stem.
     """
 
     def __init__(self, depth: int, widening: int, num_classes: int, in_channels: int, width: int) -> None:
@@ -69,12 +69,12 @@ class WideResNet(nn.Module):
         self.block2 = WideStage(wide, 2 * wide, blocks, 2)
         self.block3 = WideStage(2 * wide, 4 * wide, blocks, 2)
         self.bn1 = nn.BatchNorm2d(4 * wide)
-        self.relu = nn.ReLU()  # a module, so that the last stage's map can be tapped behind it
+        self.relu = nn.ReLU()  # a module, so that the activated map of the last stage can be tapped
         self.fc = nn.Linear(4 * wide, num_classes)
         initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W), normalised -> logits (B, num_classes)."""
+        """The logits (B, num_classes) of normalised images (B, in_channels, H, W)."""
         x = self.block3(self.block2(self.block1(self.conv1(images))))
         return self.fc(self.relu(self.bn1(x)).mean((2, 3)))
 
@@ -82,14 +82,14 @@ class WideResNet(nn.Module):
 def wide_resnet(
     depth: int, widening: int, num_classes: int, in_channels: int, *, width: Annotated[int, Ge(1)] = 16
 ) -> WideResNet:
-    """WRN-depth-widening.
+    """Build a WRN-depth-widening.
 
     Args:
-        depth: 6n + 4.
-        widening: the factor k of the paper.
-        num_classes: outputs.
-        in_channels: of the images.
-        width: channels of the stem; the stages have k, 2k and 4k times as many.
+        depth: the number of layers, 6n + 4.
+        widening: the widening factor k of the paper.
+        num_classes: the number of classes.
+        in_channels: the number of channels of the images.
+        width: the number of channels of the stem. The stages have k, 2k and 4k times as many.
     """
     return WideResNet(depth, widening, num_classes, in_channels, width)
 
