@@ -310,4 +310,4 @@ def test_images_that_change_while_they_are_used(
     assert not Path("runs/tiny/teacher/weights.safetensors").exists()
     result = run("teacher", tiny, *said)
     assert result.code == 0
-    assert "made anew, its inputs differ (data: " in result.out
+    assert "runs again because its inputs changed (data: " in result.out

@@ -49,7 +49,7 @@ def test_a_damaged_training_checkpoint(work: Path, tiny: Path, run: Run) -> None
     [
         (
             lambda: build_model("resnet8", 7, width=8),
-            r"the classifier, fc, is for 7 classes, the data has 4",
+            r"the classifier, fc, is for 7 classes, but the data has 4",
         ),
         (lambda: build_model("resnet14", 4, width=8), r"not in the model: layer1\.1\.conv1\.weight"),
     ],

@@ -60,7 +60,7 @@ def test_names_of_others(make: Callable[[], nn.Module], rename: Callable[[str], 
     load_into(ours, adapted, PATH)
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(ours(images), theirs(images))
-    assert report[0] == f"named as in {source}: {len(state)} of {len(state)} tensors match"
+    assert report[0] == f"the names are those of {source}: {len(state)} of {len(state)} tensors match"
     assert len(report) == 1 + old
 
 
@@ -108,7 +108,7 @@ def test_paraphrasers_with_gaps_compute_the_same_as_ours(batch_norm: bool) -> No
     factor, rebuilt = theirs(feature)
     assert torch.allclose(ours.encode(feature), factor, atol=1e-6)
     assert torch.allclose(ours(feature), rebuilt, atol=1e-6)
-    assert report == ([] if batch_norm else ["named as in RepDistiller's paraphraser: 12 of 12 tensors match"])
+    assert report == ([] if batch_norm else ["the names are those of RepDistiller's paraphraser: 12 of 12 tensors match"])
 
 
 def test_a_paraphraser_is_not_loaded_into_one_of_another_kind() -> None:

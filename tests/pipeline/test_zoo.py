@@ -100,7 +100,7 @@ def test_what_is_wrong_is_said(copy: Path) -> None:
     with pytest.raises(InputError, match="is missing"):
         load_student(name)
     shutil.rmtree(copy / name)
-    with pytest.raises(InputError, match=f"too large to come with the package; to make it: {ENTRIES[name].command}"):
+    with pytest.raises(InputError, match=f"too large to come with the package; to train it: {ENTRIES[name].command}"):
         load_student(name)
 
 
@@ -108,7 +108,7 @@ def test_without_sums(copy: Path) -> None:
     sums = copy / zoo.SUMS
     lines = sums.read_text().splitlines(keepends=True)
     sums.write_text("".join(line for line in lines if not line.endswith(f"{NETWORKS[0]}/weights.safetensors\n")))
-    with pytest.raises(InputError, match="SHA256SUMS has no SHA-256 of"):
+    with pytest.raises(InputError, match="SHA256SUMS does not list the SHA-256 of"):
         load_student(NETWORKS[0])
     sums.unlink()
     with pytest.raises(InputError, match=r"cannot read .*SHA256SUMS"):
