@@ -257,4 +257,7 @@ def test_the_last_epochs_weights_are_not_forgotten(work: Path, tiny: Path, run: 
     path.write_text(
         json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "last_sha256"})
     )
-    refused(run("test", tiny, work / STUDENT / "last.safetensors"), "last_sha256, the SHA-256 of last.safetensors, is missing")
+    refused(
+        run("test", tiny, work / STUDENT / "last.safetensors"),
+        "last_sha256, the SHA-256 of last.safetensors, is missing",
+    )

@@ -169,4 +169,4 @@ def test_a_folder_is_read_as_training_images_are(digits_run: Path, run: Run, tmp
 def test_what_is_no_network(digits_run: Path, run: Run, tmp_path: Path, pictures: Path) -> None:
     refused(run("predict", tmp_path / "nowhere", pictures), "there is no run .*nowhere")
     refused(run("predict", tmp_path / "nowhere.pte", pictures), r"there is no file .*nowhere\.pte")
-    refused(run("predict", digits_run / "teacher", pictures), "holds a teacher, not a student")
+    refused(run("predict", digits_run / "teacher", pictures), "contains a teacher, not a student")

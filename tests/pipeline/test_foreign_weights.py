@@ -199,7 +199,7 @@ def test_a_key_chooses_among_several_weights(tiny: Path, run: Run, finished: Pat
         assert done.code == 0, done.err
         found = read_weights(Path("runs/tiny/teacher/weights.safetensors"))
         assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    refused(run("teacher", tiny, given.replace("KEY", ", weights_key='ema'")), "it has 'model', 'model_ema'")
+    refused(run("teacher", tiny, given.replace("KEY", ", weights_key='ema'")), "it has them under 'model', 'model_ema'")
     assert "up to date" in run("teacher", tiny, given.replace("KEY", ", weights_key='model_ema'")).out
 
 

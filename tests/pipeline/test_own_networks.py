@@ -52,7 +52,7 @@ def test_what_can_be_used_is_used_on_both_sides(name: str, own: Path, run: Run) 
             "in_evaluation_alone",
             r"in a training step on 2 images of size 8×8 it raises RuntimeError: shape '\[7, -1\]'",
         ),
-        ("with_a_key_error", r"it raises KeyError: 'no such\\nkey'; --debug shows where"),
+        ("with_a_key_error", r"it raises KeyError: 'no such\\nkey'; --debug shows the traceback"),
         ("more_classes", r"for 2 images and 4 classes its logits have the shape \(2, 8\)"),
         ("classes_named", r"its logits have the shape \(2,\)"),
     ],

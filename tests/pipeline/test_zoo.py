@@ -54,7 +54,7 @@ def test_a_paraphraser_is_one(name: str) -> None:
     assert done is not None
     (channels,) = done.record["in_channels"].values()
     load_into(Paraphraser(channels, rate=done.record["inputs"]["paraphraser"]["rate"]), done.state(), done.weights)
-    with pytest.raises(InputError, match="holds a paraphraser"):
+    with pytest.raises(InputError, match="contains a paraphraser"):
         load_student(name)
 
 
@@ -94,7 +94,7 @@ def test_what_is_wrong_is_said(copy: Path) -> None:
     weights = copy / name / "weights.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(InputError, match="is damaged: SHA256SUMS has another"):
+    with pytest.raises(InputError, match="is damaged: its SHA-256 differs from the one in SHA256SUMS"):
         load_student(name)
     weights.unlink()
     with pytest.raises(InputError, match="is missing"):
@@ -143,5 +143,5 @@ def test_a_damaged_list(copy: Path, content: str, run: Run) -> None:
 def test_a_finished_stage_is_loaded_by_its_folder(finished: Path) -> None:
     student = load_student(finished / "teacher")
     assert student(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).shape[0] == 1
-    with pytest.raises(InputError, match="holds a paraphraser"):
+    with pytest.raises(InputError, match="contains a paraphraser"):
         load_student(finished / "paraphraser")

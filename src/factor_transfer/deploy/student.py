@@ -97,7 +97,7 @@ def _described(folder: Path) -> tuple[dict[str, Any], Path, Path]:
         if not stage["finished"]:
             raise InputError(f"{folder} is not finished; the command that began it goes on with it")
         if "model" not in stage:
-            raise InputError(f"{folder} holds a {stage.get('stage')}, not a network that classifies images")
+            raise InputError(f"{folder} contains a {stage.get('stage')}, not an image classifier")
         return stage, folder / RECORD, folder / artefact.WEIGHTS
     known = zoo.entries()
     hint = suggest(str(folder), known) if known else ""

@@ -126,8 +126,8 @@ def _choose_weights(path: Path, content: Any, key: str | None, notes: list[str])
         entries = content if isinstance(content, dict) else {}
         if not is_state(entries.get(key)):
             names = [str(name) for name, value in entries.items() if is_state(value) and value]
-            found = f"it has them under {', '.join(map(repr, names))}" if names else "it has none under any key"
-            raise InputError(f"{path} has no weights under the key {key!r}, which weights_key names; {found}")
+            keys = f"it has them under {', '.join(map(repr, names))}" if names else "it has none under any key"
+            raise InputError(f"{path} has no weights under the key {key!r}, which weights_key names; {keys}")
         return entries[key]
     if not isinstance(content, dict) or is_state(content):
         return content
