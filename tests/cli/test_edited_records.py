@@ -208,7 +208,7 @@ def test_the_note_of_a_holder_blocks_nobody(run: Run, place: Path, data: st.Data
         ("std", [0.0], "mean .* and std .*: finite numbers are needed, those of std above 0"),
         ("std", [1e-320], "finite numbers are needed"),
         ("std", [-0.5], "finite numbers are needed"),
-        ("std", [0.5, 0.5], "mean and std have 1 and 2 values, the images 1 channels"),
+        ("std", [0.5, 0.5], "mean and std have 1 and 2 values, but the images have 1 channels"),
         ("mean", [], "mean and std have 0 and 1 values"),
         ("mean", [10**400], "mean"),
         ("mean", [True], r"mean\.0: Input should be a valid number, got True"),

@@ -204,7 +204,7 @@ def test_a_worker_that_dies_is_told_of(pictures: Path, monkeypatch: pytest.Monke
     assert isinstance(images, StoredImages)
     ahead = ReadAhead(images)
     monkeypatch.setattr(ahead, "_loader", die("DataLoader worker (pid(s) 5) exited unexpectedly"))
-    with pytest.raises(InputError, match=r"decodes images was ended from outside.*data\.workers=0"):
+    with pytest.raises(InputError, match=r"decodes images was killed.*data\.workers=0"):
         next(ahead.batches([torch.arange(3)]))
     monkeypatch.setattr(ahead, "_loader", die("another matter"))
     with pytest.raises(RuntimeError, match="another matter"):

@@ -115,7 +115,7 @@ def save(image: Image.Image, path: Path) -> Path:
         ("RGB", r"has 3 channels \(RGB\); the network takes 1"),
         ("LA", r"has 2 channels \(LA\), one of them alpha"),
         ("RGBA", r"has 4 channels \(RGBA\), one of them alpha"),
-        ("I;16", "its values are not of 8 bits"),
+        ("I;16", "does not have 8 bits per channel"),
     ],
 )
 def test_images_that_are_not_as_they_should_be(

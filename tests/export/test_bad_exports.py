@@ -67,7 +67,7 @@ def test_an_operator_that_a_format_does_not_have(name: str, tmp_path: Path) -> N
 
 
 def test_a_run_that_is_not_finished_or_none(digits_run: Path, run: Run, tmp_path: Path) -> None:
-    refused(run("export", tmp_path / "nowhere"), "there is no run .*nowhere")
+    refused(run("export", tmp_path / "nowhere"), "nowhere does not exist; give the folder")
     refused(run("export", tmp_path), "contains no student")
     refused(run("export", digits_run / "teacher"), "contains a teacher, not a student")
     work = Path(shutil.copytree(digits_run, tmp_path / "work"))

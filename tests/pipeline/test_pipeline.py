@@ -204,7 +204,7 @@ def test_a_teacher_can_be_given(finished: Path, tmp_path: Path, tiny: Path, run:
     tiny.write_text(text)
     result = run("run", tiny)
     assert result.code == 0, result.err
-    assert "taken from" in result.out
+    assert "loaded from" in result.out
     ours, theirs = Path("runs/tiny/summary.json"), finished / "summary.json"
     figures = [json.loads(path.read_text())["teacher"]["top1"] for path in (ours, theirs)]
     assert figures[0] == figures[1]

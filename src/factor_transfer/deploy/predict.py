@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from factor_transfer.data.decode import FORMATS, decode
-from factor_transfer.data.sets.image_files import PassedOver, list_images
+from factor_transfer.data.sets.image_files import Skipped, list_images
 from factor_transfer.deploy.student import CONFIG, Announce, Student, assemble, open_student
 from factor_transfer.errors import InputError, first_line
 from factor_transfer.export.formats.runtimes import ENDINGS, open_file, run_over
@@ -139,7 +139,7 @@ def find_images(names: Iterable[str]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            images = list_images(path, PassedOver())
+            images = list_images(path, Skipped())
             if not images:
                 raise InputError(f"{path} has no images ({', '.join(FORMATS)})")
             found += images
