@@ -25,7 +25,7 @@ def test_a_student_at_chance_is_called_that(command: list[str], tiny: Path, run:
     assert "Warning: student-factor-seed0 has learned nothing: it classifies" in result.out
     assert "Warning: teacher" not in result.out
     if command[0] == "compare":
-        assert "At chance, 25.0 %: Factor Transfer, seed 0. It has learnt nothing." in result.out
+        assert "At chance, 25.0 %: Factor Transfer, seed 0. It has learned nothing." in result.out
 
 
 def test_a_student_below_its_start_is_called_that(tiny: Path, run: Run) -> None:
