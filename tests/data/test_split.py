@@ -80,7 +80,7 @@ def test_the_fingerprint_is_of_what_training_sees() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": [0.5]}, "data.mean has 1 values, the images have 3 channels"),
+        ({"mean": [0.5]}, "data.mean has 1 values, but the images have 3 channels"),
         ({"std": [0.5, 0.0, 0.5]}, "data.std must be greater than 0"),
         ({"train": 1, "validation": 0.9}, "no training images are left"),
     ],

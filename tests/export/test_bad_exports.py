@@ -106,10 +106,12 @@ def test_a_missing_extra(digits_run: Path, run: Run, monkeypatch: pytest.MonkeyP
 def test_too_few_images_to_calibrate_by(digits_run: Path, run: Run) -> None:
     result = run("export", digits_run, "--format", "onnx", "--precision", "int8", "--calibration", "31")
     if find_spec("onnxruntime"):
-        refused(result, "31 images to calibrate by are too few", "at least 32, with --calibration N, of the 718")
+        refused(
+            result, "31 calibration images are too few", "at least 32 of the 718 training images, with --calibration N"
+        )
     split = Split(torch.zeros(40, 1, 2, 2, dtype=torch.uint8), torch.zeros(40, dtype=torch.int64))
     assert len(calibration(split, 256)) == 40
-    with pytest.raises(InputError, match="20 images to calibrate by are too few"):
+    with pytest.raises(InputError, match="20 calibration images are too few"):
         calibration(split.subset(torch.arange(20)), 256)
 
 
@@ -117,9 +119,11 @@ def test_too_few_images_to_calibrate_by(digits_run: Path, run: Run) -> None:
 def test_a_folder_that_holds_another_students_file(digits_run: Path, run: Run, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "export.json").write_text('{"student": {"fingerprint": "another"}}')
-    refused(run("export", digits_run, "--format", "onnx", "--out", tmp_path / "out"), "holds a file of another student")
+    refused(
+        run("export", digits_run, "--format", "onnx", "--out", tmp_path / "out"), "contains a file of another student"
+    )
     (tmp_path / "file").write_text("")
-    refused(run("export", digits_run, "--format", "onnx", "--out", tmp_path / "file"), "is no folder")
+    refused(run("export", digits_run, "--format", "onnx", "--out", tmp_path / "file"), "is not a folder")
 
 
 @pytest.mark.parametrize("ending", ["pte", "onnx"])

@@ -134,10 +134,10 @@ def compose(found: WorkDir, recipe: Recipe, measured: Measured, data: Data | Non
     elif measured.figures:
         page.costs = tables.costs_table(measured.figures)
     if found.comparison is not None:
-        _compare(page, found.comparison)
+        _add_comparison(page, found.comparison)
     page.curves = _curves(found)
     if measured.answers and test is not None:
-        _answer(page, found, measured.answers, test)
+        _add_predictions(page, found, measured.answers, test)
         page.features = measured.features
     page.names = [printable(name) for name in found.student.record["classes"]]
     if found.exports:
@@ -176,7 +176,7 @@ def _facts(found: WorkDir, recipe: Recipe, data: Data | None) -> list[str]:
     return [printable(fact) for fact in facts]
 
 
-def _compare(page: Page, comparison: Comparison) -> None:
+def _add_comparison(page: Page, comparison: Comparison) -> None:
     """Add the section about a comparison to the page."""
     page.methods = tables.methods_table(comparison)
     if len(comparison.methods) > 1 and any(
@@ -270,7 +270,7 @@ def _lines(read: Mapping[str, tuple[str, Mapping[str, Curve]]], key: str) -> cha
     return {name: (color, curves[key]) for name, (color, curves) in read.items() if key in curves}
 
 
-def _answer(page: Page, found: WorkDir, answers: Mapping[str, Answers], test: Split) -> None:
+def _add_predictions(page: Page, found: WorkDir, answers: Mapping[str, Answers], test: Split) -> None:
     """Add the sections about the networks' predictions for the test images to the page."""
     classes: list[str] = found.student.record["classes"]
     names = _labels(found)
