@@ -88,6 +88,11 @@ class Outcome:
 Run = Callable[..., Outcome]
 
 
+def unwrapped(text: str) -> str:
+    """The text of an output without the line breaks that fit it into the console."""
+    return " ".join(text.split("\n"))
+
+
 def refused(result: Outcome, *messages: str) -> None:
     """It ended with code 2 and one message that says all of ``messages`` (regular expressions)."""
     assert result.code == 2

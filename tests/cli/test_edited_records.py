@@ -208,17 +208,17 @@ def test_the_note_of_a_holder_blocks_nobody(run: Run, place: Path, data: st.Data
         ("std", [0.0], "mean .* and std .*: all values must be finite, and those of std above 0"),
         ("std", [1e-320], "all values must be finite"),
         ("std", [-0.5], "all values must be finite"),
-        ("std", [0.5, 0.5], "mean and std have 1 and 2 values, the images 1 channels"),
+        ("std", [0.5, 0.5], "mean and std have 1 and 2 values, but the images have 1 channels"),
         ("mean", [], "mean and std have 0 and 1 values"),
         ("mean", [10**400], "mean"),
         ("mean", [True], r"mean\.0: Input should be a valid number, got True"),
         ("mean", ["0.5"], r"mean\.0: Input should be a valid number, got '0\.5'"),
-        ("classes", [str(number) for number in range(9)], "classes has 9 names, the network 10 logits"),
-        ("classes", [str(number) for number in range(11)], "classes has 11 names, the network 10 logits"),
-        ("classes", ["0"] * 10, "classes has a name twice"),
+        ("classes", [str(number) for number in range(9)], "classes has 9 names, but the network has 10 logits"),
+        ("classes", [str(number) for number in range(11)], "classes has 11 names, but the network has 10 logits"),
+        ("classes", ["0"] * 10, "classes contains a name twice"),
         ("classes", "0123456789", "classes: Input should be a valid list"),
         ("image", [1, 8], "image"),
-        ("image", [3, 8, 8], "image has 3 channels, the network takes 1"),
+        ("image", [3, 8, 8], "image has 3 channels, but the network takes 1"),
         ("image", [1, 8, 10**9], r"image\.2"),
         ("image", [1, 8.0, 8], r"image\.1"),
         ("weights_sha256", None, "weights_sha256"),
@@ -227,7 +227,7 @@ def test_the_note_of_a_holder_blocks_nobody(run: Run, place: Path, data: st.Data
         (
             "model",
             {"name": "resnet8", "num_classes": 10, "in_channels": 1, "pretrained": True},
-            "'pretrained' is no arg",
+            "'pretrained' is not a valid arg",
         ),
         (
             "model",
@@ -257,4 +257,7 @@ def test_the_last_epochs_weights_are_not_forgotten(work: Path, tiny: Path, run: 
     path.write_text(
         json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "last_sha256"})
     )
-    refused(run("test", tiny, work / STUDENT / "last.safetensors"), "last_sha256 is missing")
+    refused(
+        run("test", tiny, work / STUDENT / "last.safetensors"),
+        "last_sha256, the SHA-256 of last.safetensors, is missing",
+    )

@@ -60,7 +60,7 @@ def test_a_teacher_that_is_not_what_it_was_is_told(work: Path, tiny: Path, run: 
     (work / "teacher" / "stage.json").write_text(json.dumps(record))
     found, out = looked(run, tiny, "--work-dir", work)
     assert len(found["warnings"]) >= 1
-    assert "Warning: the teacher is right in" in out
+    assert "Warning: the teacher classifies" in out
 
 
 def test_a_given_teacher_near_chance_is_told(work: Path, tiny: Path, run: Run) -> None:
@@ -94,7 +94,7 @@ def test_terms_of_all_kinds_are_looked_at(tiny: Path, run: Run) -> None:
 
 def test_what_cannot_work_is_refused(tiny: Path, run: Run) -> None:
     refused(run("check", tiny, "student.tap=layr3"), "unknown tap 'layr3'; did you mean 'layer3'")
-    refused(run("check", tiny, "transfer.method=simkd+kd"), "simkd puts another network in the student's place")
+    refused(run("check", tiny, "transfer.method=simkd+kd"), "simkd replaces the student's network")
 
 
 def test_pictures_that_are_in_training_and_test_are_told(tiny: Path, tmp_path: Path, run: Run) -> None:

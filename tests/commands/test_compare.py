@@ -121,7 +121,7 @@ def test_methods_are_named_in_one_way_and_the_student_alone_is_always_there() ->
         ("factor+kd,kd+factor", r"names 'factor\+kd' twice"),
         ("kd+kd", "names 'kd' twice"),
         ("fitnet", "did you mean 'fitnets'"),
-        ("student+kd", "in a sum"),
+        ("student+kd", "combines 'student' with other terms"),
     ):
         with pytest.raises(InputError, match=message):
             parse_methods(methods)

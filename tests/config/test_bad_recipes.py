@@ -32,7 +32,7 @@ STUDENT = "student-factor-seed0"
         ("student={model='resnet8', epochs=1, mean=[0.5], std=[0.0]}", "student.std.0: .*greater than 0"),
         ("transfer.method=factor+factor", "method 'factor.factor' names 'factor' twice"),
         ("transfer.method=factr", "unknown method 'factr'; did you mean 'factor'"),
-        ("transfer.method=student+kd", "names 'student' in a sum"),
+        ("transfer.method=student+kd", "combines 'student' with other terms"),
         ("preset=autors", "unknown preset 'autors'; did you mean 'authors'"),
         ("paraphraser.reconstruction=l3", "paraphraser.reconstruction: .*'l1', 'l2'"),
         ("transfer={}", "name a term, such as .transfer.factor"),

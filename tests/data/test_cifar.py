@@ -141,7 +141,7 @@ def test_damaged_binary_files(tmp_path: Path) -> None:
         ({"data": pixels(1).astype(np.float32), "labels": [0]}, "array of 'f4', expected 'u1'"),
         ([1, 2], "expected a dict, found a list"),
         ({"data": [pickle.PickleBuffer]}, r"asks for .*PickleBuffer"),
-        ({"data": {1}}, "opcode EMPTY_SET, which no CIFAR file holds"),
+        ({"data": {1}}, "opcode EMPTY_SET, which no CIFAR file contains"),
         ({"data": pixels(1), 1: 2}, "a dict with a int as a key"),
         ({"data": pixels(1), "labels": [1.0]}, "not a list of numbers"),
     ],
@@ -180,7 +180,7 @@ class Malicious:
 def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, protocol: int) -> None:
     file, target = tmp_path / "batch", tmp_path / "made"
     file.write_bytes(pickle.dumps({"data": Malicious(target)}, protocol))
-    with pytest.raises(InputError, match=r"batch: refused, the pickle asks for (posix|nt)\.mkdir"):
+    with pytest.raises(InputError, match=r"batch: refused, the pickle refers to (posix|nt)\.mkdir"):
         load_pickled_dict(file)
     assert not target.exists()
 
@@ -217,29 +217,32 @@ NESTED = b")" + b"".join(b"q\x00h\x00\x86" for _ in range(60))
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x96" + struct.pack("<Q", 2**32) + b"xx.", "opcode BYTEARRAY8, which no CIFAR file holds"),
+        (b"\x96" + struct.pack("<Q", 2**32) + b"xx.", "opcode BYTEARRAY8, which no CIFAR file contains"),
         (b"\x80\x05\x97.", "opcode NEXT_BUFFER"),
         (b"\x80\x05N\x98.", "opcode READONLY_BUFFER"),
         *(
-            (code + struct.pack("<Q", 2**40) + b"xx.", r"1,099,511,627,776 bytes are to follow, 3 are")
+            (code + struct.pack("<Q", 2**40) + b"xx.", r"expected 1,099,511,627,776 more bytes, but 3 are")
             for code in BYTES8
         ),
         *(
-            (code + struct.pack("<I", 2**31 - 1) + b"xx.", r"2,147,483,647 bytes are to follow, 3 are")
+            (code + struct.pack("<I", 2**31 - 1) + b"xx.", r"expected 2,147,483,647 more bytes, but 3 are")
             for code in BYTES4
         ),
-        (b"\x95" + struct.pack("<Q", 2**33) + b".", r"8,589,934,592 bytes are to follow, 1 are left"),
+        (b"\x95" + struct.pack("<Q", 2**33) + b".", r"expected 8,589,934,592 more bytes, but 1 are left"),
         (ENCODE + text(b"-" * 360_000) + text(b"punycode") + b"\x86R.", "an encoding other than latin1"),
         (ENCODE + text(b"x") + b"\x85R.", "TypeError"),
         (ENCODE + b"(" + text(b"x") + LATIN1 + text(b"ignore") + b"tR.", "TypeError"),
         # One text, encoded again and again from the memo.
-        (text(b"x" * 10_000) + LATIN1 + b"\x86q\x00" + (ENCODE + b"h\x00R") * 100 + b".", "more text than there is in"),
+        (
+            text(b"x" * 10_000) + LATIN1 + b"\x86q\x00" + (ENCODE + b"h\x00R") * 100 + b".",
+            "more text than the file contains",
+        ),
         (b"}" + NESTED + b"Ns.", "a dict with a tuple as a key"),
         (b"}(" + NESTED + b"Nu.", "a dict with a tuple as a key"),
         (b"(" + NESTED + b"Nd.", "a dict with a tuple as a key"),
-        (b"}(" + text(b"k" * 1001) + b"Nu.", "expected a short text"),
+        (b"}(" + text(b"k" * 1001) + b"Nu.", "expected a short string"),
         (b"](NNu.", "sets items of a list"),
-        (ENCODE + b"}" + text(b"a") + b"Nsb.", "gives a state to what has none"),
+        (ENCODE + b"}" + text(b"a") + b"Nsb.", "sets the state of an object that has none"),
         (b"cnumpy\nndarray\n)R(NN" + b"cnumpy\ndtype\n" + NESTED + b"\x85RNNtb.", "an array of tuple, expected 'u1'"),
         (b"c" + b"x" * 5000 + b"\n\x1b[2J\n.", r"asks for 'x{70,80}, which"),
     ],

@@ -126,7 +126,7 @@ def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) ->
 def test_other_bytes_than_asked_for_are_refused(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a file.bin.part").write_bytes(CONTENT[:100])
     server.shift = 7
-    with pytest.raises(InputError, match="from 100 on, the server sent others"):
+    with pytest.raises(InputError, match="from 100 on were requested, but the server sent others"):
         fetch(server.url, MD5, tmp_path)
 
 
@@ -146,14 +146,14 @@ def test_a_wrong_sum_deletes_the_file(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", [404, 416, 503])
 def test_a_refusal_names_the_url(server: Server, tmp_path: Path, status: int) -> None:
     server.status = status
-    with pytest.raises(InputError, match=f"/files/.*cannot be fetched: HTTP Error {status}"):
+    with pytest.raises(InputError, match=f"/files/.*cannot be downloaded: HTTP Error {status}"):
         fetch(server.url, MD5, tmp_path)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/file", "no-url", "nothing://here/file"])
 def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("no_proxy", "*")
-    with pytest.raises(InputError, match="cannot be fetched"):
+    with pytest.raises(InputError, match="cannot be downloaded"):
         fetch(url, MD5, tmp_path)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from conftest import Run, refused
 from factor_transfer.data import Batches, describe, open_data
 from factor_transfer.data.sets.folder import load_folder
-from factor_transfer.data.sets.image_files import PassedOver, list_images, printable
+from factor_transfer.data.sets.image_files import Skipped, list_images, printable
 from factor_transfer.errors import InputError
 
 CLASSES = ("apple", "pear", "plum")
@@ -76,7 +76,7 @@ def test_splits_are_known_by_their_usual_names(
     assert result.code == 0, result.err
     assert data_lines(result.out) == [
         f"data  folder in {root}: 3 classes (apple, pear, plum); 24 training images ({train}/), 9 validation images "
-        f"({val}/, in place of data.validation = 0.1), 6 test images ({test}/); 8×8 pixels, 3 channels; on cpu"
+        f"({val}/, instead of data.validation = 0.1), 6 test images ({test}/); 8×8 pixels, 3 channels; on cpu"
     ]
     record = json.loads(Path("runs/tiny/teacher/stage.json").read_text())
     assert record["classes"] == list(CLASSES)
@@ -92,8 +92,8 @@ def test_a_validation_folder_is_the_validation_split(tmp_path: Path) -> None:
     assert torch.equal(data.validation.images[:][0], torch.from_numpy(first).permute(2, 0, 1))
     assert data.test_is_cut
     assert (
-        "18 training images (train/), 6 validation images (val/, in place of data.validation = 0.5), "
-        "6 test images (25 % of train/, for there is no test folder)" in describe(data)
+        "18 training images (train/), 6 validation images (val/, instead of data.validation = 0.5), "
+        "6 test images (25 % of train/, as there is no test folder)" in describe(data)
     )
     before = data.fingerprint
     Image.new("RGB", (8, 8)).save(tmp_path / "val/apple/0.png")
@@ -103,7 +103,7 @@ def test_a_validation_folder_is_the_validation_split(tmp_path: Path) -> None:
     assert (len(limited.train), len(limited.validation)) == (9, 6)
     assert "9 training images (train/, data.limit: 9 of 18), 6 validation images" in describe(limited)
     fill(tmp_path / "val", 1, classes=("grape",))
-    with pytest.raises(InputError, match=r"val/grape: a class unknown to training; .*apple"):
+    with pytest.raises(InputError, match=r"val/grape: not a class of the training images; .*apple"):
         open_data("folder", root=str(tmp_path))
 
 
@@ -112,7 +112,7 @@ def test_classes_alone_are_divided_and_it_is_said(tiny: Path, run: Run, tmp_path
     result = run("teacher", tiny, *said(root, validation=0.25))
     assert data_lines(result.out) == [
         f"data  folder in {root}: 3 classes (apple, pear, plum); 18 training images (fruit/), 6 validation images "
-        "(25 % of the training images), 6 test images (20 % of fruit/, for there is no test folder); 8×8 pixels, "
+        "(25 % of the training images), 6 test images (20 % of fruit/, as there is no test folder); 8×8 pixels, "
         "3 channels; on cpu"
     ]
 
@@ -175,13 +175,16 @@ def one_folder_as_two_classes(root: Path) -> None:
     [
         (twice, r"two folders for one split, 'Train' and 'training'"),
         (without_train, r"a folder 'valid' but no folder 'train'; 'valid' is the name of a split, never of a class"),
-        (class_beside, r"grape has images, and lies beside the split 'train': if it is a class, move it into .*/train"),
+        (class_beside, r"grape has images, but is beside the split 'train'; if it is a class, move it into .*/train"),
         (train_is_a_class, r"train: has no folders; .*'train' is the training split, never a class"),
-        (unknown_split, r"holdout has folders of the same classes as 'train', but its name is of no split; call it"),
-        (splits_within_classes, r"apple would be a class, but holds folders that are splits \(test, train\)"),
+        (
+            unknown_split,
+            r"holdout has folders of the same classes as 'train', but its name is not the name of a split; rename it",
+        ),
+        (splits_within_classes, r"apple would be a class, but contains folders that are splits \(test, train\)"),
         (a_folder_too_high, r"pictures would be a class, .* give data\.root=.*/pictures$"),
-        (one_folder_as_two_splits, r"test and .*train are two splits, but a link makes them one folder"),
-        (one_folder_as_two_classes, r"plum and .*prune are two classes, but a link makes them one folder"),
+        (one_folder_as_two_splits, r"test and .*train are two splits, but a link makes them the same folder"),
+        (one_folder_as_two_classes, r"plum and .*prune are two classes, but a link makes them the same folder"),
     ],
 )
 def test_what_could_be_a_split_or_a_class_is_refused_by_name(
@@ -197,7 +200,7 @@ def test_other_folders_beside_the_splits_are_passed_over_and_named(tmp_path: Pat
     fill(tmp_path / "test", 1, seed=1)
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "train.csv").write_text("")
-    assert "passed over: folders beside the splits: 1 (labels)" in describe(open_data("folder", root=str(tmp_path)))
+    assert "skipped: folders beside the splits: 1 (labels)" in describe(open_data("folder", root=str(tmp_path)))
 
 
 def test_links_to_folders_are_followed_and_loops_passed_over(tiny: Path, run: Run, tmp_path: Path) -> None:
@@ -220,8 +223,8 @@ def test_links_to_folders_are_followed_and_loops_passed_over(tiny: Path, run: Ru
     assert result.code == 0, result.err
     (line,) = data_lines(result.out)
     assert "43 training images" in line  # 3 x (4 + 10), and the link to a single picture
-    assert "links that lead back to where they lie: 3 (self, up, back)" in line.replace("(up, self", "(self, up")
-    assert "folders that another path leads to: 1 (more)" in line
+    assert "links to a folder that contains them: 3 (self, up, back)" in line.replace("(up, self", "(self, up")
+    assert "folders that were reached by another path: 1 (more)" in line
     assert "broken links: 2 (away, away.png)" in line
 
 
@@ -255,7 +258,7 @@ def test_what_systems_leave_is_passed_over_and_counted(tiny: Path, run: Run, tmp
     assert "3 classes (apple, pear, plum); 12 training images" in line
     assert "12 test images" in line
     # Six of each class of each split, one of each split, one of the root.
-    assert "passed over: hidden or system files and folders: 39 (__MACOSX, @eaDir, .DS_Store); on cpu" in line
+    assert "skipped: hidden or system files and folders: 39 (__MACOSX, @eaDir, .DS_Store); on cpu" in line
 
 
 def test_files_that_are_no_images_are_counted_by_their_ending(tiny: Path, run: Run, tmp_path: Path) -> None:
@@ -271,7 +274,7 @@ def test_files_that_are_no_images_are_counted_by_their_ending(tiny: Path, run: R
     (line,) = data_lines(result.out)
     assert "12 training images" in line
     assert (
-        "passed over: files without an ending: 1 (LICENSE), images in no class's folder: 1 (0.png), .txt: 2, "
+        "skipped: files without an ending: 1 (LICENSE), images outside the folders of classes: 1 (0.png), .txt: 2, "
         ".0: 1, .1: 1, .2: 1, others: 5" in line
     )
     assert "\x1b" not in result.out
@@ -286,7 +289,7 @@ def test_all_usual_formats_are_read(tiny: Path, run: Run, tmp_path: Path, ending
     assert result.code == 0, result.err
     (line,) = data_lines(result.out)
     assert "24 training images" in line
-    assert "passed over" not in line
+    assert "skipped" not in line
 
 
 def test_a_class_is_the_same_however_its_name_is_written(tiny: Path, run: Run, tmp_path: Path) -> None:
@@ -309,7 +312,7 @@ def test_a_class_is_the_same_however_its_name_is_written(tiny: Path, run: Run, t
     assert run("test", tiny, "runs/tiny/teacher", *said(root)).code == 0
     record["classes"] = ["pear", nfd, "zebra"]
     Path("runs/tiny/teacher/stage.json").write_text(json.dumps(record))
-    refused(run("test", tiny, "runs/tiny/teacher", *said(root)), "tells .* apart")
+    refused(run("test", tiny, "runs/tiny/teacher", *said(root)), "was trained on .*, but this recipe's data has")
 
 
 @pytest.mark.parametrize("what", [b"train/pl\xfcm", b"train/pear/d\xfcnn", b"train/pear/\xfc.png"])
@@ -371,11 +374,11 @@ def test_any_names_are_images_or_counted(tmp_path_factory: pytest.TempPathFactor
             continue
         (folder / name).write_text("")
         kept.append(name)
-    passed_over = PassedOver()
-    found = list_images(folder, passed_over)
+    skipped = Skipped()
+    found = list_images(folder, skipped)
     assert found == sorted(found)
-    assert len(found) + sum(passed_over.counts.values()) == len(kept)
-    assert printable(str(passed_over)) == str(passed_over)
+    assert len(found) + sum(skipped.counts.values()) == len(kept)
+    assert printable(str(skipped)) == str(skipped)
 
 
 def test_every_command_that_reads_images_says_what_it_found_once(tiny: Path, run: Run, tmp_path: Path) -> None:

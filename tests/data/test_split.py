@@ -27,7 +27,7 @@ def test_the_seed_matters() -> None:
 
 
 def test_more_than_there_is_is_refused() -> None:
-    with pytest.raises(InputError, match="5 samples were asked for, there are 3"):
+    with pytest.raises(InputError, match="5 samples were requested, but there are only 3"):
         stratified(torch.zeros(3, dtype=torch.long), 5, 0)
 
 
@@ -80,8 +80,8 @@ def test_the_fingerprint_is_of_what_training_sees() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": [0.5]}, "data.mean has 1 values, the images have 3 channels"),
-        ({"std": [0.5, 0.0, 0.5]}, "data.std must be above 0"),
+        ({"mean": [0.5]}, "data.mean has 1 values, but the images have 3 channels"),
+        ({"std": [0.5, 0.0, 0.5]}, "data.std must be greater than 0"),
         ({"train": 1, "validation": 0.9}, "no training images are left"),
     ],
 )

@@ -204,7 +204,7 @@ def test_a_worker_that_dies_is_told_of(pictures: Path, monkeypatch: pytest.Monke
     assert isinstance(images, StoredImages)
     ahead = ReadAhead(images)
     monkeypatch.setattr(ahead, "_loader", die("DataLoader worker (pid(s) 5) exited unexpectedly"))
-    with pytest.raises(InputError, match=r"decodes images was ended from outside.*data\.workers=0"):
+    with pytest.raises(InputError, match=r"decodes images was killed.*data\.workers=0"):
         next(ahead.batches([torch.arange(3)]))
     monkeypatch.setattr(ahead, "_loader", die("another matter"))
     with pytest.raises(RuntimeError, match="another matter"):
@@ -310,4 +310,4 @@ def test_images_that_change_while_they_are_used(
     assert not Path("runs/tiny/teacher/weights.safetensors").exists()
     result = run("teacher", tiny, *said)
     assert result.code == 0
-    assert "made anew, its inputs differ (data: " in result.out
+    assert "runs again because its inputs changed (data: " in result.out

@@ -114,7 +114,7 @@ def test_figures_of_exported_files_are_packaged_and_those_of_another_student_ref
     shutil.move(elsewhere, folder)
     for damage in ({"student": {"fingerprint": "another"}}, {"file": record["file"] | {"sha256": "another"}}):
         (folder / "export.json").write_text(json.dumps(record | damage))
-        refused(run("package", work, "--out", tmp_path / "b"), r"student\.onnx was made from another student")
+        refused(run("package", work, "--out", tmp_path / "b"), r"student\.onnx was exported from another student")
     assert not (tmp_path / "b").exists()
 
 
@@ -136,7 +136,7 @@ def test_keys_of_timm(run: Run, tmp_path: Path, tiny: Path, torchvision_operator
 
 
 def test_bad_packages(digits_run: Path, shared: Path, run: Run, tmp_path: Path) -> None:
-    refused(run("package", digits_run, "--out", shared), "is there already, and is not empty")
+    refused(run("package", digits_run, "--out", shared), "exists already and is not empty")
     refused(run("package", digits_run, "--out", tmp_path / "x", "--to", "keras"), "unknown library 'keras'")
     refused(
         run("package", digits_run, "--out", tmp_path / "x", "--to", "timm"), "timm has no network like this resnet8"
@@ -144,7 +144,7 @@ def test_bad_packages(digits_run: Path, shared: Path, run: Run, tmp_path: Path) 
     assert not (tmp_path / "x").exists()
     damaged = Path(shutil.copytree(shared, tmp_path / "damaged"))
     (damaged / "model.safetensors").write_bytes((shared / "model.safetensors").read_bytes()[:-4])
-    refused(run("predict", damaged, damaged), "is damaged, or another student's")
+    refused(run("predict", damaged, damaged), "is damaged, or belongs to another student")
     (damaged / "config.json").write_text("{}")
     refused(run("predict", damaged, damaged), r"config\.json is damaged")
     with pytest.raises(ValueError, match=r"has no config\.json"):

@@ -99,7 +99,7 @@ def test_an_exported_file_and_a_package(digits_run: Path, pictures: Path, run: R
             assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-4)
     # Another student's file in its place.
     (out / "student.onnx").write_bytes((out / "student.onnx").read_bytes() + b"\n")
-    refused(run("predict", out / "student.onnx", pictures), "was made from another student, or changed since")
+    refused(run("predict", out / "student.onnx", pictures), "was exported from another student, or has changed since")
     (out / "export.json").unlink()
     refused(run("predict", out / "student.onnx", pictures), r"has no export\.json beside it")
 
@@ -115,7 +115,7 @@ def save(image: Image.Image, path: Path) -> Path:
         ("RGB", r"has 3 channels \(RGB\); the network takes 1"),
         ("LA", r"has 2 channels \(LA\), one of them alpha"),
         ("RGBA", r"has 4 channels \(RGBA\), one of them alpha"),
-        ("I;16", "its values are not of 8 bits"),
+        ("I;16", "does not have 8 bits per channel"),
     ],
 )
 def test_images_that_are_not_as_they_should_be(
@@ -137,7 +137,7 @@ def test_what_is_no_image(digits_run: Path, run: Run, tmp_path: Path) -> None:
     refused(run("predict", digits_run, tmp_path / "text.png"), r"text\.png: cannot be read as an image")
     huge = save(Image.new("L", (9500, 9500)), tmp_path / "huge.png")
     refused(run("predict", digits_run, huge), r"huge\.png: refused: .* exceeds limit")
-    refused(run("predict", digits_run, tmp_path / "nowhere.png"), r"there is no image .*nowhere\.png")
+    refused(run("predict", digits_run, tmp_path / "nowhere.png"), r"the image .*nowhere\.png does not exist")
     (tmp_path / "empty").mkdir()
     refused(run("predict", digits_run, tmp_path / "empty"), "empty has no images")
 
@@ -161,12 +161,12 @@ def test_a_folder_is_read_as_training_images_are(digits_run: Path, run: Run, tmp
     (told,) = json.loads(run("predict", digits_run, folder / names[2], "--json").out)
     assert told["image"] == str(folder / names[2])
     refused(run("predict", digits_run, folder), r"mixed/.udcfc\.png: its name is not UTF-8")
-    refused(run("predict", digits_run, folder / os.fsdecode(b"\xfe.png")), r"there is no image .*udcfe\.png")
+    refused(run("predict", digits_run, folder / os.fsdecode(b"\xfe.png")), r"the image .*udcfe\.png does not exist")
     os.mkfifo(folder / "fifo.png")
-    refused(run("predict", digits_run, folder / "fifo.png"), r"there is no image .*fifo\.png")
+    refused(run("predict", digits_run, folder / "fifo.png"), r"the image .*fifo\.png does not exist")
 
 
 def test_what_is_no_network(digits_run: Path, run: Run, tmp_path: Path, pictures: Path) -> None:
     refused(run("predict", tmp_path / "nowhere", pictures), "there is no run .*nowhere")
-    refused(run("predict", tmp_path / "nowhere.pte", pictures), r"there is no file .*nowhere\.pte")
-    refused(run("predict", digits_run / "teacher", pictures), "holds a teacher, not a student")
+    refused(run("predict", tmp_path / "nowhere.pte", pictures), r"the file .*nowhere\.pte does not exist")
+    refused(run("predict", digits_run / "teacher", pictures), "contains a teacher, not a student")

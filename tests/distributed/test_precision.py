@@ -50,5 +50,5 @@ def test_auto_is_settled_once_for_a_work_dir(tiny: Path, run: Run, monkeypatch: 
     assert precisions("new") == {FULL}
     # And auto gives what is got by saying the same.
     explicit = run("run", tiny, "precision=bf16-mixed", "--work-dir", "auto")
-    assert "made anew" not in explicit.out
+    assert "runs again" not in explicit.out
     assert "in bf16-mixed" not in explicit.out

@@ -67,9 +67,9 @@ def test_an_operator_that_a_format_does_not_have(name: str, tmp_path: Path) -> N
 
 
 def test_a_run_that_is_not_finished_or_none(digits_run: Path, run: Run, tmp_path: Path) -> None:
-    refused(run("export", tmp_path / "nowhere"), "there is no run .*nowhere")
-    refused(run("export", tmp_path), "holds no student")
-    refused(run("export", digits_run / "teacher"), "holds a teacher, not a student")
+    refused(run("export", tmp_path / "nowhere"), "nowhere does not exist; give the folder")
+    refused(run("export", tmp_path), "contains no student")
+    refused(run("export", digits_run / "teacher"), "contains a teacher, not a student")
     work = Path(shutil.copytree(digits_run, tmp_path / "work"))
     (work / STUDENT / "recipe.toml").unlink()
     refused(run("export", work), r"has no recipe\.toml", "once more")
@@ -80,14 +80,14 @@ def test_a_run_that_is_not_finished_or_none(digits_run: Path, run: Run, tmp_path
     assert not (work / STUDENT / "export").exists()
     shutil.copytree(work / STUDENT, work / "student-kd-seed0")
     (work / "summary.json").unlink()
-    refused(run("export", work), "holds several students; give one: .*factor-seed0, .*kd-seed0")
+    refused(run("export", work), "contains several students; give one: .*factor-seed0, .*kd-seed0")
 
 
 def test_a_teacher_that_was_made_anew(digits_run: Path, run: Run, tmp_path: Path) -> None:
     work = Path(shutil.copytree(digits_run, tmp_path / "work"))
     path = work / "teacher" / "stage.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"mean": [0.9]}))
-    refused(run("export", work), "the teacher in .* is another one than student-factor-seed0 learned from")
+    refused(run("export", work), "the teacher in .* is not the one that student-factor-seed0 learned from")
 
 
 def test_wrong_words(digits_run: Path, run: Run) -> None:
@@ -106,10 +106,12 @@ def test_a_missing_extra(digits_run: Path, run: Run, monkeypatch: pytest.MonkeyP
 def test_too_few_images_to_calibrate_by(digits_run: Path, run: Run) -> None:
     result = run("export", digits_run, "--format", "onnx", "--precision", "int8", "--calibration", "31")
     if find_spec("onnxruntime"):
-        refused(result, "31 images to calibrate by are too few", "at least 32, with --calibration N, of the 718")
+        refused(
+            result, "31 calibration images are too few", "at least 32 of the 718 training images, with --calibration N"
+        )
     split = Split(torch.zeros(40, 1, 2, 2, dtype=torch.uint8), torch.zeros(40, dtype=torch.int64))
     assert len(calibration(split, 256)) == 40
-    with pytest.raises(InputError, match="20 images to calibrate by are too few"):
+    with pytest.raises(InputError, match="20 calibration images are too few"):
         calibration(split.subset(torch.arange(20)), 256)
 
 
@@ -117,9 +119,11 @@ def test_too_few_images_to_calibrate_by(digits_run: Path, run: Run) -> None:
 def test_a_folder_that_holds_another_students_file(digits_run: Path, run: Run, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "export.json").write_text('{"student": {"fingerprint": "another"}}')
-    refused(run("export", digits_run, "--format", "onnx", "--out", tmp_path / "out"), "holds a file of another student")
+    refused(
+        run("export", digits_run, "--format", "onnx", "--out", tmp_path / "out"), "contains a file of another student"
+    )
     (tmp_path / "file").write_text("")
-    refused(run("export", digits_run, "--format", "onnx", "--out", tmp_path / "file"), "is no folder")
+    refused(run("export", digits_run, "--format", "onnx", "--out", tmp_path / "file"), "is not a folder")
 
 
 @pytest.mark.parametrize("ending", ["pte", "onnx"])

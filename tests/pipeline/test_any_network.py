@@ -108,7 +108,7 @@ def test_weights_of_a_zoos_network_bring_the_zoos_normalisation(run: Run, tmp_pa
     torch.save(model.state_dict(), "teacher.pth")
     result = run("run", recipe, f"teacher={{{TIMM_CNN}, weights='teacher.pth'}}", "student.epochs=1")
     assert result.code == 0, result.err
-    assert "its images are normalised by its own mean" in result.out
+    assert "its images are normalised with its own mean" in result.out
     teacher, student = (
         json.loads(Path(f"runs/any/{stage}/stage.json").read_text()) for stage in ("teacher", "student-factor-seed0")
     )
@@ -170,8 +170,8 @@ def test_a_teacher_and_a_paraphraser_from_elsewhere(tiny: Path, run: Run, finish
     teacher = "teacher={model='resnet8', args={width=8}, weights='teacher.pth'}"
     result = run("run", tiny, teacher, "paraphraser={weights='paraphraser.pth'}")
     assert result.code == 0, result.err
-    assert f"teacher  named as in mmpretrain: {len(own)} of {len(own)} tensors match" in result.out
-    assert "paraphraser  named as in the authors' paraphraser: 12 of 12 tensors match" in result.out
+    assert f"teacher  the names are those of mmpretrain: {len(own)} of {len(own)} tensors match" in result.out
+    assert "paraphraser  the names are those of the authors' paraphraser: 12 of 12 tensors match" in result.out
     for stage in ("teacher", "paraphraser"):
         taken, original = (read_weights(work / stage / "weights.safetensors") for work in (Path("runs/tiny"), finished))
         assert all(torch.equal(taken[key], original[key]) for key in original)

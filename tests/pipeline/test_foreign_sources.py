@@ -60,7 +60,7 @@ def test_names_of_others(make: Callable[[], nn.Module], rename: Callable[[str], 
     load_into(ours, adapted, PATH)
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(ours(images), theirs(images))
-    assert report[0] == f"named as in {source}: {len(state)} of {len(state)} tensors match"
+    assert report[0] == f"the names are those of {source}: {len(state)} of {len(state)} tensors match"
     assert len(report) == 1 + old
 
 
@@ -108,7 +108,9 @@ def test_paraphrasers_with_gaps_compute_the_same_as_ours(batch_norm: bool) -> No
     factor, rebuilt = theirs(feature)
     assert torch.allclose(ours.encode(feature), factor, atol=1e-6)
     assert torch.allclose(ours(feature), rebuilt, atol=1e-6)
-    assert report == ([] if batch_norm else ["named as in RepDistiller's paraphraser: 12 of 12 tensors match"])
+    assert report == (
+        [] if batch_norm else ["the names are those of RepDistiller's paraphraser: 12 of 12 tensors match"]
+    )
 
 
 def test_a_paraphraser_is_not_loaded_into_one_of_another_kind() -> None:
@@ -274,7 +276,7 @@ def test_a_number_of_numpy_among_the_weights_is_no_weight(tmp_path: Path) -> Non
 
 def test_a_file_with_two_networks_does_not_say_which(tmp_path: Path) -> None:
     torch.save({"model": STATE, "state_dict": STATE}, tmp_path / "w.pth")
-    with pytest.raises(InputError, match="hold model and state_dict"):
+    with pytest.raises(InputError, match="under several keys, model and state_dict"):
         read_foreign(tmp_path / "w.pth")
     torch.save({"model": "resnet8", "state_dict": STATE}, tmp_path / "w.pth")
     assert read_foreign(tmp_path / "w.pth").keys() == STATE.keys()

@@ -70,7 +70,7 @@ def test_a_network_named_as_elsewhere_computes_the_same(rename: Any, source: str
     load_into(ours, state, PATH)
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(ours(images), theirs(images))
-    assert report == ([f"named as in {source}: {count} of {count} tensors match"] if source else [])
+    assert report == ([f"the names are those of {source}: {count} of {count} tensors match"] if source else [])
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
@@ -82,7 +82,7 @@ def test_the_authors_paraphraser_computes_the_same_as_ours(batch_norm: bool) -> 
     factor, rebuilt = theirs(feature)
     assert torch.allclose(ours.encode(feature), factor, atol=1e-6)
     assert torch.allclose(ours(feature), rebuilt, atol=1e-6)
-    assert report[0].startswith("named as in the authors' paraphraser")
+    assert report[0].startswith("the names are those of the authors' paraphraser")
 
 
 @pytest.mark.parametrize("container", ["model", "state_dict", "net", None])
@@ -99,7 +99,7 @@ def test_what_old_files_do_not_have_is_zero_and_said() -> None:
     state = {key: value for key, value in resnet().state_dict().items() if not key.endswith("num_batches_tracked")}
     adapted, report = adapt(state, resnet())
     load_into(resnet(), adapted, PATH)
-    assert report == ["num_batches_tracked, which the file does not have, is 0 in 9 layers"]
+    assert report == ["num_batches_tracked is missing in the file and set to 0 in 9 layers"]
 
 
 @given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=12))
@@ -143,8 +143,8 @@ def test_a_teacher_and_a_paraphraser_from_elsewhere_in_a_recipe(tiny: Path, run:
     given_teacher = "teacher={model='resnet8', args={width=8}, weights='teacher.pth'}"
     result = run("run", tiny, given_teacher, "paraphraser={weights='paraphraser.pth'}")
     assert result.code == 0, result.err
-    assert f"teacher  named as in mmpretrain: {len(own)} of {len(own)} tensors match" in result.out
-    assert "paraphraser  named as in the authors' paraphraser: 12 of 12 tensors match" in result.out
+    assert f"teacher  the names are those of mmpretrain: {len(own)} of {len(own)} tensors match" in result.out
+    assert "paraphraser  the names are those of the authors' paraphraser: 12 of 12 tensors match" in result.out
     taken = read_weights(Path("runs/tiny/teacher/weights.safetensors"))
     assert all(torch.equal(taken[key], own[key]) for key in own)
     scores = run("test", tiny, "teacher.pth", given_teacher)
@@ -172,10 +172,10 @@ def carried(kind: str) -> dict[str, Any]:
     ("kind", "said"),
     [
         ("tutorial", []),
-        ("lightning", ["without 'model.', which all names begin with"]),
-        ("wrapped twice", ["without 'net.model.', which all names begin with"]),
+        ("lightning", ["the prefix 'model.' of all names is removed"]),
+        ("wrapped twice", ["the prefix 'net.model.' of all names is removed"]),
         ("averaged", ["the average of 3 models"]),
-        ("average beside", ["model is used; weights_key='model_ema' uses the average that is beside it"]),
+        ("average beside", ["model is used; weights_key='model_ema' selects the average in the same file"]),
         ("average alone", []),
     ],
 )
@@ -199,7 +199,7 @@ def test_a_key_chooses_among_several_weights(tiny: Path, run: Run, finished: Pat
         assert done.code == 0, done.err
         found = read_weights(Path("runs/tiny/teacher/weights.safetensors"))
         assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    refused(run("teacher", tiny, given.replace("KEY", ", weights_key='ema'")), "it has 'model', 'model_ema'")
+    refused(run("teacher", tiny, given.replace("KEY", ", weights_key='ema'")), "it has them under 'model', 'model_ema'")
     assert "up to date" in run("teacher", tiny, given.replace("KEY", ", weights_key='model_ema'")).out
 
 
@@ -211,11 +211,11 @@ def test_a_classifier_for_other_classes_starts_anew_where_the_network_is_trained
     torch.save({**own, **head}, "thousand.pth")
     on = run("teacher", tiny, "teacher.weights=thousand.pth", "teacher.epochs=1", "teacher.learning_rate=1e-9")
     assert on.code == 0, on.err
-    assert "its classifier, fc, is for 1000 classes; it starts anew, for 4" in on.out
+    assert "its classifier, fc, is for 1000 classes; a new one for 4 classes" in on.out
     found = read_weights(Path("runs/tiny/teacher/weights.safetensors"))
     assert torch.allclose(found["layer3.0.conv2.weight"], own["layer3.0.conv2.weight"], atol=1e-5)
     taken = run("teacher", tiny, "teacher={model='resnet8', args={width=8}, weights='thousand.pth'}")
-    refused(taken, "the classifier, fc, is for 1000 classes, the data has 4. Give epochs")
+    refused(taken, "the classifier, fc, is for 1000 classes, but the data has 4. Set epochs")
     # Another layer of another shape is no classifier.
     torch.save({**own, **head, "conv1.weight": torch.randn(8, 3, 5, 5)}, "other.pth")
     refused(run("teacher", tiny, "teacher.weights=other.pth"), r"conv1\.weight: shape \(8, 3, 5, 5\)")

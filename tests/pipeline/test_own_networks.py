@@ -52,7 +52,7 @@ def test_what_can_be_used_is_used_on_both_sides(name: str, own: Path, run: Run) 
             "in_evaluation_alone",
             r"in a training step on 2 images of size 8×8 it raises RuntimeError: shape '\[7, -1\]'",
         ),
-        ("with_a_key_error", r"it raises KeyError: 'no such\\nkey'; --debug shows where"),
+        ("with_a_key_error", r"it raises KeyError: 'no such\\nkey'; --debug shows the traceback"),
         ("more_classes", r"for 2 images and 4 classes its logits have the shape \(2, 8\)"),
         ("classes_named", r"its logits have the shape \(2,\)"),
     ],
@@ -68,7 +68,7 @@ def test_what_cannot_be_used_is_refused_before_any_training(
 
 def test_a_teacher_from_which_nothing_can_be_learned(own: Path, run: Run) -> None:
     dead = [*of("teacher", "dead"), "teacher.learning_rate=1e-9", "teacher.tap=last"]
-    refused(run("run", own, *dead), "its values at last are zero for all of the first 16 training images")
+    refused(run("run", own, *dead), "its features at last are zero for the first 16 training images")
     state = own_networks.plain(4, 3).state_dict()
     state["last.1.weight"] *= 1e30
     state["fc.weight"] *= 1e30

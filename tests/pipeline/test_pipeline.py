@@ -86,7 +86,7 @@ def test_other_images_or_another_paraphraser_make_a_stage_out_of_date(
     copied(finished, tmp_path)
     assert run("pretrain", tiny, "paraphraser.epochs=1", "--work-dir", work).code == 0
     result = run("train", tiny, "paraphraser.epochs=1", "--work-dir", work)
-    assert "made anew, its inputs differ (paraphraser: " in result.out
+    assert "runs again because its inputs changed (paraphraser: " in result.out
 
 
 def test_fresh_makes_the_named_stage_anew(finished: Path, tmp_path: Path, tiny: Path, run: Run) -> None:
@@ -139,7 +139,7 @@ def test_a_stage_killed_after_epoch_2_goes_on_to_the_same_bytes(
     assert (work / STUDENT / "last.ckpt").exists()
     resumed, through = run(*arguments, work), run(*arguments, other)
     assert (resumed.code, through.code) == (0, 0)
-    assert "goes on from" in resumed.out
+    assert "resumes from" in resumed.out
     assert resumed.out.count("epoch") < through.out.count("epoch")
     files = [folder / STUDENT / "weights.safetensors" for folder in (work, other)]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -204,7 +204,7 @@ def test_a_teacher_can_be_given(finished: Path, tmp_path: Path, tiny: Path, run:
     tiny.write_text(text)
     result = run("run", tiny)
     assert result.code == 0, result.err
-    assert "taken from" in result.out
+    assert "loaded from" in result.out
     ours, theirs = Path("runs/tiny/summary.json"), finished / "summary.json"
     figures = [json.loads(path.read_text())["teacher"]["top1"] for path in (ours, theirs)]
     assert figures[0] == figures[1]

@@ -38,7 +38,7 @@ def test_another_normalisation_of_the_same_weights_is_another_teacher(tiny: Path
     result = run("run", tiny, given, "teacher.mean=[0.9, 0.1, 0.5]", "teacher.std=[0.5, 0.1, 0.9]")
     assert result.code == 0, result.err
     for stage in ("teacher", "paraphraser", "student-factor-seed0"):
-        assert f"{stage}  made anew" in result.out
+        assert f"{stage}  runs again" in result.out
 
 
 def test_a_network_of_ones_own_is_what_its_file_says(tiny: Path, run: Run) -> None:
@@ -46,7 +46,7 @@ def test_a_network_of_ones_own_is_what_its_file_says(tiny: Path, run: Run) -> No
     method = ["student.model=changing:build", "student.args={}", "transfer.method=student"]
     assert run("run", tiny, *method).code == 0
     Path("changing.py").write_text(MINE.replace("ReLU", "Tanh"))
-    assert "student-alone-seed0  made anew" in run("run", tiny, *method).out
+    assert "student-alone-seed0  runs again" in run("run", tiny, *method).out
 
 
 @pytest.mark.parametrize(

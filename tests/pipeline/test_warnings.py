@@ -22,10 +22,10 @@ def test_what_is_told_from_guessing() -> None:
 def test_a_student_at_chance_is_called_that(command: list[str], tiny: Path, run: Run) -> None:
     result = run(command[0], tiny, *NOTHING, *command[1:])
     assert result.code == 0, result.err
-    assert "Warning: student-factor-seed0 has learnt nothing: it is right in" in result.out
+    assert "Warning: student-factor-seed0 has learned nothing: it classifies" in result.out
     assert "Warning: teacher" not in result.out
     if command[0] == "compare":
-        assert "At chance, 25.0 %: Factor Transfer, seed 0. It has learnt nothing." in result.out
+        assert "At chance, 25.0 %: Factor Transfer, seed 0. It has learned nothing." in result.out
 
 
 def test_a_student_below_its_start_is_called_that(tiny: Path, run: Run) -> None:
@@ -34,4 +34,4 @@ def test_a_student_below_its_start_is_called_that(tiny: Path, run: Run) -> None:
     assert run("teacher", tiny, "teacher.epochs=8").code == 0
     result = run("train", tiny, "teacher.epochs=8", "transfer.method=student", f"student={{{model}, {start}}}")
     assert result.code == 0, result.err
-    assert "Warning: student-alone-seed0 is worse than the weights that it began with" in result.out
+    assert "Warning: student-alone-seed0 is worse than its initial weights" in result.out

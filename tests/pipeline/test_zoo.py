@@ -54,7 +54,7 @@ def test_a_paraphraser_is_one(name: str) -> None:
     assert done is not None
     (channels,) = done.record["in_channels"].values()
     load_into(Paraphraser(channels, rate=done.record["inputs"]["paraphraser"]["rate"]), done.state(), done.weights)
-    with pytest.raises(InputError, match="holds a paraphraser"):
+    with pytest.raises(InputError, match="contains a paraphraser"):
         load_student(name)
 
 
@@ -108,13 +108,13 @@ def test_what_is_wrong_is_said(copy: Path) -> None:
     weights = copy / name / "weights.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(InputError, match="is damaged: SHA256SUMS has another"):
+    with pytest.raises(InputError, match="is damaged: its SHA-256 differs from the one in SHA256SUMS"):
         load_student(name)
     weights.unlink()
     with pytest.raises(InputError, match="is missing"):
         load_student(name)
     shutil.rmtree(copy / name)
-    with pytest.raises(InputError, match=f"too large to come with the package; to make it: {ENTRIES[name].command}"):
+    with pytest.raises(InputError, match=f"too large to come with the package; to train it: {ENTRIES[name].command}"):
         load_student(name)
 
 
@@ -122,7 +122,7 @@ def test_without_sums(copy: Path) -> None:
     sums = copy / zoo.SUMS
     lines = sums.read_text().splitlines(keepends=True)
     sums.write_text("".join(line for line in lines if not line.endswith(f"{NETWORKS[0]}/weights.safetensors\n")))
-    with pytest.raises(InputError, match="SHA256SUMS has no SHA-256 of"):
+    with pytest.raises(InputError, match="SHA256SUMS does not list the SHA-256 of"):
         load_student(NETWORKS[0])
     sums.unlink()
     with pytest.raises(InputError, match=r"cannot read .*SHA256SUMS"):
@@ -157,5 +157,5 @@ def test_a_damaged_list(copy: Path, content: str, run: Run) -> None:
 def test_a_finished_stage_is_loaded_by_its_folder(finished: Path) -> None:
     student = load_student(finished / "teacher")
     assert student(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).shape[0] == 1
-    with pytest.raises(InputError, match="holds a paraphraser"):
+    with pytest.raises(InputError, match="contains a paraphraser"):
         load_student(finished / "paraphraser")

@@ -181,7 +181,7 @@ def test_a_report_that_cannot_be_made_fails_no_training(
     result = run("run", tiny, "--work-dir", work, "--baseline")
     assert result.code == 0
     assert [line for line in result.out.splitlines() if line.startswith("Warning")] == [
-        "Warning: the report could not be made: no ink"
+        "Warning: the report could not be written: no ink"
     ]
 
 
@@ -202,7 +202,7 @@ def test_without_the_images_the_records_are_shown(work: Path, run: Run) -> None:
     recipe.write_text(recipe.read_text().replace("train = 96", "train = 144"))
     result = run("report", work)
     assert result.code == 0
-    assert "the images are others than those that the student was trained on" in result.out
+    assert "the images differ from those that the student was trained on" in result.out
     page = Page(work / "report.html")
     assert page.sections == ["networks", "curves", "provenance"]
     recipe.write_text(re.sub(r"\[data\][^[]*", '[data]\nname = "folder"\nroot = "gone"\n\n', recipe.read_text()))
@@ -212,9 +212,9 @@ def test_without_the_images_the_records_are_shown(work: Path, run: Run) -> None:
 
 
 def test_a_folder_that_is_no_work_dir_is_refused(tmp_path: Path, run: Run) -> None:
-    refused(run("report", tmp_path / "nowhere"), "there is no work dir")
+    refused(run("report", tmp_path / "nowhere"), "the work dir .* does not exist")
     (tmp_path / "photos").mkdir()
-    refused(run("report", tmp_path / "photos"), "is no work dir", r"summary\.json", "`factor-transfer run`")
+    refused(run("report", tmp_path / "photos"), "is not a work dir", r"summary\.json", "`factor-transfer run`")
 
 
 def test_what_is_not_finished_or_damaged_is_refused(work: Path, run: Run) -> None:
@@ -258,7 +258,7 @@ def test_images_that_only_the_teacher_recognises() -> None:
     student = Answers(torch.tensor([[0.0, 1], [1, 0], [1, 0], [0, 1]]), labels)  # right of the last two
     count, found = missed(teacher, student, 1)
     assert count == 2
-    assert [(one.place, one.label, one.answer) for one in found] == [(1, 1, 0)]  # of which the teacher is surer
+    assert [(one.number, one.label, one.answer) for one in found] == [(1, 1, 0)]  # of which the teacher is surer
 
 
 def test_a_chart_takes_the_pages_colours() -> None:

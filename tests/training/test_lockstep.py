@@ -76,7 +76,7 @@ def test_a_kill_leaves_each_where_it_was(
             compare("killed", "--debug")
     result = compare("killed")
     assert result.code == 0, result.err
-    assert result.out.count("goes on from") == min(killed_after, 3)
+    assert result.out.count("resumes from") == min(killed_after, 3)
     assert weights(tmp_path / "killed") == weights(tmp_path / "through")
 
 

@@ -1,1 +1,1 @@
-"""Recipes: what they may say, and how they are read."""
+"""Recipes: their settings, and how they are read from TOML."""

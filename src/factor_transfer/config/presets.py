@@ -1,8 +1,7 @@
-"""Whose settings: what the implementations of Factor Transfer do, so that anybody's figures can be reproduced.
+"""Presets: the settings of published implementations of Factor Transfer, to reproduce their results.
 
-A preset holds where a recipe says nothing; what the recipe says stands. What is *not* reproduced are faults that no
-setting should bring back: a paraphraser other than the one that was trained, a teacher that is shown images unlike
-those it was trained on.
+A preset applies where a recipe has no setting of its own. Faults of these implementations are not reproduced: using
+another paraphraser than the one that was trained, or giving the teacher images unlike those it was trained on.
 """
 
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from factor_transfer.errors import choose
 from factor_transfer.taps.stages import LAST_CONV
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The paper's, for CIFAR-10: ResNet-56 -> ResNet-20.
+    # The paper's settings for CIFAR-10: ResNet-56 -> ResNet-20.
     "authors": {
         "augment": {"crop_padding": 4, "flip": True},
         "teacher": {"epochs": 164, "schedule": "step", "milestones": [82, 123]},
@@ -32,14 +31,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "transfer": {"factor": {"beta": 1000.0}},
     },
-    # CIFAR-100, many pairs. The factor's spatial attention is compared, not the factor.
+    # CIFAR-100, many pairs. The loss compares the factors' spatial attention instead of the factors.
     "repdistiller": {
         "augment": {"crop_padding": 4, "flip": True},
         "paraphraser": {"reconstruction": "l2", "epochs": 30, "learning_rate": 0.05},
         "student": {"epochs": 240, "learning_rate": 0.05, "schedule": "step", "milestones": [150, 180, 210]},
         "transfer": {"factor": {"beta": 200.0, "attention": True, "batch_norm": True}},
     },
-    # CIFAR-10: ResNet-50 -> ResNet-18. Taps before batch norm, shortcut and activation; a very weak term.
+    # CIFAR-10: ResNet-50 -> ResNet-18. The taps precede batch norm, shortcut and activation; the term is very weak.
     "mmrazor": {
         "augment": {"crop_padding": 4, "flip": True},
         "teacher": {"tap": LAST_CONV},
@@ -58,30 +57,34 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def with_preset(document: Mapping[str, Any], preset: str) -> dict[str, Any]:
-    """A recipe's document, with the preset's values where it has none.
+    """Merge a preset into the document of a recipe, whose own values take precedence.
 
-    A network that comes with ``weights`` and says no ``epochs`` is not trained for the preset's.
+    The ``epochs`` of the preset do not apply to a network for which the recipe gives ``weights`` but no ``epochs``.
+
+    Args:
+        document: the parsed TOML document.
+        preset: the name of the preset.
 
     Raises:
-        InputError: there is no such preset.
+        InputError: if there is no such preset.
     """
-    merged = _under(document, PRESETS[choose("preset", preset, PRESETS)])
+    merged = _merge(document, PRESETS[choose("preset", preset, PRESETS)])
     for table in ("teacher", "paraphraser"):
-        own = document.get(table)
-        if isinstance(own, Mapping) and "weights" in own and "epochs" not in own:
+        section = document.get(table)
+        if isinstance(section, Mapping) and "weights" in section and "epochs" not in section:
             merged[table].pop("epochs", None)
     terms = document.get("transfer")
     if isinstance(terms, Mapping) and terms and "factor" not in terms and "method" not in terms:
-        merged["transfer"] = terms  # other terms are not joined by a factor term that no one asked for
+        merged["transfer"] = terms  # the preset does not add a factor term to other terms
     return merged
 
 
-def _under(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(upper)
-    for key, value in lower.items():
+def _merge(document: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(document)
+    for key, value in defaults.items():
         if isinstance(value, Mapping):
-            own = merged.get(key, {})
-            merged[key] = _under(own, value) if isinstance(own, Mapping) else own
+            section = merged.get(key, {})
+            merged[key] = _merge(section, value) if isinstance(section, Mapping) else section
         else:
             merged.setdefault(key, value)
     return merged

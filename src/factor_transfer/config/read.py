@@ -1,4 +1,4 @@
-"""From a TOML file and overrides to a recipe, or to one clear message; and back."""
+"""Reading a recipe from a TOML file and overrides, with one clear message about all its errors; and writing it back."""
 
 import json
 import re
@@ -17,15 +17,15 @@ from factor_transfer.errors import InputError, about, shown, suggest
 if TYPE_CHECKING:
     from factor_transfer.config.recipe import Recipe
 
-_LARGEST = 2**18  # bytes of a recipe
-_SHOWN = 8  # faults: a screen has room for so many
+_LARGEST = 2**18  # the largest size of a recipe, in bytes
+_SHOWN = 8  # the number of faults that a message lists, so that it fits on a screen
 
 
 def shipped() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
-    here = Path(__file__)
-    # Beside the package when installed, at the checkout's root when developed.
-    for folder in (here.parents[1] / "recipes", here.parents[3] / "recipes"):
+    module = Path(__file__)
+    # In the package when it is installed, at the root of the repository in a checkout.
+    for folder in (module.parents[1] / "recipes", module.parents[3] / "recipes"):
         if folder.is_dir():
             return {
                 path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))
@@ -34,23 +34,23 @@ def shipped() -> dict[str, Path]:
 
 
 def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
-    """Read a recipe.
+    """Read and validate a recipe.
 
     Args:
-        recipe: a path, or the name of a shipped one.
-        overrides: ``KEY=VALUE``, the key dotted (``student.epochs``), the value as in TOML; a string may go
-            without its quotes.
+        recipe: the path of the recipe, or the name of one that comes with the package.
+        overrides: changes to the recipe as ``KEY=VALUE``, with a dotted key (``student.epochs``) and a TOML value;
+            strings need no quotes.
 
     Raises:
-        InputError: a missing or unreadable file, an unknown key, a wrong type or value; it names each key, and the line
-            or the override that says it.
+        InputError: if the file cannot be read, or a key or value is invalid. The message names each invalid key with
+            its line or its override.
     """
     path = _find(str(recipe))
     text = _read(path)
     document = _parse(path, text)
     for override in overrides:
         _override(document, override)
-    # What a recipe is made of takes PyTorch to import: a file that is not there, or no TOML, need not wait for it.
+    # Imported here, because it imports PyTorch: a missing file or a syntax error is reported without that delay.
     from factor_transfer.config.presets import with_preset
     from factor_transfer.config.recipe import recipe_type
 
@@ -75,8 +75,8 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
 
 
 def as_toml(recipe: "Recipe") -> str:
-    """A recipe with all that it says and all that it leaves to defaults, as TOML: ``read_recipe`` reads it back."""
-    # A preset's settings are among the others by now, and must not fill in what was left out since.
+    """A recipe with all its settings, including the defaults, as TOML that ``read_recipe`` can read."""
+    # The settings of the preset are already merged, and must not replace settings that were removed since.
     document = recipe.model_dump(mode="json", exclude_none=True, exclude={"preset"})
     tables = {name: value for name, value in document.items() if isinstance(value, dict)}
     lines = [f"{name} = {_value(value)}" for name, value in document.items() if name not in tables]
@@ -86,7 +86,7 @@ def as_toml(recipe: "Recipe") -> str:
 
 
 def _value(value: Any) -> str:
-    """A value in TOML, which writes all but tables as JSON does."""
+    """A value as TOML, whose syntax is that of JSON except for tables."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{_key(key)} = {_value(inner)}" for key, inner in value.items()) + " }"
     if isinstance(value, list):
@@ -105,19 +105,20 @@ def _find(recipe: str) -> Path:
     if recipe in names:
         return names[recipe]
     raise InputError(
-        f"there is no recipe {shown(recipe)}{suggest(recipe, names)}\nGive a path, or a name of `show recipes`"
+        f"there is no recipe {shown(recipe)}{suggest(recipe, names)}\n"
+        "Give the path of a recipe, or a name that `factor-transfer show recipes` lists"
     )
 
 
 def _read(path: Path) -> str:
-    """The text of a recipe, with newlines for line breaks."""
+    r"""The text of a recipe, with ``\n`` for line breaks."""
     try:
         with path.open("rb") as file:
             content = file.read(_LARGEST + 1)
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: the name has a character that no file name can have
         raise InputError(f"cannot read recipe {path}: {getattr(error, 'strerror', error)}") from error
     if len(content) > _LARGEST:
-        raise InputError(f"recipe {path} has more than {_LARGEST:,} bytes; is it one?")
+        raise InputError(f"recipe {path} has more than {_LARGEST:,} bytes, too many for a recipe")
     try:
         return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
@@ -132,10 +133,10 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         lines = Lines(text)
         fault = str(error).replace("at end of document", f"at line {len(lines)}, the end")
         raise InputError(f"recipe {path} is not valid TOML: {fault}") from error
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists in lists in lists
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or deeply nested lists
         line = Lines(text).first_that_fails()
-        why = "is nested too deeply" if isinstance(error, RecursionError) else f"has a value that cannot be: {error}"
-        raise InputError(f"recipe {path} is not valid TOML: line {line} {why}") from error
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else f"has an invalid value: {error}"
+        raise InputError(f"recipe {path} is not valid TOML: line {line} {reason}") from error
 
 
 def _steps(override: str) -> list[str]:
@@ -150,7 +151,7 @@ def _override(document: dict[str, Any], override: str) -> None:
         value: Any = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
         value = None
-    # One value, and no line of its own after it; or else a string without its quotes, such as data.root=/a/path.
+    # A single TOML value without further lines; anything else is a string without quotes, such as data.root=/a/path.
     value = value["value"] if value is not None and len(value) == 1 else text
     table: Any = document
     for step in steps[:-1]:
@@ -161,39 +162,39 @@ def _override(document: dict[str, Any], override: str) -> None:
 
 
 class _Origin:
-    """Where what a recipe says comes from.
+    """The origin of each setting of a recipe: a line of the file, or an override.
 
     Args:
-        text: of the file.
-        overrides: of what it says.
-        merged: what comes of both, and of a preset.
+        text: the text of the file.
+        overrides: the overrides, as ``KEY=VALUE``.
+        merged: the document with the overrides, and the preset, applied.
     """
 
     def __init__(self, text: str, overrides: Sequence[str], merged: Mapping[str, Any]) -> None:
         self.lines, self.overrides, self.merged = Lines(text), overrides, merged
 
     def of(self, key: Key) -> str:
-        """A clause that goes before what is wrong with a key: the override or the line that says it."""
-        here = list(known(self.merged, key))
-        if not here:
+        """The beginning of a message about a key: the override or the line that sets it; empty if neither does."""
+        path = list(known(self.merged, key))
+        if not path:
             return ""
         for override in reversed(self.overrides):
-            if here[: len(_steps(override))] == _steps(override):
+            if path[: len(_steps(override))] == _steps(override):
                 return f"{shown(override)[1:-1]}: "
-        line = self.lines.of(here)
+        line = self.lines.of(path)
         if line is None:
-            for override in self.overrides:  # it made the table
-                if _steps(override)[: len(here)] == here:
+            for override in self.overrides:  # an override may have created the table
+                if _steps(override)[: len(path)] == path:
                     return f"{shown(override)[1:-1]}: "
-        while line is None and here:
-            line = self.lines.of(here := here[:-1])
-        return f"line {line}: " if here else ""
+        while line is None and path:
+            line = self.lines.of(path := path[:-1])
+        return f"line {line}: " if path else ""
 
 
 def _explain(error: ValidationError, kind: type[BaseModel], document: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
-    """What is at fault, one key after the other: its steps, and in words what is wrong with it and what was given."""
+    """The faults of a document: the steps to each key, and a description of what is wrong and what was given."""
     for fault in error.errors():
-        # Behind the key, pydantic says which of several types it tried.
+        # If several types are allowed, pydantic appends the type that it tried to the key.
         loc = fault["loc"] if fault["type"] == "missing" else known(document, fault["loc"])
         cause = fault["ctx"]["error"] if fault["type"] == "value_error" else None
         loc = known(document, getattr(cause, "key", ())) or loc
@@ -210,7 +211,7 @@ def _explain(error: ValidationError, kind: type[BaseModel], document: Mapping[st
 
 
 def _suggest_key(kind: type[BaseModel], table: list[str], key: str) -> str:
-    """The nearest keys of the same table, or the same key in another one."""
+    """A suggestion for an unknown key: the same key in another table, or the nearest keys of the same table."""
     elsewhere = [path for path in _keys(kind, "") if path.split(".")[-1] == key]
     if elsewhere:
         return f"; did you mean {' or '.join(repr(path) for path in elsewhere)}?"
@@ -229,7 +230,7 @@ def _keys(kind: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
-    """The model in an annotation, which may be ``Model`` or ``Model | None``."""
+    """The pydantic model in an annotation ``Model`` or ``Model | None``; ``None`` for other annotations."""
     for part in get_args(annotation) if isinstance(annotation, UnionType) else [annotation]:
         if isinstance(part, type) and issubclass(part, BaseModel):
             return part

@@ -1,6 +1,6 @@
-"""What a recipe may say: one TOML file an experiment.
+"""The schema of a recipe: one TOML file per experiment.
 
-Everything that a recipe is made of takes plain arguments; only what comes after this file sees a whole recipe.
+The packages that a recipe configures take plain arguments; only this package and those above it use whole recipes.
 """
 
 from collections import Counter
@@ -18,36 +18,38 @@ from factor_transfer.models import MODELS
 from factor_transfer.settings import FreeOptions, Options, options
 from factor_transfer.training.optim import Optimization
 
-ALONE = "student"  # the method that is no term: the student alone
+ALONE = "student"  # the method without terms: the student is trained alone
 
 Precision = Literal["32-true", "bf16-mixed"]
 AnyPrecision = Literal["auto", "32-true", "bf16-mixed"]
 
 
 class Recipe(Options):
-    """One experiment.
+    """The settings of one experiment.
 
     Attributes:
-        name: of the default work dir; the file's, if left out.
-        preset: whose settings hold where the recipe says nothing, see ``factor-transfer show presets``.
-        precision: ``"32-true"``; ``"bf16-mixed"``, bfloat16 where it is safe; or ``"auto"``, which takes bfloat16 where
-            the device computes faster in it, and what the work dir's stages were trained in where there are any.
-        teacher_precision: of the teacher where it is only looked at; that of ``precision``, if left out.
-        compile: ``"on"`` compiles training steps, which rounds otherwise and changes nothing else; ``"auto"`` does so
-            where a training is long enough for it to pay.
-        device: ``"auto"`` takes a GPU where there is one.
-        sync_batch_norm: of several processes, whether batch norm takes its statistics from all of them.
-        on_nonfinite: ``"stop"`` where a loss is not finite; or ``"skip"`` steps whose gradient is not.
-        max_skipped: so many of them in a stage.
-        checkpoint: when a training that runs is written down.
+        name: the name of the default work dir; defaults to the name of the file.
+        preset: the preset whose settings apply where the recipe has none, see ``factor-transfer show presets``.
+        precision: the precision of all trainings: ``"32-true"``; ``"bf16-mixed"``, bfloat16 where it is safe; or
+            ``"auto"``, the precision of the stages in the work dir, or else bfloat16 if the device is faster in it.
+        teacher_precision: the precision of the frozen teacher; defaults to ``precision``.
+        compile: whether to compile the training steps, which changes nothing but rounding. ``"auto"`` compiles them if
+            the training is long enough to gain from it.
+        device: the device: ``"cpu"``, ``"cuda"`` or ``"mps"``; ``"auto"`` chooses a GPU if there is one.
+        sync_batch_norm: whether batch norm computes its statistics over all processes.
+        on_nonfinite: ``"stop"`` ends a training whose loss is not finite; ``"skip"`` skips steps whose gradient is not
+            finite.
+        max_skipped: the largest number of steps that are skipped in a stage.
+        checkpoint: when checkpoints of a running training are written.
         data: the images.
-        augment: what is done to the training images at random.
-        teacher: stage 1.
-        paraphraser: stage 2; only factor transfer needs it.
-        student: stage 3.
-        cache: fixed views of the training images, and what the teacher says to them kept on disk.
-        transfer: the terms of stage 3; ``[transfer.factor]`` has the settings of ``FactorTransfer``. Its ``method``
-            says which are summed: ``"factor+kd"``; all that have a table, if left out; ``"student"`` is none.
+        augment: the random augmentation of the training images.
+        teacher: the settings of stage 1.
+        paraphraser: the settings of stage 2, which only factor transfer needs.
+        student: the settings of stage 3.
+        cache: the fixed views of the training images for which the teacher's outputs are cached on disk.
+        transfer: the terms of stage 3, one table each: ``[transfer.factor]`` has the settings of ``FactorTransfer``.
+            ``method`` selects the terms that are added, such as ``"factor+kd"``, or ``"student"`` for none; it
+            defaults to all terms that have a table.
     """
 
     name: Annotated[str, Field(pattern=r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$")]
@@ -70,22 +72,22 @@ class Recipe(Options):
 
     @property
     def models(self) -> tuple[str, str]:
-        """The names of the networks."""
+        """The names of the teacher's and the student's models."""
         return self.teacher.model, self.student.model
 
     @property
     def method(self) -> str:
-        """How the student is trained: its terms, joined by plus signs, or ``"student"``."""
+        """The method that trains the student: its terms joined by plus signs, or ``"student"`` if there are none."""
         return "+".join(self.terms) or ALONE
 
     @property
     def terms(self) -> dict[str, Options]:
-        """The settings of each term that is summed, by name."""
+        """The settings of each term of the method, by name."""
         tables: dict[str, Options | None] = {name: getattr(self.transfer, name) for name in TERMS}
-        chosen = getattr(self.transfer, "method", None)
-        if chosen is None:
+        method = getattr(self.transfer, "method", None)
+        if method is None:
             return {name: table for name, table in tables.items() if table is not None}
-        return {name: tables[name] or _defaults(type(self.transfer), name) for name in parse_method(chosen)}
+        return {name: tables[name] or _defaults(type(self.transfer), name) for name in parse_method(method)}
 
     @property
     def needs_paraphraser(self) -> bool:
@@ -93,7 +95,15 @@ class Recipe(Options):
         return any(TERMS[name].needs_paraphraser for name in self.terms)
 
     def with_method(self, method: str, seed: int | None = None) -> "Recipe":
-        """The same recipe for another method, and another seed of the student."""
+        """A copy of the recipe with another method, and optionally another seed of the student.
+
+        Args:
+            method: the method, such as ``"factor+kd"``.
+            seed: the seed of the student; ``None`` for this recipe's.
+
+        Raises:
+            InputError: if the method does not exist, or needs a paraphraser that the recipe does not have.
+        """
         transfer = self.transfer.model_copy(update={"method": method})
         seeds = {} if seed is None else {"seed": seed}
         other = self.model_copy(update={"transfer": transfer, "student": self.student.model_copy(update=seeds)})
@@ -101,11 +111,15 @@ class Recipe(Options):
         return other
 
     def check_paraphraser(self) -> None:
-        """Refuse a term that needs a paraphraser, where the recipe says nothing of one."""
+        """Check that the recipe has a paraphraser if a term needs one.
+
+        Raises:
+            InputError: if it has none.
+        """
         for name in self.terms:
             if TERMS[name].needs_paraphraser and self.paraphraser is None:
                 with about("transfer", name):
-                    raise InputError(f"the term {name} needs a paraphraser: say how to train it in [paraphraser]")
+                    raise InputError(f"the term {name} needs a paraphraser; describe its training in [paraphraser]")
 
     @model_validator(mode="after")
     def _transfers(self) -> "Recipe":
@@ -114,7 +128,7 @@ class Recipe(Options):
         if not terms and getattr(self.transfer, "method", None) is None:
             with about("transfer"):
                 raise InputError(
-                    f"[transfer] is empty; name a term, such as [transfer.{next(iter(TERMS))}], or say "
+                    f"[transfer] is empty; name a term, such as [transfer.{next(iter(TERMS))}], or set "
                     f'method = "{ALONE}"'
                 )
         self.check_paraphraser()
@@ -129,39 +143,52 @@ def needs_paraphraser(method: str) -> bool:
 def parse_method(method: str) -> list[str]:
     """The terms of a method such as ``"factor+kd"``, in the order of ``TERMS``; ``"student"`` has none.
 
+    Args:
+        method: the names of the terms, joined by plus signs.
+
     Raises:
-        InputError: an unknown term, or one that is named twice.
+        InputError: if a term does not exist or is named twice, or ``"student"`` is combined with a term.
+
+    Example:
+        >>> from factor_transfer.config.recipe import parse_method
+        >>> parse_method("kd + factor")
+        ['factor', 'kd']
     """
     if method == ALONE:
         return []
     names = [choose("method", name.strip(), [*TERMS, ALONE]) for name in method.split("+")]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice or ALONE in names:
-        raise InputError(f"method {method!r} names {twice[0] if twice else ALONE!r} {'twice' if twice else 'in a sum'}")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise InputError(f"method {method!r} names {repeated[0]!r} twice")
+    if ALONE in names:
+        raise InputError(f"method {method!r} combines {ALONE!r} with other terms; {ALONE!r} stands for no terms")
     return [name for name in TERMS if name in names]
 
 
 def _defaults(transfer: type[Options], name: str) -> Options:
-    """A term's settings where it has no table."""
+    """The default settings of a term that has no table."""
     (kind,) = [part for part in transfer.model_fields[name].annotation.__args__ if part is not type(None)]  # type: ignore[union-attr]
     return kind()
 
 
 def recipe_type(document: Mapping[str, Any]) -> type[Recipe]:
-    """``Recipe``, with the settings of the data set, the models and the terms that ``document`` names.
+    """A subclass of ``Recipe`` with the settings of the data set, models and terms that a document names.
+
+    Args:
+        document: the parsed TOML document.
 
     Raises:
-        InputError: a data set, model or term that does not exist.
+        InputError: if a data set or model does not exist.
     """
 
     def named(table: str, key: str) -> str | None:
         value = document.get(table)
         name = value.get(key) if isinstance(value, Mapping) else None
-        return name if isinstance(name, str) else None  # if it is wrong or missing, pydantic says so
+        return name if isinstance(name, str) else None  # pydantic reports a missing or invalid name
 
     def network(table: str, base: type[Network]) -> type[Options]:
         model = named(table, "model")
-        if model is not None and ":" in model:  # of a zoo, or one's own
+        if model is not None and ":" in model:  # from a model zoo, or defined by the user
             args: type[Options] = FreeOptions
         else:
             with about(table, "model"):

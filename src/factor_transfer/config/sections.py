@@ -1,4 +1,4 @@
-"""The tables of a recipe, as far as they are the same in every one."""
+"""The tables that all recipes share."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -12,18 +12,19 @@ from factor_transfer.training.optim import Optimization
 
 
 class Named(Options):
-    """``[data]``: the data set's ``name``; beside it, its own settings and those of ``open_data``."""
+    """``[data]``: the ``name`` of the data set, with the settings of that data set and those of ``open_data``."""
 
     name: str
 
 
 class Cache(Options):
-    """``[cache]``: of stages 2 and 3.
+    """``[cache]``: the factor cache of stages 2 and 3.
 
     Attributes:
-        views: crops and flips that each training image has; what the teacher says to them is worked out once, and kept
-            in the work dir. If left out, every epoch draws new ones, and the teacher is asked each time.
-        seed: the views are a function of it.
+        views: the number of fixed views (crops and flips) of each training image. The teacher's outputs for them are
+            computed once and stored in the work dir. ``None`` draws new views in every epoch and runs the teacher in
+            every step.
+        seed: the seed of the views.
     """
 
     views: Annotated[int, Ge(1), Lt(1000)] | None = None
@@ -34,11 +35,11 @@ _Interval = options("every", CheckpointInterval)
 
 
 class Checkpoint(Options):
-    """``[checkpoint]``: of all stages.
+    """``[checkpoint]``: the checkpoints of all stages.
 
     Attributes:
-        every: when a training that runs is written down.
-        requeue: whether Slurm is asked to start the job again, where SIGUSR1 has ended it.
+        every: the interval between checkpoints of a running training.
+        requeue: whether to requeue the job in Slurm after SIGUSR1 has ended it.
     """
 
     every: _Interval = Field(default_factory=_Interval)  # type: ignore[valid-type]
@@ -46,7 +47,7 @@ class Checkpoint(Options):
 
     @property
     def interval(self) -> CheckpointInterval:
-        """The interval as ``fit`` takes it."""
+        """The interval between checkpoints, as an argument of ``fit``."""
         return CheckpointInterval(**self.model_dump()["every"])
 
 
@@ -91,18 +92,18 @@ class Training(Options):
 
 
 class Network(Training):
-    """``[teacher]`` and ``[student]``.
+    """``[teacher]`` and ``[student]``: the settings of a network.
 
     Attributes:
-        model: a name, see ``factor-transfer show models``.
-        args: the model's own settings.
-        tap: the feature that is transferred, or several; the last stage's, if left out.
-        mean: of each channel, 0..1, for this network's normalisation. If left out: for weights from elsewhere, what
-            they were trained with, where that is known; else the data's.
-        std: of each channel, 0..1; likewise.
-        classes: the names of the outputs of ``weights``, in their order; they are permuted to the order of the data's
-            classes. ``"data"`` says that they are in that order, whatever names are stored with them. If left out, the
-            names that are stored with the weights, where there are any.
+        model: the name of the model, see ``factor-transfer show models``.
+        args: the settings of the model.
+        tap: the path of the module whose output is transferred, or several paths; defaults to the last stage.
+        mean: the mean of each channel, in 0..1, that normalises the network's input. It defaults to the one that the
+            given weights were trained with, if that is known, and otherwise to the data's.
+        std: the standard deviation of each channel, in 0..1, with the same defaults as ``mean``.
+        classes: the names of the outputs of ``weights``, in order; the outputs are permuted to the order of the data's
+            classes. ``"data"`` declares that they are in that order already. It defaults to the names stored with the
+            weights, if there are any.
     """
 
     model: str
@@ -114,27 +115,27 @@ class Network(Training):
 
     @property
     def taps(self) -> list[str] | None:
-        """The taps, of which there may be one."""
+        """The taps as a list; ``None`` for the default."""
         return [self.tap] if isinstance(self.tap, str) else self.tap
 
     @model_validator(mode="after")
     def _tapped(self) -> "Network":
         if self.tap == []:
-            raise ValueError("tap is empty; leave it out, and the last stage's is found")
+            raise ValueError("tap is empty; name a tap, or omit it to use the network's last stage")
         return self
 
     @model_validator(mode="after")
     def _normalizes(self) -> "Network":
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
-            raise ValueError("give both mean and std, a value a channel, or neither")
+            raise ValueError("give both mean and std, with one value per channel, or neither")
         return self
 
 
 class Student(Network):
-    """``[student]``: always trained."""
+    """``[student]``: the settings of the student, which is always trained."""
 
     @model_validator(mode="after")
     def _trained(self) -> "Student":
         if self.epochs is None:
-            raise ValueError("epochs is missing: how long to train")
+            raise ValueError("epochs is missing, the number of epochs to train the student for")
         return self

@@ -1,7 +1,7 @@
-"""On which line of a recipe a key stands.
+"""The line numbers of the keys of a TOML document, for messages about recipes.
 
-The TOML parser does not say. But the lines up to the end of a statement are TOML, too, and the first of them that hold
-a key end where it is said.
+The TOML parser does not report them. But the lines up to the end of a statement are valid TOML themselves, and the
+shortest such beginning of the document that contains a key ends with the statement that defines it.
 """
 
 import re
@@ -11,20 +11,25 @@ from typing import Any
 
 from factor_transfer.errors import shown
 
-Key = Sequence[str | int]  # the steps to it; a number is a place in a list
+Key = Sequence[str | int]  # the steps to a value: keys of tables, indices of lists
 
-_MOST_WORK = 10_000_000  # characters that are parsed for a line; a recipe of a page needs a thousandth
+_MOST_WORK = 10_000_000  # the number of characters parsed to find lines; a recipe of one page needs a thousandth of it
 
 
-class _Lost(Exception):
-    """It is too much work."""
+class _TooMuchWork(Exception):
+    """The search has parsed more than ``_MOST_WORK`` characters."""
 
 
 class Lines:
-    """The lines of a TOML document.
+    r"""The lines of a TOML document.
 
     Args:
-        text: of it; line breaks are newlines.
+        text: the document, with ``\n`` for line breaks.
+
+    Example:
+        >>> from factor_transfer.config.toml_lines import Lines
+        >>> Lines("[student]\nepochs = 3\nseed = 1").of(["student", "seed"])
+        3
     """
 
     def __init__(self, text: str) -> None:
@@ -33,14 +38,14 @@ class Lines:
         self._work = 0
 
     def of(self, path: Key) -> int | None:
-        """The line where the statement begins that says what is at ``path``, from 1.
+        """The number of the line on which the statement that defines a key begins, counted from 1.
 
         Args:
-            path: of a key. A table's is the first line that has it.
+            path: the steps to the key. The line of a table is the first one that defines a part of it.
 
         Returns:
-            ``None`` if the document has no such key, is no TOML, or holds a value of so many lines that to look for
-            another would take minutes.
+            The number of the line; ``None`` if the document has no such key, is not valid TOML, or has a value of so
+            many lines that the search would take minutes.
         """
         low, high = 1, len(self._lines)
         try:
@@ -49,7 +54,7 @@ class Lines:
             found = high
             while low <= high:
                 middle = (low + high) // 2
-                # What ends within a value is no TOML; it goes on to that value's end.
+                # Lines that end within a value are not valid TOML; the next end of a statement is used instead.
                 end = next(line for line in range(middle, found + 1) if self._upto(line) is not None)
                 if holds(self._upto(end), path):
                     found, high = end, middle - 1
@@ -57,12 +62,12 @@ class Lines:
                     low = end + 1
             while found > 1 and self._upto(found - 1) is None:
                 found -= 1
-        except _Lost:
+        except _TooMuchWork:
             return None
         return found
 
     def first_that_fails(self) -> int:
-        """The first line at which the parser raises an error that is not about TOML, but about itself."""
+        """The first line at which the parser fails because of a limit of its own, not because of a syntax error."""
         low, high = 1, len(self._lines)
         while low < high:
             middle = (low + high) // 2
@@ -81,12 +86,12 @@ class Lines:
         return "\n".join(self._lines[:count]) + "\n"
 
     def _upto(self, count: int) -> Any:
-        """What the first lines say; ``None`` if they are no TOML."""
+        """The document in the first ``count`` lines; ``None`` if they are not valid TOML."""
         if count not in self._parsed:
             text = self._text(count)
             self._work += len(text)
             if self._work > _MOST_WORK:
-                raise _Lost
+                raise _TooMuchWork
             try:
                 self._parsed[count] = tomllib.loads(text)
             except (ValueError, RecursionError):
@@ -95,12 +100,12 @@ class Lines:
 
 
 def holds(document: Any, path: Key) -> bool:
-    """Whether a document has something at ``path``."""
+    """Whether a document has a value at ``path``."""
     return len(known(document, path)) == len(path)
 
 
 def known(document: Any, path: Key) -> Key:
-    """As much of ``path`` as a document has."""
+    """The longest beginning of ``path`` that a document has."""
     for count, step in enumerate(path):
         if not isinstance(document, dict | list):
             return path[:count]
@@ -113,5 +118,5 @@ def known(document: Any, path: Key) -> Key:
 
 
 def key_text(key: Key) -> str:
-    """A key as a message names it: dotted, with quotes where TOML has them."""
+    """A key as messages show it: dotted, with quotes where TOML needs them."""
     return ".".join(str(step) if re.fullmatch(r"[\w-]+", str(step), re.ASCII) else shown(step) for step in key)

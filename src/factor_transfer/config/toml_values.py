@@ -1,4 +1,4 @@
-"""Values that TOML, or its parser, allows and that no setting can have, whatever its name."""
+"""Values that the TOML parser accepts, but no setting of a recipe can have."""
 
 import math
 from collections.abc import Mapping
@@ -7,30 +7,33 @@ from typing import Any
 from factor_transfer.config.toml_lines import Key, key_text
 from factor_transfer.errors import InputError, shown
 
-_DEEPEST = 16  # tables within tables; a recipe has four
+_DEEPEST = 16  # the deepest nesting of tables; a recipe needs four levels
 
 
 def check_values(document: Mapping[str, Any]) -> None:
-    """Refuse integers of more than 64 bits, numbers that are not finite, character 0, and tables nested deeply.
+    r"""Reject integers of more than 64 bits, numbers that are not finite, strings with ``\0``, and very deep nesting.
+
+    Args:
+        document: the parsed TOML document.
 
     Raises:
-        InputError: it names the key.
+        InputError: if there is such a value; the message names its key.
     """
-    left: list[tuple[Key, Any]] = [((), document)]
-    while left:
-        key, value = left.pop()
+    pending: list[tuple[Key, Any]] = [((), document)]
+    while pending:
+        key, value = pending.pop()
         fault = None
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             fault = f"an integer should be less than 2**63 in size, got {shown(value)}"
         elif isinstance(value, float) and not math.isfinite(value):
             fault = f"a number should be finite, got {value}"
-        elif isinstance(value, str) and "\0" in value:  # the end of a file's name, to the system
+        elif isinstance(value, str) and "\0" in value:  # to the operating system, it would end a file's name
             fault = f"a string should not contain the character 0, got {shown(value)}"
         elif isinstance(value, dict | list) and len(key) > _DEEPEST:
-            fault = "this is nested too deeply"
+            fault = "the tables are nested too deeply"
         if fault:
-            refusal = InputError(f"{key_text(key)}: {fault}")
-            refusal.key = tuple(key)
-            raise refusal
+            error = InputError(f"{key_text(key)}: {fault}")
+            error.key = tuple(key)
+            raise error
         inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        left += [((*key, step), part) for step, part in inner]
+        pending += [((*key, step), part) for step, part in inner]

@@ -1,4 +1,4 @@
-"""Data sets: real images, split into training, validation and test."""
+"""Data sets: labelled images, split into training, validation and test."""
 
 from factor_transfer.data.augment import Augment
 from factor_transfer.data.batches import Batch, Batches, in_order

@@ -1,4 +1,4 @@
-"""Random crop and flip, a whole batch at a time."""
+"""Random crops and flips of whole batches."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,25 +11,33 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """What is done at random to the training images.
+    """The random augmentation of the training images.
 
     Attributes:
-        crop_padding: pixels of black put around an image before a window of its own size is cut out at a
-            random place. 4 is usual for 32 x 32 images (He et al. 2016).
-        flip: mirror left and right, with probability one half.
+        crop_padding: the width of the black border, in pixels, that is added to an image before a window of the image's
+            size is cropped at a random position. 4 is usual for 32×32 images (He et al. 2016).
+        flip: whether to flip images horizontally with probability 1/2.
+
+    Example:
+        >>> import torch
+        >>> from factor_transfer.data import Augment
+        >>> augment = Augment(crop_padding=4, flip=True)
+        >>> draws = augment.draw(2, torch.Generator().manual_seed(0))
+        >>> augment.apply(torch.zeros(2, 3, 32, 32), draws).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     crop_padding: Annotated[int, Ge(0), Le(1024)] = 0
     flip: bool = False
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """The random part for ``count`` images: int64 (count, 3), rows of (top, left, flipped)."""
+        """Draw the random numbers for ``count`` images: int64 (count, 3), with rows (top, left, flipped)."""
         offsets = torch.randint(0, 2 * self.crop_padding + 1, (count, 2), generator=generator)
         flipped = torch.randint(0, 2, (count, 1), generator=generator)
         return torch.cat([offsets, flipped * self.flip], dim=1)
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Crop and flip ``images`` (B, C, H, W) as ``draws`` (B, 3) says; same shape, type and device."""
+        """Crop and flip ``images`` (B, C, H, W) according to ``draws`` (B, 3), preserving shape, dtype and device."""
         if not self.crop_padding and not self.flip:
             return images
         height, width = images.shape[-2:]
@@ -39,6 +47,6 @@ class Augment:
         columns = torch.where(flipped[:, None].bool(), columns.flip(1), columns) + left[:, None]  # (B, W)
         padded = F.pad(images, [self.crop_padding] * 4)
         batch = torch.arange(len(images), device=images.device)
-        # One gather; the channels come last in it because the indexed axes are not adjacent.
+        # A single gather; the channels are last in its result because the indexed axes are not adjacent.
         cropped = padded[batch[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
         return cropped.permute(0, 3, 1, 2)

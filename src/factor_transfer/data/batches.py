@@ -16,13 +16,13 @@ from factor_transfer.errors import InputError
 
 
 class Batch(NamedTuple):
-    """Images to learn from.
+    """A batch of images.
 
     Attributes:
-        images: (B, C, H, W), uint8 as they come from ``Batches``.
-        labels: int64 (B,).
-        indices: int64 (B,): which of the split's images they are; for what remembers something of each image.
-        views: int64 (B,): which of its fixed views each image is, where there are such, see ``Views``.
+        images: the images, (B, C, H, W), uint8 in 0..255 if they come from ``Batches``.
+        labels: the labels, int64 (B,).
+        indices: the indices of the images in their split, int64 (B,), for methods that store something per image.
+        views: the index of the fixed view of each image, int64 (B,), see ``Views``; ``None`` if there are none.
     """
 
     images: Tensor
@@ -34,26 +34,33 @@ class Batch(NamedTuple):
 class Batches:
     """Shuffled, augmented batches of training images.
 
-    A run that is resumed at any epoch walks the same path, since nothing depends on earlier epochs.
-    A last batch of a single image is left out: it has no statistics for batch norm to use.
+    An epoch does not depend on earlier epochs, so a resumed training uses the same batches as an uninterrupted one.
+    A last batch of a single image is dropped, since batch norm cannot compute statistics from it.
 
     Args:
         split: the training images.
-        batch_size: images a step.
-        seed: of order and augmentation.
-        augment: what is done to the images; ``None`` leaves them as they are.
-        device: where batches are made. A split in memory is moved there once; images on the disk are decoded ahead
-            by other processes, for one epoch at a time.
-        views: fixed views, which an image is seen in one after the other, epoch by epoch; ``None`` draws new ones.
-        rank: of several processes that share each batch, which one this is, 0...
-        world: how many they are. Which images make a batch, and in what order, does not depend on it.
+        batch_size: the number of images per step, over all processes.
+        seed: the seed of the order and the augmentation.
+        augment: the random augmentation; ``None`` leaves the images unchanged.
+        device: the device of the batches. Images in memory are moved there once; images on disk are decoded ahead of
+            their use by other processes.
+        views: the fixed views of the images, of which each epoch uses the next one; ``None`` draws new random numbers.
+        rank: the rank of this process among those that share each batch, in 0..world-1.
+        world: the number of processes that share each batch. The images of a batch, and their order, do not depend on
+            it.
 
     Attributes:
-        waited: seconds that were spent so far, in this epoch, until its images were there, before crop and flip. What a
-            GPU still has to do meanwhile is not taken off.
+        waited: the time spent waiting for the images of the current epoch, in seconds, without crops and flips. It
+            includes time in which a GPU was still busy.
 
     Raises:
         InputError: if the batch is larger than the training set, or cannot be divided among the processes.
+
+    Example:
+        >>> from factor_transfer.data import Batches, open_data
+        >>> batches = Batches(open_data("digits").train, batch_size=128, seed=0)
+        >>> len(batches), next(batches.epoch(0)).images.shape
+        (7, torch.Size([128, 1, 8, 8]))
     """
 
     def __init__(
@@ -92,30 +99,31 @@ class Batches:
         return full + (rest > 1)
 
     def size(self, step: int) -> int:
-        """Images of a step 0.. in all processes."""
+        """The number of images in a step, counted from 0, over all processes."""
         return min(self.batch_size, len(self.labels) - step * self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, on the device; of several processes, this one's part of each.
+        """The batches of one epoch on the device, or this process's part of each.
 
-        Of a last batch with fewer than two images for each process, every process gets all.
+        If a last batch has fewer than two images per process, every process gets the whole batch.
 
         Args:
-            epoch: 0...
-            start: the step to begin with.
+            epoch: the epoch, counted from 0.
+            start: the step to start from, counted from 0.
         """
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
         order = torch.randperm(len(self.labels), generator=generator)
-        which = None
+        views = None
         if self.views is None:
             draws = self.augment.draw(len(self.labels), generator).to(self.device)
         else:
-            # In turn, each image from a view of its own: none comes again before all have been seen.
+            # Each image starts with a random view and cycles through all of them, so none is repeated before all are
+            # used.
             first = torch.randint(
                 self.views.count, (len(order),), generator=torch.Generator().manual_seed(epoch_seed(self.seed))
             )
-            which = (first[order] + epoch) % self.views.count
-            draws, which = self.views.draws[which, order].to(self.device), which.to(self.device)
+            views = (first[order] + epoch) % self.views.count
+            draws, views = self.views.draws[views, order].to(self.device), views.to(self.device)
         order = order.to(self.device)
         windows = [self._window(step) for step in range(start, len(self))]
         images = self._read([order[window] for window in windows])
@@ -124,18 +132,18 @@ class Batches:
             began = time.perf_counter()
             raw = next(images)
             self.waited += time.perf_counter() - began
-            augmented, chosen = self.augment.apply(raw, draws[window]), order[window]
-            yield Batch(augmented, self.labels[chosen], chosen, None if which is None else which[window])
+            augmented, indices = self.augment.apply(raw, draws[window]), order[window]
+            yield Batch(augmented, self.labels[indices], indices, None if views is None else views[window])
 
     def _window(self, step: int) -> slice:
-        """Which places of an epoch's order this process has in a step."""
+        """The part of an epoch's order that this process uses in a step."""
         begin, size = step * self.batch_size, self.size(step)
         if size < 2 * self.world:
             return slice(begin, begin + size)
         return slice(begin + size * self.rank // self.world, begin + size * (self.rank + 1) // self.world)
 
     def _read(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images of each batch, as they are."""
+        """The images of each batch, without augmentation."""
         if isinstance(self.images, Tensor):
             return map(self.images.__getitem__, parts)
         return self.images.batches(parts)
@@ -144,10 +152,17 @@ class Batches:
 def in_order(
     split: Split, batch_size: int, device: torch.device | str = "cpu", rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
-    """Every image of ``split`` once, in its order, not augmented: for evaluation.
+    """The batches of a split for evaluation: every image once, in order, without augmentation.
 
-    Of several processes each gets every ``world``-th batch, from the ``rank``-th on. Batches are the same for any
-    number of them, and so is what a network says to each.
+    Among several processes, each gets every ``world``-th batch, starting with the ``rank``-th. The batches, and so the
+    outputs of a network, do not depend on the number of processes.
+
+    Args:
+        split: the images.
+        batch_size: the number of images per batch.
+        device: the device of the batches.
+        rank: the rank of this process, in 0..world-1.
+        world: the number of processes.
     """
     parts = torch.arange(len(split)).split(batch_size)[rank::world]
     images: Iterable[Tensor]

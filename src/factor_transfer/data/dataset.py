@@ -1,4 +1,4 @@
-"""A data set, opened: training, validation and test images, and their statistics."""
+"""Opening a data set: training, validation and test images, and their statistics."""
 
 import hashlib
 from collections.abc import Callable
@@ -19,11 +19,11 @@ from factor_transfer.data.split import Origin, Source, Split, stratified
 from factor_transfer.errors import InputError, choose
 from factor_transfer.settings import settings
 
-# So many images on the disk, evenly spaced over the split, are what mean and standard deviation are measured on: to
-# read all of them would take as long as an epoch.
+# The number of images, evenly spaced over the split, that mean and standard deviation are measured on if the images are
+# on disk: reading all of them would take as long as an epoch.
 STATISTICS_IMAGES = 4096
 
-# A data set is a function; its arguments are what a recipe's [data] table may say of it.
+# Each data set is a function, whose keyword arguments are its settings in the [data] table of a recipe.
 DATASETS: dict[str, Callable[..., Source]] = {
     "digits": load_digits,
     "cifar10": load_cifar10,
@@ -40,15 +40,16 @@ class Data:
     """A data set, ready for training.
 
     Attributes:
-        classes: names, in the order of the labels.
-        train: what gradients come from.
-        validation: chooses epochs and settings; of files of its own, or cut from the training images. May be empty.
-        test: the test images, read when it is first called. For evaluation alone.
-        mean: of each channel, 0..1, for normalisation.
-        std: of each channel, 0..1.
-        test_is_cut: see ``Source``.
-        name: of the data set, see ``DATASETS``.
-        origin: where the images of each split come from.
+        classes: the names of the classes, in the order of the labels.
+        train: the training images.
+        validation: the images that select epochs and settings: a split of the data set's own, or a part of its
+            training images. May be empty.
+        test: a function that returns the test images, which are read when it is first called. Only for evaluation.
+        mean: the mean of each channel, in 0..1, for normalisation.
+        std: the standard deviation of each channel, in 0..1.
+        test_is_cut: whether the test images are a part of the same files as the training images, see ``Source``.
+        name: the name of the data set, see ``DATASETS``.
+        origin: a description of where the images of each split come from.
     """
 
     classes: tuple[str, ...]
@@ -63,14 +64,14 @@ class Data:
 
     @property
     def channels(self) -> int:
-        """Channels of an image."""
+        """The number of channels of an image."""
         return self.train.images.shape[1]
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that training sees: classes, images and labels of both splits.
+        """The SHA-256 of the classes, and of the images and labels of the training and validation splits.
 
-        Images on the disk are known by what the disk says of their files, see ``StoredImages.fingerprint``.
+        Images on disk are identified by the metadata of their files, see ``StoredImages.fingerprint``.
         """
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for split in (self.train, self.validation):
@@ -81,10 +82,10 @@ class Data:
         return digest.hexdigest()
 
     def check_unchanged(self) -> None:
-        """See that images on the disk are still those that were opened.
+        """Check that images on disk have not changed since their fingerprint was computed.
 
         Raises:
-            InputError: a file is missing or another one.
+            InputError: if a file is missing or has changed.
         """
         for split in (self.train, self.validation):
             if not isinstance(split.images, Tensor):
@@ -101,22 +102,28 @@ def open_data(
     std: list[float] | None = None,
     **options: Any,
 ) -> Data:
-    """Open a data set and, where it has no validation split, cut one from its training images.
+    """Open a data set, and split off a part of its training images if it has no validation split.
 
     Args:
-        name: one of ``DATASETS``.
-        validation: the share of the training images that is kept for validation, 0..1; stratified. Not used where the
-            data set has a validation split of its own, such as a folder ``val``.
-        limit: use only so many of the training images; stratified.
-        split_seed: of the random splits. It is apart from the seeds of training, so that runs of several
-            seeds share their validation images.
-        mean: of each channel, 0..1; measured on the training images if left out, on ``STATISTICS_IMAGES`` of them if
-            they are on the disk.
-        std: of each channel, 0..1; likewise.
-        options: the data set's own keyword arguments, such as ``root``.
+        name: the name of the data set, one of ``DATASETS``.
+        validation: the fraction of the training images that is used for validation, in 0..1, stratified by class. It
+            has no effect if the data set has its own validation split, such as a folder ``val``.
+        limit: the number of training images to use, stratified by class; ``None`` uses all.
+        split_seed: the seed of the random splits. It is separate from the seeds of training, so that runs with
+            different seeds share their validation images.
+        mean: the mean of each channel, in 0..1. It is measured on the training images if it is ``None``, on
+            ``STATISTICS_IMAGES`` of them if they are on disk.
+        std: the standard deviation of each channel, in 0..1, measured like ``mean`` if it is ``None``.
+        options: the keyword arguments of the data set, such as ``root``.
 
     Raises:
-        InputError: unknown name, missing or damaged files, or an empty split.
+        InputError: if there is no data set of this name, files are missing or damaged, or a split is empty.
+
+    Example:
+        >>> from factor_transfer.data import open_data
+        >>> data = open_data("digits", validation=0.1)
+        >>> data.train.images.shape, len(data.validation)
+        (torch.Size([808, 1, 8, 8]), 90)
     """
     opener = DATASETS[choose("data set", name, DATASETS)]
     if "split_seed" in settings(opener):
@@ -127,25 +134,25 @@ def open_data(
         origin = replace(origin, train=_joined(origin.train, f"data.limit: {limit:,} of {len(train):,}"))
         train = train.subset(stratified(train.labels, limit, split_seed)[0])
     if source.validation is not None:
-        held = source.validation
-        origin = replace(origin, validation=_joined(origin.validation, f"in place of data.validation = {validation:g}"))
+        validation_split = source.validation
+        origin = replace(origin, validation=_joined(origin.validation, f"instead of data.validation = {validation:g}"))
     else:
-        held_out, kept = stratified(train.labels, round(validation * len(train)), split_seed)
-        train, held = train.subset(kept), train.subset(held_out)
+        held_out, remaining = stratified(train.labels, round(validation * len(train)), split_seed)
+        train, validation_split = train.subset(remaining), train.subset(held_out)
         origin = replace(origin, validation=f"{100 * validation:.3g} % of the training images")
     if not len(train):
-        raise InputError("no training images are left; give a smaller data.validation or a larger data.limit")
+        raise InputError("no training images are left; choose a smaller data.validation or a larger data.limit")
     if len(source.classes) < 2:
-        raise InputError(f"there is one class only, {source.classes[0]!r}; a classifier needs two or more")
+        raise InputError(f"there is only one class, {source.classes[0]!r}; a classifier needs at least two")
     lost = set(source.train.labels.tolist()) - set(train.labels.tolist())
     if lost:
         raise InputError(
-            f"no training image is left of class {source.classes[min(lost)]!r}; give a smaller data.validation or a "
+            f"no training image of class {source.classes[min(lost)]!r} is left; choose a smaller data.validation or a "
             "larger data.limit"
         )
     mean_std = _statistics(train, mean, std)
-    test = cache(source.test)  # opened once, however many experiments share these images
-    return Data(source.classes, train, held, test, *mean_std, source.test_is_cut, name, origin)
+    test = cache(source.test)  # experiments that share the data share the test images
+    return Data(source.classes, train, validation_split, test, *mean_std, source.test_is_cut, name, origin)
 
 
 def _joined(*parts: str) -> str:
@@ -155,15 +162,16 @@ def _joined(*parts: str) -> str:
 def _statistics(
     split: Split, mean: list[float] | None, std: list[float] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel: as given, measured if not."""
+    """The mean and standard deviation of each channel: the given ones, or else measured."""
     channels = split.images.shape[1]
     for key, given in (("mean", mean), ("std", std)):
         if given is not None and len(given) != channels:
             raise InputError(
-                f"data.{key} has {len(given)} values, the images have {channels} channels: give one a channel"
+                f"data.{key} has {len(given)} values, but the images have {channels} channels; give one value per "
+                "channel"
             )
     if std is not None and min(std) <= 0:
-        raise InputError(f"data.std must be above 0, got {std}")
+        raise InputError(f"data.std must be greater than 0, got {std}")
     if mean is not None and std is not None:
         return tuple(mean), tuple(std)
     measured_mean, measured_std = _measure(split)
@@ -171,12 +179,12 @@ def _statistics(
 
 
 def _measure(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, 0..1, exact: from a histogram of the 256 values."""
+    """The exact mean and standard deviation of each channel, in 0..1, from a histogram of the 256 values."""
     total = len(split)
-    looked = total if isinstance(split.images, Tensor) else min(total, STATISTICS_IMAGES)
+    measured = total if isinstance(split.images, Tensor) else min(total, STATISTICS_IMAGES)
     histogram = torch.zeros(split.images.shape[1], 256, dtype=torch.int64)
-    for chosen in (torch.arange(looked) * total // looked).split(256):
-        for counts, channel in zip(histogram, split.images[chosen].unbind(1), strict=True):
+    for indices in (torch.arange(measured) * total // measured).split(256):
+        for counts, channel in zip(histogram, split.images[indices].unbind(1), strict=True):
             counts += channel.flatten().bincount(minlength=256)
     means, deviations = [], []
     for counts in histogram.double():
@@ -184,6 +192,6 @@ def _measure(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
         mean = (counts * values).sum() / counts.sum()
         variance = (counts * (values - mean) ** 2).sum() / counts.sum()
         means.append(round(mean.item(), 6))
-        # A constant channel carries nothing; dividing it by one leaves it so.
+        # A constant channel is divided by 1 instead of 0.
         deviations.append(round(variance.sqrt().item(), 6) or 1.0)
     return tuple(means), tuple(deviations)

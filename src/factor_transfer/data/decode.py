@@ -1,4 +1,4 @@
-"""One image, from its file to its pixels."""
+"""Decoding of an image file into pixels."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,8 +9,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from factor_transfer.errors import InputError
 from factor_transfer.files import open_regular
 
-# The formats that are read, and the endings of their files. Each says what it is in its first bytes, and is decoded by
-# pillow itself or a library that it comes with; no other program is called, as it is for PostScript.
+# The formats that are read, and the endings of their files. Each is recognised by its first bytes, and decoded by
+# pillow or a library that is part of it. Formats that need another program, such as PostScript, are left out.
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
@@ -21,51 +21,52 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
 }
-if "avif" in features.modules and features.check("avif"):  # since pillow 11.3
+if "avif" in features.modules and features.check("avif"):  # available since pillow 11.3
     FORMATS["AVIF"] = (".avif",)
 ENDINGS = frozenset(ending for endings in FORMATS.values() for ending in endings)
 
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 
 
-# What is as it should be, where nothing may be converted. A palette's colours are colours.
-_AS_IT_IS = {1: {"L", "1"}, 3: {"RGB", "P"}}
+# The modes that need no conversion, by the number of channels. A palette ("P") consists of colours.
+_UNCONVERTED = {1: {"L", "1"}, 3: {"RGB", "P"}}
 
 
 def decode(path: Path, size: int | None, channels: Literal[1, 3], convert: bool = True) -> np.ndarray:
-    """Read one image, of any of ``FORMATS``; its content says of which, not its name.
+    """Read one image in any of ``FORMATS``, which is recognised by the content of the file, not by its name.
 
-    It is turned as its EXIF data say, and loses its transparency. Of several frames or pages, the first is read.
+    The image is rotated according to its EXIF data, and its transparency is removed. Only the first of several frames
+    or pages is read.
 
     Args:
-        path: the file.
-        size: scale the image so that its shorter side has this many pixels, and keep the size×size pixels at its
-            centre; ``None`` leaves it as large as it is.
-        channels: 3 for colour, 1 for grey.
-        convert: whether an image of other channels, or with transparency, is converted, or refused.
+        path: the image file.
+        size: the number of pixels that the shorter side is scaled to (bilinear), before the size×size pixels at the
+            centre are cropped; ``None`` keeps the size of the image.
+        channels: the number of channels: 3 for colour, 1 for grey.
+        convert: whether to convert an image with other channels or with transparency; it is an error otherwise.
 
     Returns:
-        uint8 (H, W, C).
+        The pixels, uint8 (H, W, C).
 
     Raises:
-        InputError: the file is missing, damaged, too large, not of 8 bits a channel, or not as it should be; or what is
-            there is no regular file.
+        InputError: if the file is missing, damaged, too large or not a regular file, or has other than 8 bits per
+            channel, or would need a conversion that ``convert`` does not allow.
     """
     try:
-        # Opening reads the header alone, and refuses what has twice the pixels that pillow warns at.
+        # Opening reads only the header, and fails for images with twice the number of pixels that pillow warns at.
         with open_regular(path) as content, Image.open(content, formats=tuple(FORMATS)) as file:
             if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:
                 raise InputError(f"{path}: refused, {file.width}×{file.height} pixels are too many")
             if file.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in file.tile):
-                raise InputError(f"{path}: its values are not of 8 bits (mode {file.mode}); convert it first")
+                raise InputError(f"{path}: does not have 8 bits per channel (mode {file.mode}); convert it first")
             if not convert:
-                _refuse_others(path, file, channels)
+                _check_mode(path, file, channels)
             image: Image.Image = ImageOps.exif_transpose(file)
-            if "transparency" in image.info:  # a palette's transparent colours, which only RGBA can hold
+            if "transparency" in image.info:  # transparent colours of a palette, which only RGBA can represent
                 image = image.convert("RGBA")
             image = image.convert(_MODES[channels])
             if size is not None:
-                # Scaling the centre alone gives what a crop afterwards would, to half a pixel, for less work.
+                # Scaling only the centre is less work than cropping afterwards, and differs by at most half a pixel.
                 side = min(image.size)
                 left, top = (image.width - side) / 2, (image.height - side) / 2
                 square = (left, top, left + side, top + side)
@@ -79,19 +80,19 @@ def decode(path: Path, size: int | None, channels: Literal[1, 3], convert: bool 
         raise InputError(
             f"{path}: cannot be read as an image: it is damaged, or in none of these formats: {', '.join(FORMATS)}"
         ) from error
-    # What a damaged image raises depends on its format and on where the damage is.
+    # The type of the error for a damaged image depends on its format and on the damage.
     except Exception as error:
         raise InputError(f"{path}: cannot be read as an image: {error}") from error
 
 
-def _refuse_others(path: Path, file: Image.Image, channels: int) -> None:
-    """Refuse an image of other channels, or with an alpha channel."""
+def _check_mode(path: Path, file: Image.Image, channels: int) -> None:
+    """Raise an error for an image with other channels or with transparency."""
     transparent = file.has_transparency_data
-    if file.mode in _AS_IT_IS[channels] and not transparent:
+    if file.mode in _UNCONVERTED[channels] and not transparent:
         return
     has = f"{len(file.getbands())} {'channels' if file.getbands()[1:] else 'channel'} ({file.mode})"
     alpha = ", one of them alpha" if transparent and file.mode != "P" else ", with transparency" if transparent else ""
     raise InputError(
-        f"{path}: has {has}{alpha}; the network takes {channels}. Convert it first, or add --convert, which does "
-        "what is done to training images"
+        f"{path}: has {has}{alpha}, but the network takes {channels}. Convert it first, or add --convert to convert it "
+        "like the training images"
     )

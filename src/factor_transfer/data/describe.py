@@ -1,17 +1,20 @@
-"""What a data set was found to be, in one line."""
+"""The description of a data set in one line."""
 
 from factor_transfer.data.dataset import Data
 from factor_transfer.errors import printable
 
-_CLASSES = 5  # whose names are said
-_LONGEST = 30  # characters of a name
+_CLASSES = 5  # the number of classes that are named
+_LONGEST = 30  # the longest name of a class, in characters
 
 
 def describe(data: Data) -> str:
-    """The data set in one line, for a person to compare with what they meant.
+    """The description of a data set in one line, for comparison with what was intended.
 
-    It says the classes, how many and the first names; how many images each split has, and where they come from; the
-    size and the channels of the images; and what was passed over, and why. Names from the disk are escaped.
+    It contains the number of classes and their first names; the number and the origin of the images of each split; the
+    size and the channels of the images; and what was skipped, and why. Names from the disk are escaped.
+
+    Args:
+        data: the data set.
     """
     origin, (channels, height, width) = data.origin, data.train.images.shape[1:]
     names = [_short(name) for name in data.classes[:_CLASSES]] + ["…"] * (len(data.classes) > _CLASSES)
@@ -26,8 +29,8 @@ def describe(data: Data) -> str:
         ),
         f"{width}×{height} pixels, {channels} {'channel' if channels == 1 else 'channels'}",
     ]
-    if origin.passed_over:
-        parts.append(f"passed over: {origin.passed_over}")
+    if origin.skipped:
+        parts.append(f"skipped: {origin.skipped}")
     place = f" in {printable(origin.place)}" if origin.place else ""
     return f"{data.name}{place}: {'; '.join(parts)}"
 

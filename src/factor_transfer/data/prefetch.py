@@ -1,4 +1,4 @@
-"""Stored images, decoded in other processes while training goes on."""
+"""Decoding of stored images in worker processes, ahead of their use in training."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -16,12 +16,11 @@ from factor_transfer.errors import InputError
 class ReadAhead:
     """Batches of stored images, decoded by worker processes ahead of their use.
 
-    The processes are started when the first batch is asked for, and end with this object. One epoch is walked at a
-    time.
+    The workers start with the first batch and end with this object. Only one epoch can be read at a time.
 
     Args:
-        images: on disk; they say how many workers there are. With none, this process decodes.
-        device: where batches go.
+        images: the images on disk, with the number of workers. If it is 0, this process decodes them.
+        device: the device of the batches.
     """
 
     def __init__(self, images: StoredImages, device: torch.device | str = "cpu") -> None:
@@ -30,12 +29,15 @@ class ReadAhead:
         self._loader: DataLoader[Tensor | InputError] | None = None
 
     def batches(self, order: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images at each of ``order`` (int64, (B,)), in that order, uint8 (B, C, H, W), on the device.
+        """The batches of the given images, uint8 (B, C, H, W), on the device.
+
+        Args:
+            order: the indices of the images of each batch, int64 (B,).
 
         Raises:
-            InputError: an image is missing, damaged or of another size, or a worker has died.
+            InputError: if an image is missing, damaged or of another size, or a worker was killed.
         """
-        self._order[:] = [chosen.cpu().numpy() for chosen in order]
+        self._order[:] = [indices.cpu().numpy() for indices in order]
         try:
             for images in self._start():
                 if isinstance(images, InputError):
@@ -46,12 +48,12 @@ class ReadAhead:
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise InputError(
-                "a process that decodes images was ended from outside, as happens where memory, or shared memory "
-                "(/dev/shm), is short; fewer data.workers or a smaller batch_size need less, data.workers=0 needs none"
+                "a worker process that decodes images was killed, probably because memory or shared memory (/dev/shm) "
+                "ran out; reduce data.workers or batch_size, or set data.workers=0 to use no worker processes"
             ) from error
 
     def _start(self) -> Iterator[Tensor | InputError]:
-        """The loader on its way through ``_order``; its workers remain from one epoch to the next."""
+        """Start loading the batches in ``_order``; the workers persist from one epoch to the next."""
         if self._loader is None:
             self._loader = self._open()
         with starting_workers():
@@ -62,7 +64,7 @@ class ReadAhead:
         workers = {
             "multiprocessing_context": worker_context(__name__),
             "persistent_workers": True,
-            "worker_init_fn": _settle,
+            "worker_init_fn": _initialize_worker,
         }
         return DataLoader(
             _Decoding(images, threads=1 if images.workers else None),
@@ -70,14 +72,14 @@ class ReadAhead:
             sampler=self._order,
             num_workers=images.workers,
             pin_memory=self._device.type == "cuda",
-            # Else it would draw from the generator of dropout and its like, and change what is trained.
+            # Otherwise it would draw from the default generator, and change dropout and other random numbers.
             generator=torch.Generator(),
             **(workers if images.workers else {}),
         )
 
 
 class _Decoding(Dataset[Tensor | InputError]):
-    """A sample is a batch; what is wrong with an image is handed over as it is, not wrapped in a traceback."""
+    """A data set whose samples are batches. An ``InputError`` is returned as a sample, not raised with a traceback."""
 
     def __init__(self, images: StoredImages, threads: int | None) -> None:
         self.images, self.threads = images, threads
@@ -92,7 +94,7 @@ class _Decoding(Dataset[Tensor | InputError]):
             return error
 
 
-def _settle(worker: int) -> None:
-    """In a worker, when it starts: it lives as long as the training's process, no shorter and no longer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal
+def _initialize_worker(worker: int) -> None:
+    """Make a worker end with the training's process, but not before it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to all processes of a terminal
     end_with_parent()

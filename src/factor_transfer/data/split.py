@@ -1,4 +1,4 @@
-"""Images and labels, and how a set of them is divided."""
+"""Labelled images, and how a set of them is divided into splits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,9 +16,9 @@ class Split:
     """Labelled images.
 
     Attributes:
-        images: uint8 (N, C, H, W), 0..255; in memory, or on the disk.
-        labels: int64 (N,), 0 .. number of classes - 1.
-        files: what images in memory were decoded from, if each has a file of its own.
+        images: the images, uint8 (N, C, H, W), in 0..255; in memory or on disk.
+        labels: the labels, int64 (N,), in 0..K-1 for K classes.
+        files: the files that images in memory were decoded from, if there is one per image.
     """
 
     images: Tensor | StoredImages
@@ -36,15 +36,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the images of a data set come from, in words for a person.
+    """A description of where the images of a data set come from. Texts are empty if there is nothing to describe.
 
     Attributes:
-        place: the folder that holds them all; empty if there is none.
-        train: what holds the training images, such as ``"train/"``; empty where there is nothing to be said, as below.
-        validation: what holds the validation images.
-        test: what holds the test images.
-        test_size: how many test images there are, if that is known before they are read.
-        passed_over: what lies between the images and was not read, and how much of it.
+        place: the folder of the data set.
+        train: the origin of the training images, such as ``"train/"``.
+        validation: the origin of the validation images.
+        test: the origin of the test images.
+        test_size: the number of test images; ``None`` if it is unknown until they are read.
+        skipped: the files and folders among the images that were not read, with their numbers.
     """
 
     place: str = ""
@@ -52,22 +52,22 @@ class Origin:
     validation: str = ""
     test: str = ""
     test_size: int | None = None
-    passed_over: str = ""
+    skipped: str = ""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as its files hold it.
+    """A data set with the splits that its files define.
 
     Attributes:
         classes: the names of the classes, in the order of the labels.
         train: the training images.
-        test: reads the test images; called by evaluation on the test split alone.
-        test_is_cut: whether they are cut from the same files as the training images, so that another cut would
-            take images that a network was trained on.
-        validation: the validation images, if there are files of their own for them; else they are cut from the
+        test: a function that reads the test images, called only for evaluation on them.
+        test_is_cut: whether the test images are a random part of the same files as the training images, so that another
+            division could test a network on images that it was trained on.
+        validation: the validation images, if there are files for them; ``None`` if they are to be taken from the
             training images.
-        origin: where the images come from.
+        origin: a description of where the images come from.
     """
 
     classes: tuple[str, ...]
@@ -79,30 +79,37 @@ class Source:
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Divide samples at random, each class in proportion.
+    """Divide samples into two parts at random, with each class in proportion.
 
-    Each class gives its share of ``count``, rounded down; what is left over goes, one each, to the
-    classes with the largest remainders.
+    The first part gets each class's share of ``count``, rounded down; the remaining samples are taken, one each, from
+    the classes with the largest remainders.
 
     Args:
-        labels: int64 (N,).
-        count: how many samples the first part gets, 0..N.
-        seed: the division is a function of the labels, the count and this.
+        labels: the labels, int64 (N,).
+        count: the number of samples in the first part, in 0..N.
+        seed: the seed. The division depends only on the labels, the count and the seed.
 
     Returns:
         The indices of the first part (count,) and of the second (N - count,), each ascending.
 
     Raises:
         InputError: if there are fewer than ``count`` samples.
+
+    Example:
+        >>> import torch
+        >>> from factor_transfer.data import stratified
+        >>> first, second = stratified(torch.tensor([0, 0, 0, 0, 1, 1]), count=3, seed=0)
+        >>> len(first), len(second)
+        (3, 3)
     """
     total = len(labels)
     if not 0 <= count <= total:
-        raise InputError(f"{count} samples were asked for, there are {total}")
+        raise InputError(f"{count} samples were requested, but there are only {total}")
     generator = np.random.default_rng(seed)
     values, sizes = np.unique(labels.numpy(), return_counts=True)
     shares = sizes * count // max(total, 1)
     remainders = sizes * count - shares * total
-    # Sorted by remainder; among equals the earlier class first, so that nothing depends on chance.
+    # A stable sort, so that the earlier one of classes with equal remainders comes first.
     for position in np.argsort(-remainders, kind="stable")[: count - shares.sum()]:
         shares[position] += 1
     chosen = torch.zeros(total, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Images that stay on the disk until they are needed."""
+"""Images that stay on disk until they are needed."""
 
 import hashlib
 import os
@@ -15,25 +15,27 @@ from torch import Tensor
 from factor_transfer.data.decode import decode
 from factor_transfer.errors import InputError
 
-_MOST_WORKERS = 8  # by default: more rarely help, and each holds two batches
+_MOST_WORKERS = 8  # the default maximum: more rarely help, and each holds two batches in memory
 
 
 class StoredImages:
-    """Images on disk that are used as the tensor of all of them would be.
+    """Images on disk that are used like a tensor of all of them.
 
-    It has ``shape`` (N, C, H, W), ``dtype`` uint8 and a length; what is taken from it, by indices or a slice, is
-    decoded now and is a tensor.
+    They have a ``shape`` (N, C, H, W), the ``dtype`` uint8 and a length. Indexing with indices or a slice decodes these
+    images into a tensor.
 
     Args:
-        root: the folder.
-        paths: of the images, somewhere in ``root``.
-        size: see ``decode``. Without it, all images must be as large as ``like``.
-        channels: 3 for colour, 1 for grey.
-        like: an image that says how large all are, if ``size`` does not.
-        workers: processes that decode them ahead of their use, see ``ReadAhead``; ``None`` is one a core, up to 8.
+        root: the folder of the images.
+        paths: the paths of the image files, below ``root``.
+        size: the height and width that images are scaled and cropped to, see ``decode``; ``None`` requires all images
+            to have the size of ``like``.
+        channels: the number of channels: 3 for colour, 1 for grey.
+        like: the path of an image whose size all images have, if ``size`` is ``None``.
+        workers: the number of processes that decode images ahead of their use, see ``ReadAhead``; ``None`` is one per
+            core, up to 8.
 
     Raises:
-        InputError: ``like`` cannot be read.
+        InputError: if ``like`` cannot be read.
     """
 
     dtype = torch.uint8
@@ -50,15 +52,15 @@ class StoredImages:
     ) -> None:
         self.workers = min(_cores(), _MOST_WORKERS) if workers is None else workers
         self._root, self._size, self._channels, self._like = root, size, channels, like
-        # One array of bytes: a million paths are some 40 MB, and soon sent to another process.
+        # One array of bytes: a million paths take about 40 MB, and are quickly sent to another process.
         self._names = np.array([os.fsencode(path.relative_to(root)) for path in paths], dtype=np.bytes_)
         height, width = (size, size) if size is not None else decode(like, size, channels).shape[:2]
         self._image = (channels, height, width)
-        self._opened: bytes | None = None  # the fingerprint, once that was asked for
+        self._opened: bytes | None = None  # the fingerprint, once it was computed
 
     @property
     def shape(self) -> torch.Size:
-        """(N, C, H, W)."""
+        """The shape (N, C, H, W)."""
         return torch.Size((len(self), *self._image))
 
     def __len__(self) -> int:
@@ -71,14 +73,14 @@ class StoredImages:
         """Decode some of the images.
 
         Args:
-            index: which, int64 (B,) or a slice.
-            threads: at once; as many as the machine suggests, if left out.
+            index: the indices of the images, int64 (B,), or a slice.
+            threads: the number of threads; ``None`` chooses it for the machine.
 
         Returns:
-            uint8 (B, C, H, W).
+            The images, uint8 (B, C, H, W).
 
         Raises:
-            InputError: one cannot be read, or is of another size.
+            InputError: if an image cannot be read, or has another size.
         """
         names = self._names[index]
         images = np.empty((len(names), *self._image), np.uint8)
@@ -92,49 +94,49 @@ class StoredImages:
         else:
             with ThreadPoolExecutor(threads) as pool:  # pillow decodes and scales outside the interpreter's lock
                 for _ in pool.map(read, range(len(names))):
-                    pass  # raises the error of the first image that has one, whichever thread was faster
+                    pass  # raises the error of the first invalid image, whichever thread was faster
         return torch.from_numpy(images)
 
     def path(self, index: int) -> Path:
-        """The file of one image."""
+        """The path of an image file."""
         return self._path(self._names[index])
 
     def subset(self, indices: Tensor) -> "StoredImages":
-        """The images at ``indices`` (int64, (M,)), in that order; none is read."""
+        """The images at ``indices`` (int64, (M,)), in that order, without reading them."""
         part = copy(self)
         part._names = self._names[indices.numpy()]
         part._opened = None
         return part
 
     def fingerprint(self) -> bytes:
-        """SHA-256 of the files' names below the root, sizes and times of modification, and of how they are decoded.
+        """The SHA-256 of the files' paths below the root, sizes and modification times, and of the decoding settings.
 
-        To read all pixels would take as long as an epoch, at each command.
+        It does not cover the pixels, since reading them would take as long as an epoch in each command.
 
         Raises:
-            InputError: a file is missing.
+            InputError: if a file is missing.
         """
-        self._opened = self._look()
+        self._opened = self._compute_fingerprint()
         return self._opened
 
     def check_unchanged(self) -> None:
-        """See that the files are those that the fingerprint was taken of.
+        """Check that the files have not changed since ``fingerprint`` was called.
 
         Raises:
-            InputError: a file is missing, or another one.
+            InputError: if a file is missing or has changed.
         """
-        if self._opened is not None and self._look() != self._opened:
+        if self._opened is not None and self._compute_fingerprint() != self._opened:
             raise InputError(
-                f"images in {self._root} were changed while they were used, so what comes of them means nothing; run "
-                "the command again, and what they changed for is made anew"
+                f"images in {self._root} were changed while they were used, so the results are not valid; run the "
+                "command again to repeat what depends on them"
             )
 
-    def _look(self) -> bytes:
+    def _compute_fingerprint(self) -> bytes:
         digest = hashlib.sha256(repr((self._size, self._image)).encode())
         root = os.fsencode(self._root)
         for name in self._names:
             try:
-                # A path object would take thrice as long, for each of perhaps a million.
+                # A path object would take three times as long, and there may be a million files.
                 status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118
             except OSError as error:
                 raise InputError(f"{self._path(name)}: cannot be read: {error.strerror}") from error
@@ -145,17 +147,17 @@ class StoredImages:
         return self._root / os.fsdecode(name)
 
     def _decode(self, path: Path) -> np.ndarray:
-        """One image, uint8 (H, W, C), of the size that all have."""
+        """Decode one image, uint8 (H, W, C), and check its size."""
         pixels = decode(path, self._size, self._channels)
         _, height, width = self._image
         if pixels.shape[:2] != (height, width):
             raise InputError(
                 f"the images differ in size: {self._like} has {width}×{height} pixels, "
-                f"{path} has {pixels.shape[1]}×{pixels.shape[0]}; data.size=… scales them to one"
+                f"{path} has {pixels.shape[1]}×{pixels.shape[0]}; data.size=… scales them to the same size"
             )
         return pixels
 
 
 def _cores() -> int:
-    """Processor cores that this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Fixed views: instead of ever new crops and flips, each image has a few, so that what a teacher says can be kept."""
+"""Fixed views: a few crops and flips of each image that are used again, so that a teacher's outputs can be cached."""
 
 import torch
 
@@ -7,13 +7,17 @@ from factor_transfer.data.seeds import epoch_seed
 
 
 class Views:
-    """V views of each training image.
+    """The fixed views of the training images.
 
     Args:
-        augment: what they are drawn from.
-        images: N, in the training split.
-        count: V, of each image.
-        seed: they are a function of ``augment``, N and this.
+        augment: the augmentation that the views are drawn from.
+        images: the number of training images, N.
+        count: the number of views per image, V.
+        seed: the seed. The views depend only on ``augment``, N and the seed.
+
+    Attributes:
+        count: the number of views per image, V.
+        draws: the random numbers of the views, int16 (V, N, 3), see ``Augment.draw``.
     """
 
     def __init__(self, augment: Augment, images: int, count: int, seed: int = 0) -> None:
@@ -21,4 +25,4 @@ class Views:
         drawn = [
             augment.draw(images, torch.Generator().manual_seed(epoch_seed(seed, view))).short() for view in range(count)
         ]
-        self.draws = torch.stack(drawn)  # (V, N, 3), see ``Augment.draw``
+        self.draws = torch.stack(drawn)  # (V, N, 3)

@@ -1,1 +1,1 @@
-"""A trained student in use: loaded, asked about pictures, packed to be shared."""
+"""Using a trained student: loading it, classifying images with it, and packaging it for sharing."""

@@ -1,4 +1,4 @@
-"""The model card of a student, as the Hugging Face hub wants it: YAML for its search, then words for people."""
+"""The model card of a student in the format of the Hugging Face Hub: YAML metadata, followed by Markdown."""
 
 import json
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ def model_card(name: str, config: Mapping[str, Any], facts: Mapping[str, Any], e
     """The text of ``README.md``.
 
     Args:
-        name: of the model.
-        config: what ``config.json`` says.
-        facts: see ``package``.
-        exports: records of exported files, by name; see ``export.deliver``.
+        name: the name of the model.
+        config: the content of ``config.json``.
+        facts: the figures and the origin of the student, see ``package``.
+        exports: the records of the exported files by name, see ``export.export_student``.
     """
     return _metadata(name, facts) + "\n".join(
         [
             "",
             f"# {name}",
             "",
-            _what(config, facts),
+            _description(config, facts),
             "",
             *_figures(facts),
             *_exported(exports),
@@ -32,7 +32,7 @@ def model_card(name: str, config: Mapping[str, Any], facts: Mapping[str, Any], e
 
 
 def _metadata(name: str, facts: Mapping[str, Any]) -> str:
-    """The header; JSON strings are YAML strings."""
+    """The YAML header. JSON strings are valid YAML strings."""
     data = facts["data"]["name"]
     lines = [
         "---",
@@ -66,13 +66,13 @@ def _metadata(name: str, facts: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "---", ""])
 
 
-def _what(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _description(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     model, teacher = config["model"], facts["teacher"]
-    origin = f", taught by a {teacher['model']['name']}" if teacher else ""
-    image = " x ".join(str(length) for length in config["image"]) if config["image"] else "of its data set"
+    origin = f" with a {teacher['model']['name']} as the teacher" if teacher else ""
+    image = f"of size {' x '.join(str(length) for length in config['image'])}" if config["image"] else "of its data set"
     return (
-        f"A {model['name']} that tells {len(config['classes'])} classes apart ({_classes(config)}) on images {image}. "
-        f"It was trained on {facts['data']['name']} by {name_of(facts['method'])}{origin}, with "
+        f"A {model['name']} that classifies images {image} into {len(config['classes'])} classes ({_classes(config)}). "
+        f"It was trained on {facts['data']['name']} by {name_of(facts['method'])}{origin}, using "
         "[factor-transfer](https://arxiv.org/abs/1802.04977)."
     )
 
@@ -126,7 +126,7 @@ def _loading(config: Mapping[str, Any]) -> list[str]:
         "import torch",
         "from factor_transfer import load_student",
         "",
-        'student = load_student(".")  # an nn.Module in evaluation mode, its preprocessing included',
+        'student = load_student(".")  # an nn.Module in evaluation mode, including its preprocessing',
         f"images = torch.zeros(1, {', '.join(str(length) for length in shape)}, dtype=torch.uint8)  # raw, 0..255",
         "print(student.classes[student(images).argmax(1)])",
         "```",
@@ -137,12 +137,12 @@ def _loading(config: Mapping[str, Any]) -> list[str]:
 def _provenance(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     return [
-        "## Where it comes from",
+        "## Provenance",
         "",
-        "- `recipe.toml` is the recipe: `factor-transfer run recipe.toml` trains it again.",
+        "- `recipe.toml` is the recipe: `factor-transfer run recipe.toml` trains the model again.",
         f"- Trained with {versions}, on {facts['machine']}.",
-        f"- Training data's fingerprint (SHA-256): `{facts['inputs'].get('data')}`",
-        f"- Teacher's fingerprint: `{facts['inputs'].get('teacher', 'none')}`",
-        f"- Weights' SHA-256, before they were put here: `{config['trained_sha256']}`",
+        f"- Fingerprint (SHA-256) of the training data: `{facts['inputs'].get('data')}`",
+        f"- Fingerprint of the teacher: `{facts['inputs'].get('teacher', 'none')}`",
+        f"- SHA-256 of the weights file that training wrote: `{config['trained_sha256']}`",
         "",
     ]

@@ -1,4 +1,4 @@
-"""A student to share: a folder that says what it is, and that can be uploaded as it is."""
+"""Packaging a student for sharing: a self-describing folder that can be uploaded to a model hub."""
 
 import os
 import tempfile
@@ -26,31 +26,33 @@ from factor_transfer.versions import __version__
 
 CARD = "README.md"
 
-# Our networks that timm and torchvision have, too, under the same names and with the same keys; as they are built by
-# default. A student that is theirs already has their keys.
+# Networks that timm and torchvision have under the same names and with the same keys, if their arguments are the
+# defaults. A student that was built by one of these libraries has its keys already.
 _SHARED = {"resnet18", "resnet34", "resnet50"}
 
 
 def package(
     run: Run, out: Path, to: str | None = None, exported: Sequence[Path] = (), trusted_code: Collection[str] = ()
 ) -> list[str]:
-    """Write the folder.
+    """Write a folder with the student's weights, configuration, recipe, exported files' records and model card.
 
     Args:
-        run: finished.
-        out: the folder; must not exist, or be empty.
-        to: ``"timm"`` or ``"torchvision"``: also write the weights with that library's keys.
-        exported: folders that ``export`` wrote elsewhere than into the student's own.
-        trusted_code: names, ``package.module:callable``, of code from outside that may be run.
+        run: the finished run.
+        out: the folder to write, which must be empty or not exist.
+        to: ``"timm"`` or ``"torchvision"`` to write the weights with the keys of that library as well; ``None``
+            otherwise.
+        exported: folders with exported files that are not inside the student's folder.
+        trusted_code: the code outside this package that may be run, as ``package.module:callable``.
 
     Returns:
-        The names of the files in it.
+        The names of the files in the folder.
 
     Raises:
-        InputError: the folder holds something; a figure is of another student; the library does not have the network.
+        InputError: if the folder is not empty, an exported file belongs to another student, or the library does not
+            have the network.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already, and is not empty; give another folder with --out")
+        raise InputError(f"{out} exists already and is not empty; give another folder with --out")
     done = run.student
     network = load_network(done, trusted_code=trusted_code)
     exports = _exports(done, exported)
@@ -92,39 +94,39 @@ def package(
 
 
 def _exports(done: Artefact, elsewhere: Sequence[Path]) -> dict[str, Any]:
-    """What is known of the student's exported files, by format and precision.
+    """The records of the student's exported files, by format and precision.
 
     Raises:
-        InputError: one was made from another student, or is not there.
+        InputError: if a file was exported from another student, has changed, or is missing.
     """
-    found = {}
+    records = {}
     for path in [*sorted((done.folder / "export").glob(f"*/{RECORD}")), *(folder / RECORD for folder in elsewhere)]:
-        said = read_record(path, ExportRecord)
-        owner, file, name = said.student.fingerprint, path.parent / said.file.name, f"{said.format}-{said.precision}"
-        same = file.is_file() and sha256(file) == said.file.sha256
-        if owner != done.fingerprint or not same:
+        record = read_record(path, ExportRecord)
+        owner, file = record.student.fingerprint, path.parent / record.file.name
+        unchanged = file.is_file() and sha256(file) == record.file.sha256
+        if owner != done.fingerprint or not unchanged:
             raise InputError(
-                f"{file} was made from another student, or changed since; export the student anew, or remove "
+                f"{file} was exported from another student, or has changed since; export the student again, or remove "
                 f"{path.parent}"
             )
-        found[name] = said.model_dump(exclude_unset=True)
-    return found
+        records[f"{record.format}-{record.precision}"] = record.model_dump(exclude_unset=True)
+    return records
 
 
 def _summary(run: Run, exports: Mapping[str, Any], trusted_code: Collection[str]) -> dict[str, Any]:
-    """Figures of student and teacher, as ``run`` or ``export`` measured them on the test images."""
+    """The figures of student and teacher that ``run`` or ``export`` measured on the test images."""
     figures: dict[str, Any] = {"top1": None, "provenance": "Not measured on test images."}
     sizes = _sizes(run.student, trusted_code)
     teacher: dict[str, Any] | None = None
     if run.teacher is not None:
         teacher = {**_sizes(run.teacher, trusted_code), "top1": None, "model": run.teacher.record["model"]}
     path = run.student.folder.parent / "summary.json"
-    said = read_record(path, Summary) if path.is_file() else None
-    if said is not None and Path(said.student.weights).parent.name == run.student.folder.name:
-        figures["top1"] = said.student.top1
+    summary = read_record(path, Summary) if path.is_file() else None
+    if summary is not None and Path(summary.student.weights).parent.name == run.student.folder.name:
+        figures["top1"] = summary.student.top1
         figures["provenance"] = "Top-1 on the test split, one run, measured by `factor-transfer run` in PyTorch."
-        if teacher is not None and said.teacher is not None:
-            teacher["top1"] = said.teacher.top1
+        if teacher is not None and summary.teacher is not None:
+            teacher["top1"] = summary.teacher.top1
     if figures["top1"] is None:
         for record in exports.values():
             figures["top1"] = record["parity"]["top1_trained"]
@@ -143,10 +145,10 @@ def _sizes(done: Artefact, trusted_code: Collection[str]) -> dict[str, Any]:
 
 
 def _renamed(done: Artefact, network: nn.Module, library: str) -> dict[str, torch.Tensor]:
-    """The weights with the keys of timm or torchvision; tried in the library's own network.
+    """The weights with the keys of timm or torchvision, verified by comparing the outputs of the library's network.
 
     Raises:
-        InputError: the library does not have this network, or is not installed.
+        InputError: if the library does not have this network, or is not installed.
     """
     model = dict(done.record["model"])
     name, classes, channels = model.pop("name"), model.pop("num_classes"), model.pop("in_channels")
@@ -155,8 +157,8 @@ def _renamed(done: Artefact, network: nn.Module, library: str) -> dict[str, torc
         theirs = name
     elif name not in _SHARED or model.get("stem", "imagenet") != "imagenet" or model.get("width", 64) != 64:
         raise InputError(
-            f"{library} has no network like this {name}; of ours it has {', '.join(sorted(_SHARED))}, with their "
-            "default settings"
+            f"{library} has no network like this {name}; it has {', '.join(sorted(_SHARED))}, with their default "
+            "settings"
         )
     arguments = model if theirs == name else {}
     other = build_model(theirs, classes, channels, **arguments)
@@ -169,5 +171,5 @@ def _renamed(done: Artefact, network: nn.Module, library: str) -> dict[str, torc
     except RuntimeError as error:
         raise InputError(f"{theirs} has other layers: {str(error).splitlines()[0]}") from error
     if not same:
-        raise InputError(f"{theirs} takes the weights, but says something else with them")
+        raise InputError(f"{theirs} accepts the weights, but has other outputs with them")
     return state

@@ -1,4 +1,4 @@
-"""What a network says to pictures: what ``factor-transfer predict`` does."""
+"""Classifying image files with a trained network, as ``factor-transfer predict`` does."""
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from factor_transfer.data.decode import FORMATS, decode
-from factor_transfer.data.sets.image_files import PassedOver, list_images
+from factor_transfer.data.sets.image_files import Skipped, list_images
 from factor_transfer.deploy.student import CONFIG, Announce, Student, assemble, open_student
 from factor_transfer.errors import InputError, first_line
 from factor_transfer.export.formats.runtimes import ENDINGS, open_file, run_over
@@ -32,12 +32,12 @@ _BATCH = 128
 
 @dataclass(frozen=True)
 class Network:
-    """What is asked.
+    """A network that is ready to classify images.
 
     Attributes:
-        classes: names, in the order of the logits.
-        image: (C, H, W) of the images that it takes.
-        logits: uint8 (B, C, H, W) -> (B, K).
+        classes: the names of the K classes, in the order of the logits.
+        image: the shape (C, H, W) of the images that it takes.
+        logits: a function that computes logits (B, K) of raw images, uint8 (B, C, H, W).
     """
 
     classes: tuple[str, ...]
@@ -46,16 +46,18 @@ class Network:
 
 
 def open_network(path: Path, announce: Announce = lambda _: None, trusted_code: Collection[str] = ()) -> Network:
-    """A network to ask.
+    """Open a trained network for classifying images.
 
     Args:
-        path: of a run or a student in it, its weights, a folder that ``package`` wrote, or a ``.pte`` or ``.onnx`` file
-            with its ``export.json`` beside it.
-        announce: told of networks before they are built, since code from outside may make them.
-        trusted_code: names, ``package.module:callable``, of code from outside that may be run.
+        path: the folder of a run or of a student in it, its weights file, a folder that ``package`` wrote, or a
+            ``.pte`` or ``.onnx`` file with its ``export.json`` in the same folder.
+        announce: a function that is called with the network's record before it is built, since that may run code
+            outside this package.
+        trusted_code: the code outside this package that may be run, as ``package.module:callable``.
 
     Raises:
-        InputError: it is none of these, not finished, damaged, or another student's.
+        InputError: if the path is none of these, the run is not finished, or a file is damaged or does not belong to
+            the student.
     """
     if path.suffix in ENDINGS.values():
         return _exported(path)
@@ -74,19 +76,20 @@ def _student(done: Artefact, trusted_code: Collection[str]) -> Student:
 
 def _network(student: Student, place: Path) -> Network:
     if student.image is None:
-        raise InputError(f"{place} does not say how large its images are; it was trained before that was written down")
+        raise InputError(f"the record in {place} lacks the size of its images; it was trained by an older version")
     example = torch.zeros(2, *student.image, dtype=torch.uint8)
     try:
         model = Taps(bare(student.model, student.prepare, example))
         with torch.inference_mode():
-            tried = model(student.prepare(example)).logits
-    except RuntimeError as error:  # too small for its layers, or too large for the memory
+            example_logits = model(student.prepare(example)).logits
+    except RuntimeError as error:  # the images are too small for its layers, or too large for the memory
         size = " x ".join(map(str, student.image))
         raise InputError(
-            f"{place}: its network does not take images of {size}, as it says: {first_line(error)}"
+            f"{place}: its network does not accept images of size {size}, which its record specifies: "
+            f"{first_line(error)}"
         ) from error
-    assert tried is not None
-    check_logits(tried, student.classes, place)
+    assert example_logits is not None
+    check_logits(example_logits, student.classes, place)
 
     def logits(images: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -99,25 +102,26 @@ def _network(student: Student, place: Path) -> Network:
 
 def _exported(path: Path) -> Network:
     if not path.is_file():
-        raise InputError(f"there is no file {path}")
-    beside = path.parent / RECORD
-    if not beside.is_file():
+        raise InputError(f"the file {path} does not exist")
+    record_path = path.parent / RECORD
+    if not record_path.is_file():
         raise InputError(
-            f"{path} has no {RECORD} beside it, which names its classes; `factor-transfer export` writes both"
+            f"there is no {RECORD} beside {path}, which contains the names of its classes; `factor-transfer export` "
+            "writes both files"
         )
-    record = read_record(beside, FileRecord)
+    record = read_record(record_path, FileRecord)
     if sha256(path) != record.file.sha256:
         raise InputError(
-            f"{path} is not the file that {RECORD} beside it describes: it was made from another student, or changed "
-            "since. Export the student anew"
+            f"{path} is not the file that {RECORD} beside it describes: it was exported from another student, or has "
+            "changed since. Export the student again"
         )
     normalize, file = Normalize(record.input.mean, record.input.std), open_file(path)
-    taken = f"{record.input.dtype} images of {record.input.channels} x {record.input.height} x {record.input.width}"
-    own = f"{str(file.dtype).removeprefix('torch.')} images of {' x '.join(map(str, file.shape))}"
-    if own != taken or file.classes != len(record.classes):
+    recorded = f"{record.input.dtype} images of {record.input.channels} x {record.input.height} x {record.input.width}"
+    actual = f"{str(file.dtype).removeprefix('torch.')} images of {' x '.join(map(str, file.shape))}"
+    if actual != recorded or file.classes != len(record.classes):
         raise InputError(
-            f"{path} takes {own} and says {file.classes} logits of each; {beside} says that it takes {taken}, and "
-            f"names {len(record.classes)} classes: they do not belong together. Export the student anew"
+            f"{path} takes {actual} and returns {file.classes} logits per image, but {record_path} describes a file "
+            f"that takes {recorded} and has {len(record.classes)} classes. Export the student again"
         )
 
     def logits(images: Tensor) -> Tensor:
@@ -127,88 +131,91 @@ def _exported(path: Path) -> Network:
 
 
 def find_images(names: Iterable[str]) -> list[Path]:
-    """The image files that are meant.
+    """The image files with the given names, or in the given folders.
 
     Args:
-        names: files; folders, for all images in them and in theirs, as a folder of training images is read.
+        names: the paths of image files, and of folders, which are searched like a folder of training images.
 
     Raises:
-        InputError: one does not exist, or a folder has no images.
+        InputError: if a path does not exist, or a folder has no images.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for name in names:
         path = Path(name)
         if path.is_dir():
-            images = list_images(path, PassedOver())
+            images = list_images(path, Skipped())
             if not images:
                 raise InputError(f"{path} has no images ({', '.join(FORMATS)})")
-            found += images
+            paths += images
         elif path.is_file():
-            found.append(path)
+            paths.append(path)
         else:
-            raise InputError(f"there is no image {path}")
-    if not found:
-        raise InputError("no image was named; give files, folders, or - and their names on standard input")
-    return found
+            raise InputError(f"the image {path} does not exist")
+    if not paths:
+        raise InputError("no image was given; give files or folders, or - to read their names from standard input")
+    return paths
 
 
 def predict(network: Network, paths: Sequence[Path], top: int, convert: bool = False) -> list[dict[str, Any]]:
-    """What a network says to images.
+    """Classify image files.
 
     Args:
-        network: see ``open_network``.
-        paths: of the images. One of another size is scaled so that its shorter side fits, and its centre cut out, as
-            the images of a folder are for training.
-        top: so many classes of each, the likeliest first; all, if there are fewer.
-        convert: whether images of other channels are converted, or refused.
+        network: the network, see ``open_network``.
+        paths: the paths of the images. An image of another size is scaled and cropped like a training image in a
+            folder: its shorter side is scaled to fit, and the centre is cropped.
+        top: the number of classes to return per image, the most probable first; all if there are fewer.
+        convert: whether to convert images with other channels or with transparency; they are an error otherwise.
 
     Returns:
-        Of each image its ``image`` (the path), ``resized`` and ``top``: dicts of ``class`` and ``probability``, 0..1.
+        For each image, its path (``image``), whether it was resized (``resized``), and its most probable classes
+        (``top``) as dicts of ``class`` and ``probability``, in 0..1.
 
     Raises:
-        InputError: an image that cannot be read, or is not as the network takes it.
+        InputError: if an image cannot be read, or the network does not accept it.
     """
     results: list[dict[str, Any]] = []
-    for some, images, resized in _batches(network.image, paths, convert):
+    for batch_paths, images, resized in _batches(network.image, paths, convert):
         logits = network.logits(images)
         check_logits(logits, network.classes, "the network")
         probabilities, classes = logits.softmax(1).topk(min(top, len(network.classes)))
-        for path, scaled, values, indices in zip(some, resized, probabilities.tolist(), classes.tolist(), strict=True):
-            likeliest = [
+        rows = zip(batch_paths, resized, probabilities.tolist(), classes.tolist(), strict=True)
+        for path, scaled, values, indices in rows:
+            predictions = [
                 {"class": network.classes[index], "probability": round(value, 6)}
                 for index, value in zip(indices, values, strict=True)
             ]
-            results.append({"image": str(path), "resized": scaled, "top": likeliest})
+            results.append({"image": str(path), "resized": scaled, "top": predictions})
     return results
 
 
 def _batches(
     image: tuple[int, ...], paths: Sequence[Path], convert: bool
 ) -> Iterator[tuple[Sequence[Path], Tensor, list[bool]]]:
-    """Images (B, C, H, W), and which were resized; a batch is decoded while the one before it is looked at."""
+    """The images (B, C, H, W) of each batch, and which were resized; a batch is decoded while the last one is used."""
     parts = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # pillow decodes and scales outside the interpreter's lock
 
         def submit(part: Sequence[Path]) -> list[Future[tuple[np.ndarray, bool]]]:
             return [pool.submit(_picture, path, image, convert) for path in part]
 
-        waiting = submit(parts[0])
+        pending = submit(parts[0])
         for index, part in enumerate(parts):
-            pictures = [future.result() for future in waiting]
-            waiting = submit(parts[index + 1]) if index + 1 < len(parts) else []
+            pictures = [future.result() for future in pending]
+            pending = submit(parts[index + 1]) if index + 1 < len(parts) else []
             stacked = np.stack([pixels for pixels, _ in pictures]).transpose(0, 3, 1, 2)
             yield part, torch.from_numpy(np.ascontiguousarray(stacked)), [resized for _, resized in pictures]
 
 
 def _picture(path: Path, image: tuple[int, ...], convert: bool) -> tuple[np.ndarray, bool]:
-    """One image, uint8 (H, W, C), and whether it had to be resized."""
-    channels, height, width = image
-    wanted = cast("Literal[1, 3]", channels)
-    pixels = decode(path, None, wanted, convert)
+    """One image, uint8 (H, W, C), and whether it was resized."""
+    _, height, width = image
+    channels = cast("Literal[1, 3]", image[0])
+    pixels = decode(path, None, channels, convert)
     if pixels.shape[:2] == (height, width):
         return pixels, False
     if height != width:
         raise InputError(
-            f"{path} has {pixels.shape[1]}×{pixels.shape[0]} pixels, the network takes {width}×{height}: scale it first"
+            f"{path} has {pixels.shape[1]}×{pixels.shape[0]} pixels, but the network takes {width}×{height}; scale it "
+            "first"
         )
-    return decode(path, height, wanted, convert), True
+    return decode(path, height, channels, convert), True

@@ -1,4 +1,4 @@
-"""A student alone, by its name in the zoo or by its folder: neither teacher nor translator is needed."""
+"""Loading a student by its name in the zoo or by its folder, without teacher and translator."""
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -24,10 +24,10 @@ class Student(nn.Module):
     """A trained network with its preprocessing.
 
     Args:
-        model: normalised images (B, C, H, W) -> logits (B, K).
-        prepare: turns raw images into such.
-        classes: K names, in the order of the logits.
-        image: (C, H, W) of the images that it was trained on; ``None`` if that was not written down.
+        model: the network: normalised images (B, C, H, W) -> logits (B, K).
+        prepare: the module that normalises raw images.
+        classes: the names of the K classes, in the order of the logits.
+        image: the shape (C, H, W) of the training images; ``None`` if it was not recorded.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Student(nn.Module):
         self.model, self.prepare, self.classes, self.image = model, prepare, classes, image
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raw images uint8 (B, C, H, W), 0..255 -> logits (B, K)."""
+        """Compute the logits (B, K) of raw images, uint8 (B, C, H, W) in 0..255."""
         logits: Tensor = self.model(self.prepare(images))
         return logits
 
@@ -45,7 +45,7 @@ class Student(nn.Module):
 def load_student(
     source: str | Path, trusted_code: Collection[str] = (), *, said: Collection[str] | None = None
 ) -> Student:
-    """A trained network, in evaluation mode.
+    """Load a trained network with its preprocessing, in evaluation mode.
 
     Example:
         >>> from factor_transfer import load_student
@@ -54,65 +54,69 @@ def load_student(
         ('airplane', 'automobile', 'bird')
 
     Args:
-        source: a name of ``factor-transfer show zoo``; or a folder, which ``factor-transfer package`` wrote or which a
-            finished stage left.
-        trusted_code: names of networks, ``package.module:callable``, whose code may be run for it; without, the
-            package's own and the zoos' are.
-        said: what ``trusted_code`` was called up to 0.1; it goes with the next release.
+        source: a name that ``factor-transfer show zoo`` lists, a folder that ``factor-transfer package`` wrote, or the
+            folder of a finished stage.
+        trusted_code: the code outside this package that may be run to build the network, as
+            ``package.module:callable``. The networks of this package and of the model zoos need none.
+        said: the name of ``trusted_code`` up to version 0.1. Deprecated; it will be removed in the next release.
 
     Raises:
-        InputError: there is no such network, or it is damaged; or it is made by code that was not named.
+        InputError: if there is no such network, it is damaged, or it is built by code that is not trusted.
     """
     if said is not None:
-        warnings.warn("load_student(said=…) is now called trusted_code=…", DeprecationWarning, stacklevel=2)
+        warnings.warn("load_student(said=…) is deprecated; use trusted_code=…", DeprecationWarning, stacklevel=2)
         trusted_code = [*trusted_code, *said]
     return open_student(Path(source), trusted_code)
 
 
 def open_student(source: Path, trusted_code: Collection[str], announce: Announce = lambda _: None) -> Student:
-    """See ``load_student``.
+    """Load a student like ``load_student``, and report its record first.
 
     Args:
-        source: likewise.
-        trusted_code: likewise.
-        announce: told what the network's record says of it before it is built, since code from outside may make it.
+        source: the source, see ``load_student``.
+        trusted_code: the trusted code, see ``load_student``.
+        announce: a function that is called with the network's record before it is built, since that may run code
+            outside this package.
     """
     folder = source
     if not folder.is_dir() and str(source) in zoo.entries():
         folder = zoo.find(str(source)).folder
-    record, place, weights = _described(folder)
+    record, record_path, weights = _read_folder(folder)
     announce(permit([record["model"]], trusted_code, folder))
     if sha256(weights) != record["weights_sha256"]:
-        raise InputError(f"{weights} is damaged, or another student's: the record beside it has another SHA-256")
-    return assemble(record, rebuild(record, read_weights(weights), place, weights)).eval()
+        raise InputError(
+            f"{weights} is damaged, or belongs to another student: its SHA-256 differs from the one in "
+            f"{record_path.name} beside it"
+        )
+    return assemble(record, rebuild(record, read_weights(weights), record_path, weights)).eval()
 
 
-def _described(folder: Path) -> tuple[dict[str, Any], Path, Path]:
-    """What a folder says of its network, the file that says it, and that of the weights."""
+def _read_folder(folder: Path) -> tuple[dict[str, Any], Path, Path]:
+    """The record of the network in a folder, and the paths of the record and of the weights."""
     if (folder / CONFIG).is_file():
         record = read_record(folder / CONFIG, PackageRecord).model_dump(exclude_unset=True)
         return record, folder / CONFIG, folder / WEIGHTS
     if (folder / RECORD).is_file():
         stage = read_record(folder / RECORD, StageRecord).model_dump(exclude_unset=True)
         if not stage["finished"]:
-            raise InputError(f"{folder} is not finished; the command that began it goes on with it")
+            raise InputError(f"{folder} is not finished; the command that started its training resumes it")
         if "model" not in stage:
-            raise InputError(f"{folder} holds a {stage.get('stage')}, not a network that classifies images")
+            raise InputError(f"{folder} contains a {stage.get('stage')}, not an image classifier")
         return stage, folder / RECORD, folder / artefact.WEIGHTS
     known = zoo.entries()
     hint = suggest(str(folder), known) if known else ""
     raise InputError(
-        f"{folder} has no {CONFIG}; give a folder that `factor-transfer package` wrote, one of a finished stage, or a "
-        f"name of `factor-transfer show zoo`{hint}"
+        f"{folder} has no {CONFIG}; give a folder that `factor-transfer package` wrote, the folder of a finished "
+        f"stage, or a name that `factor-transfer show zoo` lists{hint}"
     )
 
 
 def assemble(record: Mapping[str, Any], model: nn.Module) -> Student:
-    """A network with what its record says of images and classes.
+    """A student from a network and its record.
 
     Args:
-        record: checked; ``classes``, ``mean``, ``std``, ``image``.
-        model: that it describes.
+        record: the validated record, with ``classes``, ``mean``, ``std`` and ``image``.
+        model: the network that the record describes.
     """
     image = record.get("image")
     prepare = Normalize(record["mean"], record["std"])

@@ -1,1 +1,1 @@
-"""A student as a file that runs on a device, and the proof that the file does what the student does."""
+"""Exporting a student to a file for a device, and verifying that the file computes the same as the student."""

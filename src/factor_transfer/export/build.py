@@ -1,4 +1,4 @@
-"""A network turned into the content of a file, in the format and precision that is wanted."""
+"""Building the content of an exported file in the requested format and precision."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,15 +14,15 @@ from factor_transfer.models import Normalize
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What file is wanted.
+    """The options of an export.
 
     Attributes:
-        format: ``"executorch"`` or ``"onnx"``.
-        precision: ``"float32"`` or ``"int8"``.
-        form: see ``InputSpec``.
-        calibration: training images that 8 bits are chosen by.
-        tolerance: percentage points of top-1 that an int8 file may lose.
-        qat: epochs of quantisation-aware fine-tuning.
+        format: the file format, ``"executorch"`` or ``"onnx"``.
+        precision: the precision, ``"float32"`` or ``"int8"``.
+        form: the form of the input, see ``InputSpec``.
+        calibration: the number of training images that an int8 file is calibrated with.
+        tolerance: the largest acceptable loss of top-1 in an int8 file, in percentage points.
+        qat: the number of epochs of quantisation-aware fine-tuning.
     """
 
     format: Literal["executorch", "onnx"]
@@ -34,13 +34,16 @@ class ExportOptions:
 
 
 def build_file(network: nn.Module, normalize: Normalize, images: Tensor, options: ExportOptions) -> bytes:
-    """What a file holds.
+    """The content of an exported file.
 
     Args:
-        network: see ``bare``.
-        normalize: of its input.
-        images: raw ones (N, C, H, W): examples, and what 8 bits are chosen by.
-        options: format, precision and form.
+        network: the network, see ``bare``.
+        normalize: the normalisation of its input.
+        images: raw images (N, C, H, W), used as examples and for calibration.
+        options: the format, the precision and the form.
+
+    Raises:
+        InputError: if the network cannot be exported.
     """
     program = Program(network, normalize if options.form.raw else None).eval()
     if not options.form.raw:

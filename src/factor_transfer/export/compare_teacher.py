@@ -1,4 +1,4 @@
-"""The teacher's file, for comparison: float32, of the same format, run by the same runtime."""
+"""The comparison of an exported student with its teacher, exported in float32 to the same format."""
 
 import shutil
 from pathlib import Path
@@ -23,10 +23,22 @@ from factor_transfer.training.evaluate import predict, top
 def against_teacher(
     experiment: Experiment, run: Run, options: ExportOptions, file: Path, example: Tensor
 ) -> dict[str, Any]:
-    """What the student's file costs, and the teacher's: float32, of the same format, run by the same runtime."""
+    """The costs of the student's file and of the teacher's, which is float32 in the same format.
+
+    Args:
+        experiment: the experiment.
+        run: the finished run.
+        options: the options of the export.
+        file: the student's file.
+        example: one image (1, C, H, W).
+
+    Returns:
+        ``costs`` of the student's file, the figures of the ``teacher``, and the ``ratios`` of the teacher's figures to
+        the student's; the latter two are ``None`` if there is no teacher, or it cannot be exported.
+    """
     if run.teacher is None:
-        (own,) = costs([file])
-        return {"costs": own, "teacher": None, "ratios": None}
+        (student_costs,) = costs([file])
+        return {"costs": student_costs, "teacher": None, "ratios": None}
     trusted = experiment.trusted_code or ()
     network, normalize = (
         load_network(run.teacher, trusted_code=trusted),
@@ -35,43 +47,43 @@ def against_teacher(
     try:
         teacher = _teacher_file(experiment, run.teacher, network, normalize, options)
     except InputError as error:
-        experiment.say(f"teacher  has no file to compare with: {error}")
-        (own,) = costs([file])
-        return {"costs": own, "teacher": None, "ratios": None}
-    own, its = costs([file, teacher])
+        experiment.say(f"teacher  could not be exported for comparison: {error}")
+        (student_costs,) = costs([file])
+        return {"costs": student_costs, "teacher": None, "ratios": None}
+    student_costs, teacher_costs = costs([file, teacher])
     figures = top(*predict(nn.Sequential(normalize, network), in_order(experiment.test, EVALUATION_BATCH)))
-    known = network_record(run.teacher, network, example)
+    record = network_record(run.teacher, network, example)
     size = teacher.stat().st_size
     student = load_network(run.student, trusted_code=trusted)
     ratios = {
         "bytes": size / file.stat().st_size,
-        "parameters": known["parameters"] / parameters(student),
-        "macs": known["macs"] / max(1, macs(student, example)),
-        "latency": its["p50_ms"] / own["p50_ms"],
-        "memory": its["peak_bytes"] / own["peak_bytes"] if own["peak_bytes"] else None,
+        "parameters": record["parameters"] / parameters(student),
+        "macs": record["macs"] / max(1, macs(student, example)),
+        "latency": teacher_costs["p50_ms"] / student_costs["p50_ms"],
+        "memory": teacher_costs["peak_bytes"] / student_costs["peak_bytes"] if student_costs["peak_bytes"] else None,
     }
-    teacher_said = {**known, "top1": figures["top1"], "precision": "float32", "bytes": size, "costs": its}
-    return {"costs": own, "teacher": teacher_said, "ratios": ratios}
+    record |= {"top1": figures["top1"], "precision": "float32", "bytes": size, "costs": teacher_costs}
+    return {"costs": student_costs, "teacher": record, "ratios": ratios}
 
 
 def _teacher_file(
     experiment: Experiment, done: Artefact, network: nn.Module, normalize: Normalize, options: ExportOptions
 ) -> Path:
-    """The teacher's float32 file, made once for all exports of one format and form."""
+    """The path of the teacher's float32 file, which is built once for all exports of the same format and form."""
     form = f"{'raw' if options.form.raw else 'normalised'}-{'dynamic' if options.form.dynamic else 'single'}"
     folder = done.folder / "export" / f"{options.format}-float32-{form}"
     path, now = folder / f"teacher{ENDINGS[options.format]}", exporter_versions(options.format)
     if path.is_file() and (folder / RECORD).is_file():
         stored = read_json(folder / RECORD)
         if stored == {"fingerprint": done.fingerprint, "sha256": sha256(path), "versions": now}:
-            open_file(path).close()  # it was found in the run's folder: it is verified before it is measured
+            open_file(path).close()  # a file from the run's folder is verified before it is measured
             return path
     examples = experiment.examples.cpu()
-    made = build_file(
+    content = build_file(
         bare(network, normalize, examples), normalize, examples, ExportOptions(options.format, "float32", options.form)
     )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_atomic(path, made)
+    write_atomic(path, content)
     write_json(folder / RECORD, {"fingerprint": done.fingerprint, "sha256": sha256(path), "versions": now})
     return path

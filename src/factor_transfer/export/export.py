@@ -1,4 +1,4 @@
-"""From a finished run to a file for a device, with the record of what it is worth beside it."""
+"""Exporting the student of a finished run to a file for a device, with a record of its accuracy and costs."""
 
 import os
 import tempfile
@@ -35,20 +35,20 @@ REJECTED = ".rejected"
 
 
 def export_student(experiment: Experiment, run: Run, options: ExportOptions, out: Path | None = None) -> dict[str, Any]:
-    """Write a run's student as a file, run all test images through it, and write down what came out.
+    """Export the student of a run to a file, run all test images through the file, and record the results.
 
     Args:
-        experiment: of the run's recipe; it knows whose code may be run.
-        run: finished.
-        options: what file.
-        out: where to; a folder in the student's, if left out.
+        experiment: the experiment of the run, with the code outside this package that may be run.
+        run: the finished run.
+        options: the format, the precision and the other options of the file.
+        out: the folder to write to; ``None`` is a folder inside the student's.
 
     Returns:
-        What ``export.json`` says.
+        The content of ``export.json``.
 
     Raises:
-        InputError: it cannot be exported; the extra is not installed; the file is not as good as it should be, and is
-            kept under another name.
+        InputError: if the student cannot be exported, the libraries are not installed, or the file is rejected because
+            it is not accurate enough; it then has the ending ``.rejected``.
     """
     need(options.format)
     student, data = run.student, experiment.data
@@ -61,16 +61,16 @@ def export_student(experiment: Experiment, run: Run, options: ExportOptions, out
         Normalize(student.record["mean"], student.record["std"]),
     )
     folder = out or student.folder / "export" / f"{options.format}-{options.precision}"
-    _check_own(folder, student)
+    _check_folder(folder, student)
     images = calibration(data.train, options.calibration) if options.precision == "int8" else experiment.examples.cpu()
-    alone = bare(network, normalize, images)
+    exportable = bare(network, normalize, images)
     if options.qat:
-        alone = fine_tune(experiment, run, alone, options.qat)
+        exportable = fine_tune(experiment, run, exportable, options.qat)
     name = f"student{ENDINGS[options.format]}"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as place:
         file = Path(place) / name
-        file.write_bytes(build_file(alone, normalize, images, options))
+        file.write_bytes(build_file(exportable, normalize, images, options))
         experiment.say(f"{name}  {file.stat().st_size / 1000:,.1f} kB; running {len(experiment.test):,} test images")
         opened = open_file(file)
         figures = compare(network, normalize, opened, experiment.test)
@@ -87,23 +87,25 @@ def export_student(experiment: Experiment, run: Run, options: ExportOptions, out
             "versions": exporter_versions(options.format),
             "machine": machine(),
         }
-        refused = verdict(figures, options.precision, options.tolerance)
-        record["accepted"] = refused is None
-        ending = "" if refused is None else REJECTED
+        reason = verdict(figures, options.precision, options.tolerance)
+        record["accepted"] = reason is None
+        ending = "" if reason is None else REJECTED
         os.replace(file, folder / f"{name}{ending}")  # noqa: PTH105
         write_json(folder / f"{RECORD}{ending}", record)
-    if refused is not None:
-        raise InputError(f"the file was rejected: {refused}\nIt is kept as {folder / name}{REJECTED}")
-    for former in (name, RECORD):
-        (folder / f"{former}{REJECTED}").unlink(missing_ok=True)
+    if reason is not None:
+        raise InputError(f"the file was rejected: {reason}\nIt was saved as {folder / name}{REJECTED}")
+    for accepted in (name, RECORD):
+        (folder / f"{accepted}{REJECTED}").unlink(missing_ok=True)
     return record
 
 
-def _check_own(folder: Path, student: Artefact) -> None:
-    """Refuse a folder that holds what was made from another student."""
+def _check_folder(folder: Path, student: Artefact) -> None:
+    """Check that a folder can be written to, and has no file that was exported from another student."""
     if (folder / RECORD).exists():
-        there = read_record(folder / RECORD, OwnerRecord, "remove it, or give another folder with --out")
-        if there.student.fingerprint != student.fingerprint:
-            raise InputError(f"{folder} holds a file of another student; give another folder with --out, or remove it")
+        existing = read_record(folder / RECORD, OwnerRecord, "remove it, or give another folder with --out")
+        if existing.student.fingerprint != student.fingerprint:
+            raise InputError(
+                f"{folder} contains a file of another student; give another folder with --out, or remove it"
+            )
     elif folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is no folder; give one with --out")
+        raise InputError(f"{folder} is not a folder; give a folder with --out")

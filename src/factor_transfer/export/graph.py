@@ -1,4 +1,4 @@
-"""The network as it runs on a device: with its preprocessing, and without what only training needs."""
+"""The graph of a network for a device: with its preprocessing, and without the parts that only training needs."""
 
 import copy
 import re
@@ -21,16 +21,16 @@ from factor_transfer.models.inference import copy_network, eval_mode, fix_comput
 from factor_transfer.taps.extract import Taps
 from factor_transfer.taps.fold import fold_batch_norm
 
-MOST = 64  # images that a file of dynamic batch size takes at once: what memory is planned for
-_TRACED = 16  # images that a dynamic batch is traced with: of fewer, kernels are chosen that suit no other number
+MOST = 64  # the largest batch of a file with a dynamic batch size, which memory is planned for
+_TRACED = 16  # the batch that a dynamic graph is traced with; a smaller one may select kernels that suit no other size
 
 
 class Program(nn.Module):
-    """Images in, logits out.
+    """A network with its normalisation, in the form that is exported.
 
     Args:
-        model: normalised images (B, C, H, W) -> logits (B, K).
-        normalize: what it wants done to raw images; ``None`` if it is to be given normalised ones.
+        model: the network: normalised images (B, C, H, W) -> logits (B, K).
+        normalize: the normalisation of raw images; ``None`` if the program takes normalised images.
     """
 
     scale: Tensor | None
@@ -43,7 +43,7 @@ class Program(nn.Module):
         self.register_buffer("shift", None if normalize is None else normalize.shift.cpu().clone())
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W), 0..255, or normalised float32 -> logits (B, K)."""
+        """Compute the logits (B, K) of raw images, uint8 (B, C, H, W) in 0..255, or of normalised float32 images."""
         if self.scale is not None and self.shift is not None:
             images = images.to(torch.float32) * self.scale + self.shift
         logits: Tensor = self.model(images)
@@ -52,11 +52,11 @@ class Program(nn.Module):
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a file takes.
+    """The form of the input of an exported file.
 
     Attributes:
-        raw: uint8 images as they are, and not normalised float32 ones.
-        dynamic: 1 to ``MOST`` images at once, and not one.
+        raw: whether the file takes raw uint8 images, instead of normalised float32 ones.
+        dynamic: whether the file takes 1 to ``MOST`` images at once, instead of a single one.
     """
 
     raw: bool = True
@@ -64,60 +64,60 @@ class InputSpec:
 
 
 def bare(model: nn.Module, normalize: Normalize, examples: Tensor) -> nn.Module:
-    """A copy of a network on the CPU, in evaluation mode, its batch norms folded into its convolutions.
+    """A copy of a network on the CPU, in evaluation mode, with its batch norms folded into its convolutions.
 
     Args:
-        model: is not changed.
-        normalize: of its input.
+        model: the network, which is not changed.
+        normalize: the normalisation of its input.
         examples: a few raw images (B, C, H, W).
     """
-    alone = copy_network(model).cpu().eval().requires_grad_(False)
-    fix_computed_weights(alone)
-    _plain(alone)
-    folded = fold_batch_norm(Taps(alone, (), copy.deepcopy(normalize).cpu()), examples[:2].cpu())
+    copied = copy_network(model).cpu().eval().requires_grad_(False)
+    fix_computed_weights(copied)
+    _restore_convolutions(copied)
+    folded = fold_batch_norm(Taps(copied, (), copy.deepcopy(normalize).cpu()), examples[:2].cpu())
     return at_rest(folded.model)
 
 
 def at_rest(network: nn.Module) -> nn.Module:
-    """A network as it is to be exported: nothing is left, in place, of what is only for training."""
-    _plain(network.cpu().eval().requires_grad_(False))
+    """Prepare a network for export, in place: on the CPU, in evaluation mode, without the parts for training."""
+    _restore_convolutions(network.cpu().eval().requires_grad_(False))
     return network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def _plain(network: nn.Module) -> None:
-    """Replace what is a strided convolution, but written otherwise for the sake of its gradient."""
+def _restore_convolutions(network: nn.Module) -> None:
+    """Replace each ``Projection`` by the strided convolution that it computes with a safer gradient."""
     for path, module in list(network.named_modules()):
         if isinstance(module, Projection):
             network.set_submodule(path, module.plain())
 
 
 def capture(module: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgram:
-    """A module's graph of operators (``torch.export``).
+    """Capture the graph of operators of a module with ``torch.export``.
 
     Args:
-        module: images (B, C, H, W) -> logits (B, K).
-        images: some of its input, at least ``_TRACED`` where ``dynamic``; with fewer, they are repeated.
-        dynamic: for any number of images up to ``MOST``.
+        module: the module: images (B, C, H, W) -> logits (B, K).
+        images: examples of its input. They are repeated if ``dynamic`` needs more of them.
+        dynamic: whether the graph takes any number of images up to ``MOST``.
 
     Raises:
-        InputError: it cannot be exported; the operator and the layer are named.
+        InputError: if the module cannot be exported; the message names the operator and the layer.
     """
     example = images[torch.arange(_TRACED) % len(images)] if dynamic else images[:1]
     shapes = ({0: Dim("batch", min=1, max=MOST)},) if dynamic else None
     try:
         with captured_output(), torch.no_grad(), torch.backends.nnpack.flags(enabled=False):
             return export(module, (example,), dynamic_shapes=shapes)
-    except Exception as error:  # whatever a network does that cannot be captured
-        where = _where(module, example)
-        raise InputError(f"the network cannot be exported: {where}{_first(error)}") from error
+    except Exception as error:  # a network may do anything that cannot be captured
+        location = _locate(module, example)
+        raise InputError(f"the network cannot be exported: {location}{_first(error)}") from error
 
 
-# Tensors' values, taken out of them: what follows may depend on them.
+# Operators that read the values of tensors, so that the control flow may depend on them.
 _VALUES = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero"}
 
 
-class _Last(TorchFunctionMode):
-    """Remembers the operator that was called last, among all that a tracer asks of tensors for itself."""
+class _LastOperator(TorchFunctionMode):
+    """A mode that records the last operator called, ignoring the tracer's own calls."""
 
     name = ""
 
@@ -125,72 +125,78 @@ class _Last(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if name in _VALUES:
             self.name = name
-        made = func(*args, **(kwargs or {}))
-        if isinstance(made, Tensor) and not name.startswith("_"):
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor) and not name.startswith("_"):
             self.name = name
-        return made
+        return output
 
 
-def _where(module: nn.Module, images: Tensor) -> str:
-    """The layer at which tracing fails, and the operator there: it is traced again with hooks that note both.
+def _locate(module: nn.Module, images: Tensor) -> str:
+    """The layer and the operator at which tracing fails, found by tracing again with hooks.
 
-    It is worth its lines: what ``torch.export`` raises names neither, and who is told the layer can replace it.
+    The errors of ``torch.export`` name neither, and the user needs to know which layer to replace.
     """
-    within: list[str] = []
+    active: list[str] = []
     handles = []
     for path, part in module.named_modules():
         if path and type(part) is not nn.Identity:
-            handles.append(part.register_forward_pre_hook(lambda *_, path=path: within.append(path)))
-            handles.append(part.register_forward_hook(lambda *_: within.pop() and None))
-    last = _Last()
+            handles.append(part.register_forward_pre_hook(lambda *_, path=path: active.append(path)))
+            handles.append(part.register_forward_hook(lambda *_: active.pop() and None))
+    last = _LastOperator()
     try:
         with captured_output(), eval_mode(module), last:
             export(module, (images,))
-    except Exception:  # the one that is being explained
+    except Exception:  # the error that is being located
         pass
     finally:
         for handle in handles:
             handle.remove()
-    if not within:
+    if not active:
         return ""
-    layer = dict(module.named_modules())[within[-1]]
-    return f"layer {_path(within[-1])} ({type(layer).__name__}), at {last.name}: "
+    layer = dict(module.named_modules())[active[-1]]
+    return f"layer {_path(active[-1])} ({type(layer).__name__}), at {last.name}: "
 
 
 @contextmanager
 def explaining(exported: ExportedProgram, into: str) -> Iterator[None]:
-    """While a graph is turned into something else, turn what is raised into words.
+    """Convert the errors of a conversion of a graph to an ``InputError`` with an explanation.
 
     Args:
         exported: the graph.
-        into: what it is turned into, for the message.
+        into: the target of the conversion, for the message.
 
     Raises:
-        InputError: for whatever is raised; the operator, and the layers that have it, if one is named.
+        InputError: if the conversion raises an error. The message names the operator, and the layers that use it, if
+            the error does.
     """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"the network cannot be turned into {into}: {blame(exported, _all(error))}") from error
+        raise InputError(f"the network cannot be converted to {into}: {blame(exported, _all(error))}") from error
 
 
 def blame(exported: ExportedProgram, text: str) -> str:
-    """The operator that ``text`` names, with the layers that have it; a line of the text, if it names none."""
+    """The operator that an error names, with the layers that use it, or a line of the error if it names none.
+
+    Args:
+        exported: the graph.
+        text: the text of the error.
+    """
     named = set(re.findall(r"aten[.:]+(\w+)", text))
     lines = [line for line in text.splitlines() if re.search(r"aten[.:]+\w", line)]
     for graph in (lambda: exported, lambda: exported.run_decompositions()):  # an operator may be part of another one
         try:
             with captured_output():
-                found = [(_operator(node), node) for node in graph().graph.nodes if node.op == "call_function"]
-        except Exception:  # then the first graph is all there is to look at
+                operators = [(_operator(node), node) for node in graph().graph.nodes if node.op == "call_function"]
+        except Exception:  # the graph cannot be decomposed
             continue
-        guilty = [(name, node) for name, node in found if named & {name.split(".")[0], name.replace(".", "_")}]
-        if guilty:
-            stacks = (list((node.meta.get("nn_module_stack") or {}).values()) for _, node in guilty)
+        matching = [(name, node) for name, node in operators if named & {name.split(".")[0], name.replace(".", "_")}]
+        if matching:
+            stacks = (list((node.meta.get("nn_module_stack") or {}).values()) for _, node in matching)
             layers = dict.fromkeys(_path(stack[-1][0]) for stack in stacks if stack)
-            return f"operator aten.{guilty[0][0]} of layer {', '.join(list(layers)[:4])}: {_short(lines[0])}"
+            return f"operator aten.{matching[0][0]} of layer {', '.join(list(layers)[:4])}: {_short(lines[0])}"
     return _short("\n".join(lines) or text)
 
 
@@ -203,7 +209,7 @@ def _path(path: str) -> str:
 
 
 def _all(error: BaseException | None) -> str:
-    """An error and its causes, the innermost first."""
+    """The text of an error and its causes, the innermost first."""
     texts: list[str] = []
     while error is not None:
         texts.insert(0, f"{type(error).__name__}: {error}")

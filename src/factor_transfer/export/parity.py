@@ -1,4 +1,4 @@
-"""Whether an exported file says what the trained network says, and what it costs to ask it."""
+"""The comparison of an exported file with the trained network on the test images."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from factor_transfer.models import Normalize
 from factor_transfer.training.evaluate import predict as run_network
 from factor_transfer.training.evaluate import top
 
-CLOSE = 1e-3  # the most that a float32 file's logits may differ by
+CLOSE = 1e-3  # the largest acceptable difference of a float32 file's logits
 _BATCH = 250
 
 
@@ -19,13 +19,13 @@ def compare(network: nn.Module, normalize: Normalize, file: ExportedFile, test: 
     """Run all test images through the trained network and through the file.
 
     Args:
-        network: normalised images -> logits (B, K), on the CPU.
-        normalize: of its input.
-        file: the same network, exported.
-        test: the test split.
+        network: the trained network on the CPU: normalised images (B, C, H, W) -> logits (B, K).
+        normalize: the normalisation of its input.
+        file: the exported file of the network.
+        test: the test images.
 
     Returns:
-        ``images``; ``top1_trained`` and ``top1_file``, percent; ``equal_predictions``, percent;
+        The number of ``images``; ``top1_trained``, ``top1_file`` and ``equal_predictions`` in percent; and the
         ``largest_logit_difference``.
     """
     trained, labels = run_network(nn.Sequential(normalize, network), in_order(test, _BATCH))
@@ -47,12 +47,12 @@ def _largest(difference: Tensor) -> float:
 
 
 def verdict(figures: dict[str, Any], precision: str, tolerance: float) -> str | None:
-    """Why a file is refused; ``None`` if it is as good as it should be.
+    """The reason why a file is rejected; ``None`` if it is accepted.
 
     Args:
-        figures: see ``compare``.
-        precision: of the file.
-        tolerance: percentage points of top-1 that an int8 file may lose.
+        figures: the results of ``compare``.
+        precision: the precision of the file, ``"float32"`` or ``"int8"``.
+        tolerance: the largest acceptable loss of top-1 in an int8 file, in percentage points.
     """
     difference, lost = figures["largest_logit_difference"], figures["top1_trained"] - figures["top1_file"]
     if precision == "float32" and not difference <= CLOSE:

@@ -1,8 +1,8 @@
-"""Quantisation-aware fine-tuning: the student learns to live with 8 bits, its teacher's factors still guiding it.
+"""Quantisation-aware fine-tuning: training the student with simulated 8-bit layers, by the recipe's method.
 
-Each convolution and linear layer sees its input and its weights as 8 bits leave them, and gradients pass as if nothing
-had been rounded (the straight-through estimator; Jacob et al., CVPR 2018). What is kept are the weights: the file's own
-scales are then chosen from training images, as without fine-tuning.
+The input and the weights of each convolution and linear layer are rounded to 8 bits in the forward pass, and gradients
+ignore the rounding (the straight-through estimator; Jacob et al., CVPR 2018). Only the weights are used afterwards: the
+scales of the exported file are calibrated on training images, as without fine-tuning.
 """
 
 import tempfile
@@ -30,22 +30,22 @@ from factor_transfer.training.loop import fit
 from factor_transfer.training.optim import Optimization
 from factor_transfer.training.trainer import Selection, Trainer
 
-_LEVELS = 127  # of a symmetric signed 8-bit weight, on either side of zero
-_SLOWLY = 0.1  # share of the recipe's learning rate: the network is trained, and only to be moved a little
+_LEVELS = 127  # the levels of a symmetric signed 8-bit weight on either side of zero
+_LEARNING_RATE = 0.1  # the fraction of the recipe's learning rate, since a trained network needs only small changes
 
 
 class RoundedWeight(nn.Module):
-    """A weight (out, …) as 8 bits leave it, with a scale for each output channel."""
+    """A parametrisation that rounds a weight (out, …) to 8 bits, with one scale per output channel."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The same shape."""
+        """Round the weight, preserving its shape."""
         scale = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-12) / _LEVELS
         zero = torch.zeros_like(scale, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -_LEVELS, _LEVELS)
 
 
 class RoundedInput(nn.Module):
-    """A layer's input as 8 bits leave it, by the range that was seen in training so far (a moving average)."""
+    """A module that rounds a layer's input to 8 bits, within a moving average of its range in training."""
 
     low: Tensor
     high: Tensor
@@ -56,12 +56,12 @@ class RoundedInput(nn.Module):
         self.register_buffer("high", torch.tensor(-torch.inf))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
+        """Round the input, preserving its shape."""
         if self.training:
             low, high = x.detach().amin().clamp(max=0), x.detach().amax().clamp(min=0)
-            known = self.low.isfinite()
-            self.low.copy_(torch.where(known, torch.lerp(self.low, low, 0.01), low))
-            self.high.copy_(torch.where(known, torch.lerp(self.high, high, 0.01), high))
+            initialized = self.low.isfinite()
+            self.low.copy_(torch.where(initialized, torch.lerp(self.low, low, 0.01), low))
+            self.high.copy_(torch.where(initialized, torch.lerp(self.high, high, 0.01), high))
         scale = ((self.high - self.low) / 255).clamp(min=1e-12)
         zero = (-self.low / scale).round().clamp(0, 255).to(torch.int32)
         return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
@@ -69,7 +69,7 @@ class RoundedInput(nn.Module):
 
 @contextmanager
 def rounded(network: nn.Module) -> Iterator[None]:
-    """While a network is trained, let its layers see 8 bits; afterwards it is as before, but for what it learned."""
+    """Simulate 8-bit layers in a network during a ``with`` block; afterwards, only its weights have changed."""
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     handles = []
     for layer in layers:
@@ -91,26 +91,26 @@ def _round_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int) -> nn.Module:
-    """Train a student on with 8-bit layers, by the recipe's method, at a tenth of its learning rate.
+    """Fine-tune a student with simulated 8-bit layers, by the recipe's method, at a tenth of its learning rate.
 
-    The connectors at the student's side, which no stage keeps, are drawn anew, and first trained for an epoch by
-    themselves.
+    The student's connectors are not saved with it, so they are initialised randomly and first trained alone for one
+    epoch.
 
     Args:
-        experiment: of the run's recipe.
-        run: finished; the teacher and, where the method needs it, the paraphraser lie beside the student.
-        network: the student, its batch norms folded; changed in place.
-        epochs: over the training images.
+        experiment: the experiment of the run.
+        run: the finished run. Its work dir must have the teacher and the paraphraser that the method needs.
+        network: the student with folded batch norms, which is changed in place.
+        epochs: the number of epochs.
 
     Returns:
         The network, on the CPU, in evaluation mode.
 
     Raises:
-        InputError: teacher or paraphraser is missing, or another one; a method that puts another network in the
-            student's place.
+        InputError: if the teacher or the paraphraser is missing or has other inputs, or the method replaces the
+            student's network.
     """
     if isinstance(network, ReusedClassifier):
-        raise InputError("--qat does not go with simkd, whose student has its teacher's classifier, which stays frozen")
+        raise InputError("--qat cannot be used with simkd, whose student contains its teacher's frozen classifier")
     for path, module in list(network.named_modules()):
         if (
             type(module) is nn.Conv2d
@@ -118,7 +118,7 @@ def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int)
             and module.stride != (1, 1)
             and module.groups == 1
         ):
-            network.set_submodule(path, Projection.like(module))  # whose gradient is safe
+            network.set_submodule(path, Projection.like(module))  # it has the safer gradient, see ``Projection``
     section, device = experiment.recipe.student, experiment.fabric.device
     network = experiment.fabric.to_device(network).requires_grad_(True)
     torch.manual_seed(section.seed)
@@ -126,7 +126,7 @@ def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int)
     teacher, paraphrasers = None, {}
     if experiment.recipe.terms:
         if run.teacher is None:
-            raise InputError(f"--qat needs the teacher, and {run.student.folder.parent} has none")
+            raise InputError(f"--qat needs the teacher, but {run.student.folder.parent} has none")
         teacher = frozen_teacher(experiment, experiment.load(run.teacher), experiment.normalize(run.teacher))
         if experiment.recipe.needs_paraphraser:
             paraphrasers = load_paraphrasers(experiment, require_paraphraser(experiment, run.teacher))
@@ -137,7 +137,7 @@ def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int)
         _train(experiment, method, method.terms, batches, 1, "connectors", 1.0)
         network.requires_grad_(True)
     with rounded(network):
-        _train(experiment, method, network, batches, epochs, "student in 8 bits", _SLOWLY)
+        _train(experiment, method, network, batches, epochs, "student in 8 bits", _LEARNING_RATE)
     return at_rest(network)
 
 
@@ -150,9 +150,9 @@ def _train(
     name: str,
     share: float,
 ) -> None:
-    """Train what of ``method`` is not frozen, for good: the last epoch's weights stay."""
+    """Train the parts of ``method`` that are not frozen, in place, and use the weights of the last epoch."""
     settings = experiment.recipe.student.optimization
-    gentle = Optimization(
+    optimization = Optimization(
         optimizer=settings.optimizer,
         learning_rate=settings.learning_rate * share,
         momentum=settings.momentum,
@@ -167,7 +167,7 @@ def _train(
             product,
             epochs=epochs,
             steps=len(batches),
-            optimization=gentle,
+            optimization=optimization,
             validate=dict,
             selection=Selection("loss", highest=False, keep="last"),
             checkpoint=Path(place, "last.ckpt"),

@@ -1,7 +1,7 @@
-"""Eight bits: where a network's values lie, from training images, and how they are rounded.
+"""Quantisation to 8 bits, with ranges that are calibrated on training images.
 
 Post-training static quantisation (Jacob et al.: Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference, CVPR 2018), with a scale for each output channel of the weights.
+Integer-Arithmetic-Only Inference, CVPR 2018), with one scale per output channel of the weights.
 """
 
 from importlib import import_module
@@ -15,44 +15,44 @@ from factor_transfer.errors import InputError
 from factor_transfer.export.formats.optional import captured_output
 from factor_transfer.export.graph import capture, explaining
 
-LEAST = 32  # images: of fewer, the largest values are a matter of chance
+LEAST = 32  # the smallest number of images; with fewer, the measured ranges would be random
 _BATCH = 32
 
 
 def calibration(train: Split, count: int) -> Tensor:
-    """Training images to quantise by, from all over the set, not augmented.
+    """Training images for calibration, evenly spaced over the split and without augmentation.
 
     Args:
         train: the training images.
-        count: how many; all, if there are fewer.
+        count: the number of images, or all if there are fewer.
 
     Returns:
-        uint8 (N, C, H, W).
+        The images, uint8 (N, C, H, W).
 
     Raises:
-        InputError: fewer than ``LEAST``.
+        InputError: if there are fewer than ``LEAST`` images.
     """
     count = min(count, len(train))
     if count < LEAST:
         raise InputError(
-            f"{count} images to calibrate by are too few: their largest values are a matter of chance. Give at least "
-            f"{LEAST}, with --calibration N, of the {len(train)} training images there are"
+            f"{count} calibration images are too few, since their value ranges would be random. Use at least {LEAST} "
+            f"of the {len(train)} training images, with --calibration N"
         )
     return train.images[torch.linspace(0, len(train) - 1, count).long()]
 
 
 def quantized(program: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgram:
-    """A program's graph with 8-bit weights and activations, for XNNPACK (PT2E).
+    """The graph of a program with 8-bit weights and activations, for XNNPACK (PT2E).
 
     Args:
-        program: see ``Program``.
-        images: to calibrate by, as the program takes them.
-        dynamic: see ``InputSpec``.
+        program: the program, see ``Program``.
+        images: the calibration images, as the program takes them.
+        dynamic: whether the graph takes a dynamic batch size, see ``InputSpec``.
 
     Raises:
-        InputError: it cannot be quantised.
+        InputError: if the program cannot be quantised.
     """
-    exported = capture(program, images, dynamic=True)  # to be calibrated batch by batch, whatever comes out
+    exported = capture(program, images, dynamic=True)  # calibration always uses batches
     with captured_output(), torch.no_grad(), explaining(exported, "8 bits"):
         scheme = import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
         pt2e = import_module("torchao.quantization.pt2e.quantize_pt2e")

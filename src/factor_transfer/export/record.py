@@ -1,4 +1,4 @@
-"""What ``export.json`` says beside the figures: of what the file was made, what it takes, and where that was."""
+"""The record of an exported file, ``export.json``: its origin, its input, and its figures."""
 
 import platform
 from pathlib import Path
@@ -21,15 +21,15 @@ RECORD = "export.json"
 
 
 class File(Record):
-    """Which file a record is of."""
+    """The exported file."""
 
-    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]  # one that lies beside the record
+    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]  # a file in the same folder as the record
     sha256: str
     bytes: Count
 
 
 class Input(Record):
-    """What the file takes, see ``input_record``."""
+    """The input of the exported file, see ``input_record``."""
 
     dtype: Literal["uint8", "float32"]
     channels: Size
@@ -42,14 +42,15 @@ class Input(Record):
     def _fits(self) -> Self:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(
-                f"mean and std have {len(self.mean)} and {len(self.std)} values, the images {self.channels} channels"
+                f"mean and std have {len(self.mean)} and {len(self.std)} values, but the images have "
+                f"{self.channels} channels"
             )
         check_statistics(self.mean, self.std)
         return self
 
 
 class FileRecord(Record):
-    """What of ``export.json`` is needed to run the file."""
+    """The part of ``export.json`` that is needed to run the file."""
 
     file: File
     classes: list[str]
@@ -58,24 +59,24 @@ class FileRecord(Record):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if not self.classes or len(set(self.classes)) < len(self.classes):
-            raise ValueError("classes must be names, each once")
+            raise ValueError("classes must be a list of distinct names")
         return self
 
 
 class Owner(Record):
-    """Which student a file was made from."""
+    """The student that the file was exported from."""
 
     fingerprint: str
 
 
 class OwnerRecord(Record):
-    """What of ``export.json`` says whose it is."""
+    """The part of ``export.json`` that identifies the student."""
 
     student: Owner
 
 
 class Parity(Record):
-    """See ``parity.compare``."""
+    """The comparison of the file with the trained student, see ``parity.compare``."""
 
     images: Size
     top1_trained: Percent
@@ -85,25 +86,25 @@ class Parity(Record):
 
 
 class Costs(Record):
-    """See ``worker.probe``."""
+    """The latency of the file, see ``worker.probe``."""
 
     p50_ms: Annotated[float, Field(ge=0)]
 
 
 class Teacher(Record):
-    """What the teacher reaches."""
+    """The accuracy of the teacher."""
 
     top1: Percent
 
 
 class Machine(Record):
-    """Where figures were measured."""
+    """The machine that the figures were measured on."""
 
     processor: str
 
 
 class ExportRecord(FileRecord, OwnerRecord):
-    """``export.json``, as far as a package shows it."""
+    """The part of ``export.json`` that a package shows."""
 
     format: Literal["executorch", "onnx"]
     precision: Literal["float32", "int8"]
@@ -114,7 +115,13 @@ class ExportRecord(FileRecord, OwnerRecord):
 
 
 def network_record(done: Artefact, network: nn.Module, example: Tensor) -> dict[str, Any]:
-    """Which network it is, and how large."""
+    """The identity and the size of a network, for ``export.json``.
+
+    Args:
+        done: the finished stage of the network.
+        network: the network.
+        example: one image (1, C, H, W) as the network takes it.
+    """
     return {
         "folder": str(done.folder),
         "fingerprint": done.fingerprint,
@@ -127,23 +134,39 @@ def network_record(done: Artefact, network: nn.Module, example: Tensor) -> dict[
 
 
 def format_record(options: ExportOptions, images: Tensor) -> dict[str, Any]:
-    """Format and precision, and how that was come by."""
+    """The format and the precision of a file, and how it was quantised, for ``export.json``.
+
+    Args:
+        options: the options of the export.
+        images: the images that the file was calibrated with.
+    """
+    weight_bits = 8 if options.format == "executorch" else 7
     quantisation = {
         "calibration_images": len(images),
         "calibrated_on": "training images, evenly spaced over the split",
-        "weights": "8 bits, a scale a channel" if options.format == "executorch" else "7 bits, a scale a channel",
-        "activations": "8 bits, a scale a tensor",
+        "weights": f"{weight_bits} bits, one scale per channel",
+        "activations": "8 bits, one scale per tensor",
         "qat_epochs": options.qat,
         "tolerance": options.tolerance,
     }
-    chosen = quantisation if options.precision == "int8" else None
-    return {"format": options.format, "precision": options.precision, "quantisation": chosen}
+    quantised = options.precision == "int8"
+    return {
+        "format": options.format,
+        "precision": options.precision,
+        "quantisation": quantisation if quantised else None,
+    }
 
 
 def input_record(form: InputSpec, train: Split, student: Artefact) -> dict[str, Any]:
-    """What the file takes, for whoever writes the code around it."""
+    """The input and the output of a file, for ``export.json``: what the code that runs it on a device must provide.
+
+    Args:
+        form: the form of the input.
+        train: the training images, whose shape is that of the input.
+        student: the finished student, whose record has the mean and standard deviation.
+    """
     channels, height, width = train.images.shape[1:]
-    values = "raw, 0..255" if form.raw else "(value / 255 - mean) / std, channel by channel"
+    values = "raw, 0..255" if form.raw else "(value / 255 - mean) / std, for each channel"
     return {
         "name": "images",
         "dtype": "uint8" if form.raw else "float32",
@@ -155,22 +178,26 @@ def input_record(form: InputSpec, train: Split, student: Artefact) -> dict[str, 
         "values": values,
         "mean": list(student.record["mean"]),
         "std": list(student.record["std"]),
-        "output": "logits, float32, one a class",
+        "output": "logits, float32, one per class",
     }
 
 
 def exporter_versions(extra: str) -> dict[str, str]:
-    """The versions of the packages that an exported file was made with."""
+    """The versions of the packages that a file is exported with.
+
+    Args:
+        extra: the format, ``"executorch"`` or ``"onnx"``.
+    """
     return versions(OURS, "torch", *EXTRAS[extra])
 
 
 def machine() -> dict[str, str]:
-    """Where figures were measured."""
+    """The platform and the processor of this machine."""
     return {"platform": platform.platform(), "processor": _processor()}
 
 
 def _processor() -> str:
-    """What the processor calls itself, where that can be known."""
+    """The name of the processor, if the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,1 +1,1 @@
-"""A recipe at work in a folder: its stages, what they leave behind, and when that is up to date."""
+"""The pipeline that runs a recipe in a folder: its stages, the files they write, and whether these are up to date."""

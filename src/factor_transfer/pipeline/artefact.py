@@ -1,7 +1,8 @@
-"""What a stage leaves in its folder, and whether it is what is wanted now.
+"""The artefact of a stage: the files in its folder, and whether they match the current inputs.
 
-``weights.safetensors``; ``last.safetensors``, if those are not the last epoch's; ``stage.json``: the inputs it was made
-from, the model, figures, versions, the weights' SHA-256; ``metrics.jsonl``; while the stage is running, ``last.ckpt``.
+A stage writes ``weights.safetensors``; ``last.safetensors``, if the saved weights are not those of the last epoch;
+``stage.json`` with its inputs, model, figures, versions and the SHA-256 of the weights; and ``metrics.jsonl``. While it
+is running, there is also a checkpoint, ``last.ckpt``.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from factor_transfer.training.checkpoint import remove_training
 from factor_transfer.versions import OURS, versions
 
 RECORD, WEIGHTS, METRICS, RUNNING = "stage.json", "weights.safetensors", "metrics.jsonl", "last.ckpt"
-RECIPE = "recipe.toml"  # of a student: the recipe that last asked for it
+RECIPE = "recipe.toml"  # in a student's folder: the last recipe that requested this student
 LAST = "last.safetensors"
 STATES = WEIGHTS, LAST
 _MARK = "recipe.json"
@@ -30,8 +31,8 @@ class Artefact:
     """A finished stage.
 
     Attributes:
-        folder: where it lies.
-        record: what ``stage.json`` says.
+        folder: the folder of the stage.
+        record: the content of ``stage.json``.
     """
 
     folder: Path
@@ -39,39 +40,42 @@ class Artefact:
 
     @property
     def weights(self) -> Path:
-        """The file of its weights."""
+        """The path of the weights file."""
         return self.folder / WEIGHTS
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what it computes, weights, network and normalisation: what later stages remember of it."""
-        what = {key: self.record.get(key) for key in ("weights_sha256", "model", "mean", "std", "in_channels")}
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        """The SHA-256 of weights, network and normalisation, by which later stages identify this one."""
+        identity = {key: self.record.get(key) for key in ("weights_sha256", "model", "mean", "std", "in_channels")}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def state(self) -> State:
-        """Its weights."""
+        """Read the weights."""
         return read_weights(self.weights)
 
     def last_state(self) -> State:
-        """Its weights after the last epoch, which may be the same.
+        """Read the weights of the last epoch, which may be the same as ``state()``.
 
         Raises:
-            InputError: they are damaged.
+            InputError: if they are damaged.
         """
         expected = self.record.get("last_sha256")
         if expected is None:
             if (self.folder / LAST).exists():
-                raise InputError(f"{self.folder / RECORD} is damaged: last_sha256 is missing, of {LAST} beside it")
+                raise InputError(f"{self.folder / RECORD} is damaged: last_sha256, the SHA-256 of {LAST}, is missing")
             return self.state()
         _check(self.folder / LAST, expected)
         return read_weights(self.folder / LAST)
 
 
 def find(folder: Path) -> Artefact | None:
-    """The finished stage in ``folder``, or ``None`` if there is none.
+    """The finished stage in a folder, or ``None`` if there is none.
+
+    Args:
+        folder: the folder of the stage.
 
     Raises:
-        InputError: it is damaged.
+        InputError: if its record or weights are damaged, or its weights are missing.
     """
     if not (folder / RECORD).exists():
         return None
@@ -80,25 +84,28 @@ def find(folder: Path) -> Artefact | None:
         return None
     if not (folder / WEIGHTS).is_file():
         raise InputError(
-            f"weights {folder / WEIGHTS} are missing; add --fresh to the stage's command to make them anew"
+            f"weights {folder / WEIGHTS} are missing; add --fresh to the stage's command to train it again"
         )
     _check(folder / WEIGHTS, record.get("weights_sha256"))
     return Artefact(folder, record)
 
 
 def begin(folder: Path, inputs: Mapping[str, Any]) -> None:
-    """Write down what a stage is made from, before it starts."""
+    """Record the inputs of a stage before it starts."""
     write_json(folder / RECORD, {"finished": False, "inputs": inputs})
 
 
 def finish(folder: Path, state: State, record: Mapping[str, Any], last: State | None = None) -> Artefact:
-    """Write a stage's weights and its record; then it is finished, and its checkpoint is removed.
+    """Write the weights and the record of a stage, which marks it as finished, and remove its checkpoint.
 
     Args:
-        folder: the stage's.
-        state: its weights.
-        record: what else to remember.
-        last: the weights of the last epoch, if they are others.
+        folder: the folder of the stage.
+        state: the weights.
+        record: further keys of the record.
+        last: the weights of the last epoch; ``None`` if they are the same.
+
+    Returns:
+        The finished stage.
     """
     save_weights(folder / WEIGHTS, state)
     sums = {"weights_sha256": sha256(folder / WEIGHTS)}
@@ -111,20 +118,33 @@ def finish(folder: Path, state: State, record: Mapping[str, Any], last: State | 
 
 
 def complete(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Write down that what ``folder`` holds is finished; what the record says then."""
-    whole = {
+    """Mark a stage, or a part of the cache, as finished.
+
+    Args:
+        folder: the folder, whose record has the inputs.
+        record: further keys of the record.
+
+    Returns:
+        The complete record.
+    """
+    complete_record = {
         "finished": True,
         **record,
         "inputs": _read_record(folder)["inputs"],
         "versions": versions(OURS, "torch", "lightning-fabric"),
         "machine": platform.platform(),
     }
-    write_json(folder / RECORD, whole)
-    return whole
+    write_json(folder / RECORD, complete_record)
+    return complete_record
 
 
 def differences(folder: Path, inputs: Mapping[str, Any]) -> list[str]:
-    """In which inputs the stage in ``folder`` differs from ``inputs``; one line each."""
+    """The inputs that changed since a stage was recorded, one line per key.
+
+    Args:
+        folder: the folder of the stage.
+        inputs: the current inputs.
+    """
     then, now = dict(_flat(_read_record(folder)["inputs"])), dict(_flat(inputs))
     return [
         f"{key}: {_short(then.get(key))} then, {_short(now.get(key))} now"
@@ -134,7 +154,14 @@ def differences(folder: Path, inputs: Mapping[str, Any]) -> list[str]:
 
 
 def archive(folder: Path) -> Path:
-    """Move a stage out of the way, into ``replaced/`` beside it: what was trained is never thrown away."""
+    """Move a stage into ``replaced/`` in the work dir, so that nothing that was trained is lost.
+
+    Args:
+        folder: the folder of the stage.
+
+    Returns:
+        The new folder.
+    """
     number = 1
     while (target := folder.parent / "replaced" / f"{folder.name}-{number}").exists():
         number += 1
@@ -144,12 +171,12 @@ def archive(folder: Path) -> Path:
 
 
 def is_work_dir(folder: Path) -> bool:
-    """Whether a recipe has claimed this folder."""
+    """Whether a folder is the work dir of a recipe."""
     return (folder / _MARK).is_file()
 
 
 def trained_precision(work_dir: Path) -> str | None:
-    """The precision in which the stages of a work dir were, or are being, trained; ``None`` if there is no stage."""
+    """The precision that the stages of a work dir are trained in; ``None`` if there is no stage."""
     for folder in sorted(work_dir.iterdir()) if work_dir.is_dir() else []:
         try:
             found = read_json(folder / RECORD)["inputs"]["precision"]
@@ -161,10 +188,17 @@ def trained_precision(work_dir: Path) -> str | None:
 
 
 def check_owner(work_dir: Path, recipe: str) -> bool:
-    """See that a folder may be a recipe's work dir; whether it is so already.
+    """Check that a folder can be the work dir of a recipe.
+
+    Args:
+        work_dir: the folder.
+        recipe: the name of the recipe.
+
+    Returns:
+        Whether the folder is the work dir of this recipe already.
 
     Raises:
-        InputError: it belongs to another recipe, holds something else, or cannot be read.
+        InputError: if the folder belongs to another recipe, contains other files, or cannot be read.
     """
     mark = work_dir / _MARK
     try:
@@ -187,10 +221,14 @@ def check_owner(work_dir: Path, recipe: str) -> bool:
 
 
 def claim(work_dir: Path, recipe: str) -> None:
-    """Make a folder a recipe's work dir. Of two recipes that want it at the same time, the lock's holder gets it.
+    """Make a folder the work dir of a recipe. The caller must hold the folder's lock, see ``lock.hold``.
+
+    Args:
+        work_dir: the folder.
+        recipe: the name of the recipe.
 
     Raises:
-        InputError: it belongs to another recipe, holds something else, or cannot be written.
+        InputError: if the folder belongs to another recipe, contains other files, or cannot be written.
     """
     if check_owner(work_dir, recipe):
         return
@@ -204,14 +242,14 @@ def _check(path: Path, expected: str | None) -> None:
     found = sha256(path)
     if found != expected:
         raise InputError(
-            f"weights {path} are damaged: their SHA-256 is {found[:12]}…, {RECORD} beside them says "
-            f"{str(expected)[:12]}…\nAdd --fresh to the stage's command to make them anew"
+            f"weights {path} are damaged: their SHA-256 is {found[:12]}…, but {RECORD} has "
+            f"{str(expected)[:12]}…\nAdd --fresh to the stage's command to train it again"
         )
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    mend = "add --fresh to the stage's command to make it anew"
-    return read_record(folder / RECORD, StageRecord, mend).model_dump(exclude_unset=True)
+    remedy = "add --fresh to the stage's command to train it again"
+    return read_record(folder / RECORD, StageRecord, remedy).model_dump(exclude_unset=True)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a recipe stands for in a work dir: its images, device, networks and taps."""
+"""An experiment: a recipe in a work dir, with its images, device, networks and taps."""
 
 from collections.abc import Collection, Iterator, Sequence
 from copy import copy
@@ -29,22 +29,22 @@ from factor_transfer.training.evaluate import predict
 from factor_transfer.training.log import Display
 
 EVALUATION_BATCH = 500
-KEPT_LOGITS = 2**30  # bytes: five networks' answers to the 50,000 validation images of ImageNet
-EXAMPLES = 64  # images that networks are looked at with before they are trained
+KEPT_LOGITS = 2**30  # bytes: the logits of five networks for the 50,000 validation images of ImageNet
+EXAMPLES = 64  # the number of images that networks are tried with before training
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel, 0..1
 
 
 class Experiment:
-    """A recipe at work in a folder.
+    """A recipe and the work dir that its stages are written to.
 
     Args:
-        recipe: what to do.
-        work_dir: where the stages lie.
-        console: where progress is shown: a console, or a ``Display`` of one.
+        recipe: the recipe.
+        work_dir: the folder that contains the stages.
+        console: the console that progress is shown on, or a ``Display`` of one.
         command: the recipe and its overrides as on the command line, for messages.
-        trusted_code: whose code may be run, ``package.module:callable``, for a recipe that was found in a folder. The
-            recipe that a person gives, ``None``, is itself the permission for what it names.
+        trusted_code: the code outside this package that may be run, as ``package.module:callable``, for a recipe that
+            was found in a folder. ``None`` allows what the recipe names, as the user gave it.
     """
 
     def __init__(
@@ -58,21 +58,25 @@ class Experiment:
         self.recipe, self.work_dir, self.command = recipe, work_dir, command
         self.display = console if isinstance(console, Display) else Display(console)
         self.trusted_code = trusted_code
-        self.verified: set[Path] = set()  # folders whose sums were compared in this command
+        self.verified: set[Path] = set()  # folders whose checksums were verified in this command
         self._test_logits: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
 
     def with_method(self, method: str, seed: int | None = None) -> Self:
-        """The same experiment with another method, and another seed of the student.
+        """A copy of the experiment with another method, and optionally another seed of the student.
 
-        Images, device, taps and the test images' logits are the same objects in both.
+        Both share the images, the device, the taps and the logits of the test images.
+
+        Args:
+            method: the name of the method, such as ``"factor+kd"``.
+            seed: the seed of the student; ``None`` for the recipe's.
         """
-        _ = self.data, self.taps, self.views  # made now, so that the copy has them, too
+        _ = self.data, self.taps, self.views  # computed before copying, so that both share them
         other = copy(self)
         other.recipe = self.recipe.with_method(method, seed)
         return other
 
     def say(self, text: str) -> None:
-        """A line for the person."""
+        """Print a message."""
         self.display.say(printable(text, newlines=True))
 
     @property
@@ -82,10 +86,10 @@ class Experiment:
 
     @cached_property
     def data(self) -> Data:
-        """The images, read when first needed; a line says what was found.
+        """The images. They are read when first needed, and a line that describes them is printed.
 
         Raises:
-            InputError: bad data, or a batch that is larger than the training set.
+            InputError: if the data is invalid, or a batch is larger than the training set.
         """
         data = open_data(**self.recipe.data.model_dump())
         chosen = f", in {self.precision}" if self.recipe.precision == "auto" else ""
@@ -95,20 +99,20 @@ class Experiment:
             if section is not None and section.epochs is not None and section.batch_size > len(data.train):
                 raise InputError(
                     f"{name}.batch_size is {section.batch_size}, larger than the training set of {len(data.train)} "
-                    f"images; give a smaller one, such as {name}.batch_size={min(32, len(data.train))}"
+                    f"images; choose a smaller one, such as {name}.batch_size={min(32, len(data.train))}"
                 )
         return data
 
     @cached_property
     def fabric(self) -> Fabric:
-        """Device and precision."""
+        """The device and the precision, as a ``Fabric``."""
         return open_fabric(self.recipe.device, self.precision)
 
     @cached_property
     def precision(self) -> str:
-        """The precision of all trainings, ``"32-true"`` or ``"bf16-mixed"``; ``"auto"`` is settled here.
+        """The precision of all trainings, ``"32-true"`` or ``"bf16-mixed"``, to which ``"auto"`` is resolved.
 
-        A work dir keeps the precision that its first stage was trained in, so that it goes on alike on another machine.
+        All stages of a work dir use the precision of the first, also when they are trained on another machine.
         """
         if self.recipe.precision != "auto":
             return self.recipe.precision
@@ -116,29 +120,41 @@ class Experiment:
 
     @cached_property
     def augment(self) -> Augment:
-        """What is done to the training images at random."""
+        """The random augmentation of the training images."""
         return Augment(**self.recipe.augment.model_dump())
 
     @cached_property
     def views(self) -> Views | None:
-        """The fixed views of the training images, if the recipe has a factor cache."""
+        """The fixed views of the training images; ``None`` if the recipe has no factor cache."""
         cache = self.recipe.cache
         return Views(self.augment, len(self.data.train), cache.views, cache.seed) if cache.views else None
 
     @cached_property
     def test(self) -> Split:
-        """The test images, for the final table alone."""
+        """The test images, which are only used for the final results."""
         return self.data.test()
 
     def build(self, section: Network, pretrained: bool = False) -> nn.Module:
-        """A network as the recipe names it, on the device; with random weights, or the zoo's."""
+        """Build a network of the recipe on the device.
+
+        Args:
+            section: the recipe's section of the network.
+            pretrained: whether to load the pretrained weights of a model zoo; the weights are random otherwise.
+
+        Raises:
+            InputError: if the network cannot be built, or is defined by code that is not trusted.
+        """
         if self.trusted_code is not None:
             check_trusted(section.model, self.trusted_code, f"the recipe of {self.work_dir}")
         record = self.describe(section)["model"]
         return to_memory_format(self.fabric.to_device(build_model(**record, pretrained=pretrained)))
 
     def describe(self, section: Network) -> dict[str, Any]:
-        """What a network's record says of it, so that ``load_network`` can build it again."""
+        """The part of a network's record from which ``load_network`` can build it again.
+
+        Args:
+            section: the recipe's section of the network.
+        """
         return {
             "model": {
                 "name": section.model,
@@ -151,14 +167,16 @@ class Experiment:
         }
 
     def statistics(self, section: Network, model: nn.Module | None = None) -> Statistics:
-        """Mean and standard deviation of a network's input: as the recipe says, as its weights want it, or the data's.
+        """The mean and standard deviation of a network's input.
+
+        The recipe's are used if it has any, then those that belong to pretrained weights, then those of the data.
 
         Args:
-            section: of the recipe.
-            model: if its weights come from elsewhere.
+            section: the recipe's section of the network.
+            model: the network with pretrained weights; ``None`` if its weights are random.
 
         Raises:
-            InputError: not one for each channel.
+            InputError: if there is not one value per channel.
         """
         if section.mean is not None and section.std is not None:
             found: Statistics | None = section.mean, section.std
@@ -167,41 +185,53 @@ class Experiment:
         mean, std = found or (self.data.mean, self.data.std)
         if len(mean) != self.data.channels:
             raise InputError(
-                f"{section.model} is normalised with {len(mean)} values ({', '.join(f'{m:.3g}' for m in mean)}), the "
-                f"images have {self.data.channels} channels; give mean and std, one a channel"
+                f"{section.model} has a mean of {len(mean)} values ({', '.join(f'{m:.3g}' for m in mean)}), but the "
+                f"images have {self.data.channels} channels; set mean and std, one value per channel"
             )
         return mean, std
 
     def normalize(self, statistics: Statistics | Artefact) -> Normalize:
-        """What turns raw images into a network's input, by statistics or those of a finished network."""
+        """The module that turns raw images into a network's input.
+
+        Args:
+            statistics: the mean and standard deviation, or a finished network whose record has them.
+        """
         if isinstance(statistics, Artefact):
             statistics = statistics.record["mean"], statistics.record["std"]
         return Normalize(*statistics).to(self.fabric.device)
 
     def load(self, done: Artefact, last: bool = False) -> nn.Module:
-        """The network of a finished stage, on the device; or as it was after the last epoch."""
+        """Load the network of a finished stage onto the device.
+
+        Args:
+            done: the finished stage.
+            last: whether to load the weights of the last epoch.
+
+        Raises:
+            InputError: see ``load_network``.
+        """
         trusted = named_code(self.recipe, done) if self.trusted_code is None else self.trusted_code
         return to_memory_format(self.fabric.to_device(load_network(done, last, trusted)))
 
     @cached_property
     def examples(self) -> Tensor:
-        """Some raw training images, from all over the set."""
+        """A few raw training images (B, C, H, W), spread evenly over the set, on the device."""
         images = self.data.train.images
-        chosen = torch.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).long()
-        return images[chosen].to(self.fabric.device)
+        indices = torch.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).long()
+        return images[indices].to(self.fabric.device)
 
     @cached_property
     def taps(self) -> tuple[list[str], list[str]]:
-        """The taps of teacher and student; where the recipe names none, the last stage's, if there is one.
+        """The taps of the teacher and of the student. The default is the last stage of a network, if one is found.
 
         Both networks are tried first, see ``try_network``.
 
         Raises:
-            InputError: a network that cannot be used, or a tap that does not exist.
+            InputError: if a network cannot be used, or a tap does not exist.
         """
-        found = []
+        both = []
         for name, section in (("teacher", self.recipe.teacher), ("student", self.recipe.student)):
-            # Drawn from a generator of its own: what is trained next must not depend on who looked for taps first.
+            # The generator is restored, so that later training does not depend on when the taps were determined.
             with torch.random.fork_rng(devices=[]):
                 model = self.build(section)
             images = self.normalize(self.statistics(section))(self.examples[:2])
@@ -211,44 +241,61 @@ class Experiment:
             except InputError:
                 if section.taps is not None:
                     raise
-                taps = []  # not every method needs one
+                taps = []  # some methods need none
             if taps and section.taps != taps:
                 self.say(f"{name}  tap {', '.join(taps)}, found in {section.model}")
-            found.append(taps)
-        return found[0], found[1]
+            both.append(taps)
+        return both[0], both[1]
 
     def in_order(self, split: Split) -> Iterator[Batch]:
-        """Each image of a split once, on the device: for evaluation."""
+        """The batches of a split for evaluation, on the device, which contain each image once."""
         return in_order(split, EVALUATION_BATCH, self.fabric.device, collectives.rank(), collectives.world())
 
     def logits(self, model: nn.Module, split: Split, normalize: Normalize) -> tuple[Tensor, Tensor]:
-        """Logits (N, K) of a network over a split, and labels (N,), in full precision."""
+        """Compute the logits of a network for a split, in full precision.
+
+        Args:
+            model: the network: normalised images (B, C, H, W) -> logits (B, K).
+            split: the images.
+            normalize: the module that turns raw images into the network's input.
+
+        Returns:
+            The logits (N, K) and the labels (N,).
+        """
         return predict(nn.Sequential(normalize, model), self.in_order(split))
 
     def test_logits(self, done: Artefact, last: bool = False) -> tuple[Tensor, Tensor]:
-        """Logits (N, K) of a finished network over the test images, and labels (N,).
-
-        They are worked out once in a command, and kept as far as they are small.
+        """The logits of a finished network for the test images. They are cached unless they are too large.
 
         Args:
-            done: the network.
-            last: whether it is taken as it was after its last epoch.
+            done: the finished stage of the network.
+            last: whether to use the weights of the last epoch.
+
+        Returns:
+            The logits (N, K) and the labels (N,).
         """
         last = last and "last_sha256" in done.record
         key = done.fingerprint, str(done.record["last_sha256"]) if last else ""
         if key not in self._test_logits:
-            found = self.logits(self.load(done, last), self.test, self.normalize(done))
-            if sum(logits.nbytes for logits, _ in self._test_logits.values()) + found[0].nbytes > KEPT_LOGITS:
-                return found
-            self._test_logits[key] = found
+            computed = self.logits(self.load(done, last), self.test, self.normalize(done))
+            if sum(logits.nbytes for logits, _ in self._test_logits.values()) + computed[0].nbytes > KEPT_LOGITS:
+                return computed
+            self._test_logits[key] = computed
         return self._test_logits[key]
 
 
 def named_code(recipe: Recipe, done: Artefact) -> list[str]:
-    """The code from outside that a person's own recipe allows to be run for a finished stage.
+    """The code outside this package that a user's own recipe allows to run for a finished stage.
 
-    It is what the recipe names in the stage's own place, with the same arguments: a teacher's name is no permission for
-    a student, and ``torch.hub:load`` of one folder is none for that of another.
+    It is the model that the recipe names for the same stage, with the same arguments: naming it for the teacher does
+    not allow it for a student, and ``torch.hub:load`` from one folder does not allow it from another.
+
+    Args:
+        recipe: the recipe that the user gave.
+        done: the finished stage.
+
+    Returns:
+        A list with the name of the allowed model, or an empty list.
     """
     stage, model = str(done.record.get("stage", "")), dict(done.record.get("model") or {})
     section = recipe.student if stage.startswith("student") else recipe.teacher if stage == "teacher" else None
@@ -260,7 +307,7 @@ def named_code(recipe: Recipe, done: Artefact) -> list[str]:
 
 
 def data_line(data: Data, fabric: Fabric) -> str:
-    """What a command that reads images says of them, and of the device that it uses them on."""
+    """The line that a command prints about its images and its device."""
     device = fabric.device
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     several = f", {fabric.world_size} processes" if fabric.world_size > 1 else ""
@@ -268,19 +315,23 @@ def data_line(data: Data, fabric: Fabric) -> str:
 
 
 def load_network(done: Artefact, last: bool = False, trusted_code: Collection[str] = ()) -> nn.Module:
-    """The network of a finished stage, with its weights; or with those of the last epoch.
+    """Load the network of a finished stage.
 
     Args:
-        done: the stage.
-        last: which weights.
-        trusted_code: names, ``package.module:callable``, of code from outside that may be run. The record of a stage
-            may come from anywhere: that it names somebody's own code is no reason to run it.
+        done: the finished stage.
+        last: whether to load the weights of the last epoch.
+        trusted_code: the code outside this package that may be run, as ``package.module:callable``. The record of a
+            stage may come from anyone, so code that it names is not run for that reason alone.
+
+    Returns:
+        The network, on the CPU.
 
     Raises:
-        InputError: the stage holds no network, or the weights do not fit; or it is one of code that was not asked for.
+        InputError: if the stage has no network, the weights do not fit, or the network is defined by code that is not
+            trusted.
     """
     if "model" not in done.record:
-        raise InputError(f"{done.weights} holds a {done.record.get('stage')}, not a network that classifies images")
+        raise InputError(f"{done.weights} contains a {done.record.get('stage')}, not an image classifier")
     check_trusted(done.record["model"]["name"], trusted_code, done.weights)
     weights = done.folder / artefact.LAST if last and "last_sha256" in done.record else done.weights
     state = done.last_state() if last else done.state()
@@ -288,22 +339,24 @@ def load_network(done: Artefact, last: bool = False, trusted_code: Collection[st
 
 
 def check_fits(done: Artefact, data: Data, any_order: bool = False) -> None:
-    """Refuse a network that was made for other classes or channels than the data's.
+    """Check that a finished network has the classes and channels of the data.
 
     Args:
-        done: the stage.
+        done: the finished stage of the network.
         data: the images.
-        any_order: whether the same classes may be in another order.
+        any_order: whether the classes may be in another order.
 
     Raises:
-        InputError: so it is, or its record is damaged.
+        InputError: if the classes or channels differ, or the stage has no network.
     """
     if "model" not in done.record:
-        raise InputError(f"{done.weights} holds a {done.record.get('stage')}, not a network that classifies images")
+        raise InputError(f"{done.weights} contains a {done.record.get('stage')}, not an image classifier")
     classes, channels = tuple(done.record["classes"]), done.record["model"]["in_channels"]
     if channels != data.channels:
-        raise InputError(f"{done.weights} takes images of {channels} channels, this recipe's have {data.channels}")
-    own, wanted = [class_name(str(name)) for name in classes], [class_name(name) for name in data.classes]
-    if (sorted(own) != sorted(wanted)) if any_order else own != wanted:
-        here, there = (f"{len(names)} classes ({', '.join(names[:3])}, …)" for names in (classes, data.classes))
-        raise InputError(f"{done.weights} tells {here} apart, this recipe's data has {there}")
+        raise InputError(
+            f"{done.weights} takes images of {channels} channels, but this recipe's images have {data.channels}"
+        )
+    trained, wanted = [class_name(str(name)) for name in classes], [class_name(name) for name in data.classes]
+    if (sorted(trained) != sorted(wanted)) if any_order else trained != wanted:
+        has, needs = (f"{len(names)} classes ({', '.join(names[:3])}, …)" for names in (classes, data.classes))
+        raise InputError(f"{done.weights} was trained on {has}, but this recipe's data has {needs}")

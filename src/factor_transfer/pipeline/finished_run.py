@@ -1,4 +1,4 @@
-"""A finished run, by its folder: the student, the teacher that it learned from, and the recipe."""
+"""A finished run, found by its folder: the student, its teacher, and the recipe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from factor_transfer.pipeline.weights import zoo
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left.
+    """A finished run.
 
     Attributes:
-        student: finished.
-        teacher: that lies beside it; ``None`` if there is none.
+        student: the finished student.
+        teacher: the finished teacher in the same work dir; ``None`` if there is none.
     """
 
     student: Artefact
@@ -28,74 +28,92 @@ class Run:
 
     @property
     def method(self) -> str:
-        """How the student was trained, as its folder's name says."""
+        """The method that the student was trained by, from its folder's name; ``"student"`` is training without one."""
         return method_of(self.student.folder.name)
 
     def models(self, *stages: str) -> list[dict[str, Any]]:
-        """What the records of ``"teacher"`` and ``"student"`` say of their networks: ``name`` and arguments."""
-        found = {"teacher": self.teacher, "student": self.student}
-        return [done.record["model"] for stage in stages if (done := found[stage]) and "model" in done.record]
-
-    def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
-        """The recipe that the student was trained by.
+        """The ``model`` records of the given stages, with the network's ``name`` and arguments.
 
         Args:
-            overrides: see ``read_recipe``.
+            stages: any of ``"teacher"`` and ``"student"``. A stage that is missing is left out.
+        """
+        artefacts = {"teacher": self.teacher, "student": self.student}
+        return [done.record["model"] for stage in stages if (done := artefacts[stage]) and "model" in done.record]
+
+    def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
+        """The recipe that the student was trained with.
+
+        Args:
+            overrides: changes to the recipe as ``KEY=VALUE``, see ``read_recipe``.
 
         Raises:
-            InputError: it was not written down, or an override is wrong.
+            InputError: if the recipe was not saved with the student, or an override is invalid.
         """
         path = self.student.folder / artefact.RECIPE
         if not path.is_file():
             raise InputError(
-                f"{self.student.folder} has no {artefact.RECIPE}: it was trained before that was written down. Give "
-                "the command that trained it once more; what is up to date is not trained again"
+                f"{self.student.folder} has no {artefact.RECIPE}: the student was trained by an older version. Run the "
+                "command that trained it again to write the recipe; what is up to date is not trained again"
             )
         return read_recipe(path, overrides)
 
 
 def method_of(name: str) -> str:
-    """How a student was trained, by the name of its folder: ``"factor+kd"``; ``"student"`` is none."""
+    """The method in the name of a student's folder, such as ``"factor+kd"``; ``"student"`` is training without one.
+
+    Args:
+        name: the name of the folder.
+
+    Example:
+        >>> from factor_transfer.pipeline.finished_run import method_of
+        >>> method_of("student-factor+kd-seed0")
+        'factor+kd'
+    """
     method = name.removeprefix("student-").rpartition("-seed")[0]
     return "student" if method == "alone" else method
 
 
 def find_run(folder: Path) -> Run:
-    """The run in ``folder``.
+    """The finished run in a folder.
 
     Args:
-        folder: of a run, or of a student in it; or a name of ``factor-transfer show zoo``.
+        folder: the work dir of the run, the folder of a student in it, or a name that ``factor-transfer show zoo``
+            lists.
 
     Raises:
-        InputError: there is none, it is not finished or damaged, or it has several students.
+        InputError: if there is no run, it is not finished or damaged, or the work dir has several students.
     """
     if not folder.is_dir() and folder.as_posix() in zoo.entries():
         folder = zoo.find(folder.as_posix()).folder
     if not folder.is_dir():
-        raise InputError(f"there is no run {folder}; give the folder that `factor-transfer run` wrote, or a student's")
-    place = folder if (folder / artefact.RECORD).exists() else _student(folder)
-    student = artefact.find(place)
+        raise InputError(f"{folder} does not exist; give the folder that `factor-transfer run` wrote, or a student's")
+    student_folder = folder if (folder / artefact.RECORD).exists() else _find_student(folder)
+    student = artefact.find(student_folder)
     if student is None:
-        raise InputError(f"{place} is not finished; the command that began it goes on with it")
-    if "model" not in student.record or not place.name.startswith("student"):
-        raise InputError(f"{place} holds a {place.name}, not a student; give the run's folder, {place.parent}")
-    teacher = artefact.find(place.parent / "teacher")
-    learned = student.record["inputs"].get("teacher")
-    if teacher is not None and isinstance(learned, str) and learned != teacher.fingerprint:
+        raise InputError(f"{student_folder} is not finished; the command that started its training resumes it")
+    if "model" not in student.record or not student_folder.name.startswith("student"):
         raise InputError(
-            f"the teacher in {teacher.folder} is another one than {place.name} learned from; make the student anew"
+            f"{student_folder} contains a {student_folder.name}, not a student; give the run's folder, "
+            f"{student_folder.parent}"
+        )
+    teacher = artefact.find(student_folder.parent / "teacher")
+    learned_from = student.record["inputs"].get("teacher")
+    if teacher is not None and isinstance(learned_from, str) and learned_from != teacher.fingerprint:
+        raise InputError(
+            f"the teacher in {teacher.folder} is not the one that {student_folder.name} learned from; train the "
+            "student again"
         )
     return Run(student, teacher)
 
 
-def _student(work_dir: Path) -> Path:
-    """The student's folder in a work dir."""
+def _find_student(work_dir: Path) -> Path:
+    """The folder of the only student in a work dir, or of the student in ``summary.json``."""
     students = sorted(path for path in work_dir.glob("student-*") if (path / artefact.RECORD).exists())
     if not students:
-        raise InputError(f"{work_dir} holds no student; give the folder that `factor-transfer run` wrote")
-    if (work_dir / "summary.json").is_file():  # of several, the one that `run` made last
+        raise InputError(f"{work_dir} contains no student; give the folder that `factor-transfer run` wrote")
+    if (work_dir / "summary.json").is_file():  # it names the student that `run` trained last
         named = Path(read_record(work_dir / "summary.json", Summary).student.weights).parent.name
         students = [path for path in students if path.name == named] or students
     if len(students) > 1:
-        raise InputError(f"{work_dir} holds several students; give one: {', '.join(map(str, students[:8]))}")
+        raise InputError(f"{work_dir} contains several students; give one: {', '.join(map(str, students[:8]))}")
     return students[0]

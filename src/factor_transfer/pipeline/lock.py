@@ -1,4 +1,4 @@
-"""A work dir is one process's at a time, or that of several which one launcher has started together."""
+"""The lock of a work dir: one process uses it at a time, or several processes that one launcher started together."""
 
 import os
 import platform
@@ -18,35 +18,38 @@ from factor_transfer.files import write_json
 from factor_transfer.pipeline.records import Holder, read_record
 
 _LOCK, _HOLDER = ".lock", ".holder.json"
-# What lets a job in that the holder has started and waits for: see ``compare --slurm``.
+# The environment variable that admits the jobs that the holder starts and waits for: see ``compare --slurm``.
 _ON_BEHALF = "FACTOR_TRANSFER_HOLDER"
 
 
 class _Held(NamedTuple):
-    """A lock, and the inode that its file had when it was taken."""
+    """A lock, and the inode of its file at the time of acquisition."""
 
     lock: FileLock
     inode: int
 
 
-_held: dict[Path, _Held | None] = {}  # None: another process has the lock, on behalf of which this one works
+_held: dict[Path, _Held | None] = {}  # None: the lock belongs to another process, and this one works on its behalf
 
 
 @contextmanager
 def hold(work_dir: Path) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made if it is not there. May be nested.
+    """Keep other processes out of a folder, which is created if it does not exist. Calls may be nested.
 
-    The system takes the lock back when this process ends, however it ends.
+    The operating system releases the lock when this process ends, even if it is killed.
+
+    Args:
+        work_dir: the folder.
 
     Raises:
-        InputError: another process holds it, and is named; or the folder cannot be written.
+        InputError: if another process holds the lock (the message names it), or the folder cannot be written.
     """
     folder = work_dir.resolve()
     if folder in _held:
         yield
         return
-    # Of several processes the first one has the lock; it cannot be handed to others, nor need be.
-    collectives.on_rank_zero(lambda: _take(work_dir))
+    # Among several processes, only the one of rank 0 holds the lock: it cannot be shared, and need not be.
+    collectives.on_rank_zero(lambda: _acquire(work_dir))
     _held.setdefault(folder, None)
     try:
         yield
@@ -58,50 +61,53 @@ def hold(work_dir: Path) -> Iterator[None]:
 
 
 def still_held(work_dir: Path) -> None:
-    """See that the lock of a folder that this process holds is still there; one whose file was removed is taken again.
+    """Check that this process still holds the lock of a folder, and acquire it again if its file was removed.
+
+    Args:
+        work_dir: the folder. Nothing is done if this process does not hold its lock.
 
     Raises:
-        InputError: another process has taken it meanwhile.
+        InputError: if another process has acquired the lock in the meantime.
     """
     folder = work_dir.resolve()
     held = _held.get(folder)
     if held is None:
         return
     try:
-        there = os.stat(work_dir / _LOCK).st_ino  # noqa: PTH116
+        inode = os.stat(work_dir / _LOCK).st_ino  # noqa: PTH116
     except OSError:
-        there = None
-    if there == held.inode:
+        inode = None
+    if inode == held.inode:
         return
     holder = _holder(work_dir)
     held.lock.release(force=True)
     _held[folder] = None
     os.environ.pop(_ON_BEHALF, None)
     try:
-        _take(work_dir)
+        _acquire(work_dir)
     except InputError as error:
         raise InputError(
-            f"{work_dir / _LOCK} was removed while this process held it, and another one has taken the work dir: "
-            f"{_named(holder)}. This one stops; what it has written down so far is kept"
+            f"{work_dir / _LOCK} was removed while this process held it, and the work dir is now in use by "
+            f"{_describe(holder)}. This process stops; what it has saved so far is not lost"
         ) from error
 
 
 def holder_token() -> str | None:
-    """What lets another process into the work dirs that this one holds, see ``act_for``."""
+    """The token that admits another process to the work dirs that this one holds; see ``act_for``."""
     return os.environ.get(_ON_BEHALF)
 
 
 def act_for(token: str | None) -> None:
-    """Let this process into the work dirs of the process that has started it, and waits for it.
+    """Admit this process to the work dirs of the process that started it and waits for it.
 
     Args:
-        token: the other process's ``holder_token``.
+        token: the ``holder_token`` of the other process; ``None`` if it holds no work dir.
     """
     if token is not None:
         os.environ[_ON_BEHALF] = token
 
 
-def _take(work_dir: Path) -> None:
+def _acquire(work_dir: Path) -> None:
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
         holder = _holder(work_dir)
@@ -110,10 +116,10 @@ def _take(work_dir: Path) -> None:
         lock = FileLock(work_dir / _LOCK, timeout=0)
         lock.acquire()
         token = str(uuid.uuid4())
-        write_json(work_dir / _HOLDER, _description() | {"token": token})
+        write_json(work_dir / _HOLDER, _this_process() | {"token": token})
     except Timeout:
         raise InputError(
-            f"work dir {work_dir} is in use by {_named(holder)}; wait for it, or give another --work-dir"
+            f"work dir {work_dir} is in use by {_describe(holder)}; wait until it ends, or give another --work-dir"
         ) from None
     except OSError as error:
         raise InputError(f"cannot use work dir {work_dir}: {error.strerror}") from error
@@ -121,7 +127,7 @@ def _take(work_dir: Path) -> None:
     _held[work_dir.resolve()] = _Held(lock, os.stat(work_dir / _LOCK).st_ino)  # noqa: PTH116
 
 
-def _description() -> dict[str, Any]:
+def _this_process() -> dict[str, Any]:
     return {
         "process": os.getpid(),
         "host": platform.node(),
@@ -131,15 +137,14 @@ def _description() -> dict[str, Any]:
 
 
 def _holder(work_dir: Path) -> Holder | None:
-    """What the last holder wrote of itself; nothing, if it is damaged, for it is only for a message."""
+    """The last holder's description of itself; ``None`` if it is missing or damaged, as it is only used in messages."""
     try:
         return read_record(work_dir / _HOLDER, Holder)
     except InputError:
         return None
 
 
-def _named(holder: Holder | None) -> str:
+def _describe(holder: Holder | None) -> str:
     if holder is None:
         return "another process"
-    description = f"process {holder.process} on {holder.host}, since {holder.since} ({holder.command})"
-    return printable(description)
+    return printable(f"process {holder.process} on {holder.host}, since {holder.since} ({holder.command})")

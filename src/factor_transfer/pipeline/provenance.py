@@ -1,4 +1,4 @@
-"""What stages and caches are made from: what their records say, and what must be the same for them to be up to date."""
+"""The inputs of stages and caches: they are recorded, and a stage is up to date as long as they stay the same."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,25 +12,26 @@ from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.weights.zoo import weights_file
 from factor_transfer.settings import Options
 
-# Settings that came later. With these values a stage is what it was before there were any, and its record lacks them.
+# Settings that were added later, with the values that leave a stage as it was before. Older records lack these
+# settings, so at these values they are not recorded.
 _ADDED = {"factor": {"paraphrase": True}}
 
 _ADDED_TO_ALL = {"weights_key": None, "classes": None}
 
-_PLACES = {"tap", "mean", "std", "weights"}  # said as what they come to, not as they are written
+_RESOLVED = {"tap", "mean", "std", "weights"}  # recorded with their resolved values, not as written in the recipe
 
 
 def cache_provenance(
     experiment: Experiment, teacher: Artefact, name: str, taps: Sequence[str], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a part of the factor cache is made from.
+    """The inputs of a part of the factor cache.
 
     Args:
-        experiment: the experiment whose cache it is.
-        teacher: the teacher.
+        experiment: the experiment.
+        teacher: the finished teacher.
         name: the term whose targets are cached, or ``"teacher"`` for features and logits.
-        taps: the teacher's taps that it is made from.
-        settings: the term's settings that it depends on, see ``Term.target_settings``.
+        taps: the teacher's taps that the targets are computed from.
+        settings: the term's settings that the targets depend on, see ``Term.target_settings``.
     """
     recipe = experiment.recipe
     inputs = {
@@ -50,12 +51,12 @@ def cache_provenance(
 
 
 def training_provenance(experiment: Experiment, section: Training, **sections: Options) -> dict[str, Any]:
-    """What a training is made from: images, precision, augmentation, and some sections of the recipe.
+    """The inputs of a training: the images, the precision, the augmentation, and some sections of the recipe.
 
     Args:
         experiment: the experiment.
         section: the recipe's section of the stage.
-        sections: the sections whose settings count, by the name that the record has for them.
+        sections: the sections whose settings the result depends on, by their names in the record.
     """
     data, recipe = experiment.data, experiment.recipe
     mean, std = getattr(section, "mean", None), getattr(section, "std", None)
@@ -69,31 +70,40 @@ def training_provenance(experiment: Experiment, section: Training, **sections: O
     if recipe.sync_batch_norm:
         inputs["sync_batch_norm"] = True
     for name, part in sections.items():
-        inputs[name] = part.model_dump(mode="json", exclude=_PLACES if part is section else set())
+        inputs[name] = part.model_dump(mode="json", exclude=_RESOLVED if part is section else set())
         for key, value in (_ADDED_TO_ALL | _ADDED.get(name, {})).items():
             if key in inputs[name] and inputs[name][key] == value:
                 del inputs[name][key]
         if part is section:
             inputs[name] |= weights_provenance(section)
-    own = source(section.model) if isinstance(section, Network) else None
-    if own is not None:  # somebody's own network is what its file says now
-        inputs["source"] = sha256(own)
+    source_file = source(section.model) if isinstance(section, Network) else None
+    if source_file is not None:  # a network defined by the user changes with its file
+        inputs["source"] = sha256(source_file)
     return inputs
 
 
 def frozen_provenance(experiment: Experiment, has_teacher: bool = True) -> dict[str, Any]:
-    """How the images and the teacher are looked at, where it is not the usual way."""
+    """The settings of the factor cache and the teacher's precision, as far as they differ from the defaults.
+
+    Args:
+        experiment: the experiment.
+        has_teacher: whether the stage uses the teacher.
+    """
     recipe = experiment.recipe
-    looked: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     if recipe.cache.views is not None:
-        looked["cache"] = recipe.cache.model_dump(mode="json")
+        inputs["cache"] = recipe.cache.model_dump(mode="json")
     if has_teacher and recipe.teacher_precision is not None:
-        looked["teacher_precision"] = recipe.teacher_precision
-    return looked
+        inputs["teacher_precision"] = recipe.teacher_precision
+    return inputs
 
 
 def weights_provenance(section: Training) -> dict[str, Any]:
-    """Where the weights come from that a stage starts from."""
+    """The initial weights of a stage: ``"pretrained"`` or the SHA-256 of their file; empty if they are random.
+
+    Args:
+        section: the recipe's section of the stage.
+    """
     if section.weights is None:
         return {}
     given = section.model_dump(mode="json", include=set(_ADDED_TO_ALL), exclude_none=True)

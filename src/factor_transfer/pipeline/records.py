@@ -1,7 +1,7 @@
-"""What the records say that people can read, and edit: read where they enter, and refused where they are damaged.
+"""Schemas of the JSON records, which people can read and edit: each file is validated when it is read.
 
-``stage.json`` of a stage, ``summary.json`` of a run, ``config.json`` of a package, ``.holder.json`` of a work dir;
-``export.json`` is in ``export.record``. What a record says besides is kept as it is.
+``stage.json`` of a stage, ``summary.json`` of a run, ``config.json`` of a package, and ``.holder.json`` of a work dir.
+``export.json`` is described in ``export.record``. Keys that a schema does not list are preserved.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ from factor_transfer.models.normalize import check_statistics
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 Count = Annotated[int, Field(ge=0)]
 Percent = Annotated[float, Field(ge=0, le=100)]
-Pixels = Annotated[int, Field(ge=1, le=4096)]  # height or width; more would fill the memory with one image
+Pixels = Annotated[int, Field(ge=1, le=4096)]  # height or width; one larger image could fill the memory
 
 
 class Record(BaseModel):
-    """A JSON object: types are not guessed, numbers are finite, other keys are kept."""
+    """A JSON object with typed keys: values are not converted, numbers must be finite, other keys are preserved."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -32,16 +32,16 @@ class Record(BaseModel):
 R = TypeVar("R", bound=Record)
 
 
-def read_record(path: Path, kind: type[R], mend: str = "") -> R:
-    """Read a record.
+def read_record(path: Path, kind: type[R], remedy: str = "") -> R:
+    """Read and validate a record.
 
     Args:
-        path: of a JSON file.
-        kind: what it must say.
-        mend: a clause that says what to do where it is damaged.
+        path: the JSON file.
+        kind: the schema of the record.
+        remedy: a clause for the message about a damaged record, with the remedy.
 
     Raises:
-        InputError: it cannot be read, or is damaged: file, key and fault are named.
+        InputError: if the file cannot be read or is damaged; the message names the file, the key and the fault.
     """
     content = read_json(path)
     try:
@@ -49,11 +49,11 @@ def read_record(path: Path, kind: type[R], mend: str = "") -> R:
     except ValidationError as error:
         faults = error.errors()
     lines = [_fault(fault) for fault in faults[:3]] + (["…"] if faults[3:] else [])
-    raise InputError(f"{path} is damaged: {'; '.join(lines)}{f'; {mend}' if mend else ''}")
+    raise InputError(f"{path} is damaged: {'; '.join(lines)}{f'; {remedy}' if remedy else ''}")
 
 
 def _fault(fault: Any) -> str:
-    """A fault in words: its key, what is wrong with it and what was given."""
+    """The description of a validation error: the key, what is wrong with it, and the value found."""
     key = ".".join(map(str, fault["loc"]))
     if fault["type"] == "missing":
         return f"{key} is missing"
@@ -66,7 +66,7 @@ def _fault(fault: Any) -> str:
 
 
 class ModelRecord(Record):
-    """What a network is built from: ``build_model`` takes it, its own arguments are what else it says."""
+    """The arguments of ``build_model`` that build a network; other keys are arguments of the network itself."""
 
     name: str
     num_classes: Size
@@ -75,12 +75,12 @@ class ModelRecord(Record):
     @model_validator(mode="after")
     def _alone(self) -> Self:
         if "pretrained" in (self.model_extra or {}):
-            raise ValueError("'pretrained' is no argument of a network whose weights lie beside it")
+            raise ValueError("'pretrained' is not a valid argument of a network whose weights are stored beside it")
         return self
 
 
 class ReusedClassifierRecord(Record):
-    """What ``ReusedClassifier.rebuild`` takes: a student of SimKD has its teacher's classifier."""
+    """The arguments of ``ReusedClassifier.rebuild``: a student trained by SimKD contains its teacher's classifier."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -94,16 +94,16 @@ class ReusedClassifierRecord(Record):
 
 
 class NetworkRecord(Record):
-    """A trained network.
+    """The record of a trained network.
 
     Attributes:
-        model: what it is built from.
-        classes: names, in the order of the logits.
-        image: (C, H, W) of the images it was trained on, as far as that was written down.
-        mean: of each channel, 0..1.
-        std: of each channel, 0..1.
-        reused_classifier: of a student of SimKD.
-        weights_sha256: of the file of its weights.
+        model: the arguments that build the network.
+        classes: the names of the classes, in the order of the logits.
+        image: the shape (C, H, W) of the training images; ``None`` if it was not recorded.
+        mean: the mean of each channel of the network's input, in 0..1.
+        std: the standard deviation of each channel of the network's input, in 0..1.
+        reused_classifier: the teacher's classifier in a student trained by SimKD; ``None`` for any other network.
+        weights_sha256: the SHA-256 of the weights file, hexadecimal.
     """
 
     model: ModelRecord
@@ -118,23 +118,26 @@ class NetworkRecord(Record):
     def _fits(self) -> Self:
         count, channels = len(self.classes), self.model.in_channels
         if count != self.model.num_classes:
-            raise ValueError(f"classes has {count} names, the network {self.model.num_classes} logits")
+            raise ValueError(f"classes has {count} names, but the network has {self.model.num_classes} logits")
         if self.reused_classifier is not None and count != self.reused_classifier.classes:
-            raise ValueError(f"classes has {count} names, the classifier {self.reused_classifier.classes} logits")
+            raise ValueError(
+                f"classes has {count} names, but the classifier has {self.reused_classifier.classes} logits"
+            )
         if len(set(self.classes)) < count:
-            raise ValueError("classes has a name twice")
+            raise ValueError("classes contains a name twice")
         if len(self.mean) != channels or len(self.std) != channels:
             raise ValueError(
-                f"mean and std have {len(self.mean)} and {len(self.std)} values, the images {channels} channels"
+                f"mean and std have {len(self.mean)} and {len(self.std)} values, but the images have "
+                f"{channels} channels"
             )
         if self.image is not None and self.image[0] != channels:
-            raise ValueError(f"image has {self.image[0]} channels, the network takes {channels}")
+            raise ValueError(f"image has {self.image[0]} channels, but the network takes {channels}")
         check_statistics(self.mean, self.std)
         return self
 
 
 class StageRecord(Record):
-    """``stage.json``: of a stage that is under way, what it is made from; of a finished one, all of it."""
+    """The schema of ``stage.json``: an unfinished stage has only its inputs, a finished one has all its keys."""
 
     finished: bool
     inputs: dict[str, Any]
@@ -153,27 +156,27 @@ class StageRecord(Record):
         if not self.finished:
             return self
         present = self.model_fields_set
-        needed = ["versions", "machine"]  # a cache has no more
+        required = ["versions", "machine"]  # all that a cache records
         if self.stage == "paraphraser":
-            needed += ["weights_sha256", "in_channels"]
+            required += ["weights_sha256", "in_channels"]
         elif "model" in (self.model_extra or {}):
             NetworkRecord.model_validate(self.model_dump(exclude_unset=True))
-            needed += ["weights_sha256", "seconds"]
-        absent = [key for key in needed if key not in present or getattr(self, key) is None]
-        if absent:
-            raise ValueError(f"{absent[0]} is missing of a finished stage")
+            required += ["weights_sha256", "seconds"]
+        missing = [key for key in required if key not in present or getattr(self, key) is None]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing, although the stage is finished")
         taps = self.inputs.get("tap")
         if self.stage == "paraphraser" and isinstance(taps, str) and taps.split(", ") != [*(self.in_channels or ())]:
-            raise ValueError(f"in_channels is of other taps than {taps}, which inputs name")
+            raise ValueError(f"in_channels does not list the taps that inputs names: {taps}")
         return self
 
 
 class PackageRecord(NetworkRecord):
-    """``config.json`` of a package."""
+    """The schema of ``config.json``, the record of a package."""
 
 
 class Figures(Record):
-    """What ``summary.json`` says of one network."""
+    """The figures of one network in ``summary.json``."""
 
     top1: Percent
     top5: Percent
@@ -184,7 +187,7 @@ class Figures(Record):
 
 
 class Summary(Record):
-    """``summary.json`` of a run."""
+    """The schema of ``summary.json``, the record of a run."""
 
     method: str
     teacher: Figures | None
@@ -193,7 +196,7 @@ class Summary(Record):
 
 
 class Holder(Record):
-    """``.holder.json``: which process has a work dir."""
+    """The schema of ``.holder.json``: the process that holds a work dir."""
 
     process: int
     host: str
@@ -203,19 +206,19 @@ class Holder(Record):
 
 
 def rebuild(record: Mapping[str, Any], state: State, place: Path, weights: Path) -> nn.Module:
-    """The network that a checked record describes, with its weights.
+    """Build the network that a validated record describes, and load its weights.
 
     Args:
-        record: ``model`` and, of a student of SimKD, ``reused_classifier``.
-        state: its weights.
-        place: of the record, for messages.
-        weights: of the state's file, likewise.
+        record: the record: ``model`` and, for a student trained by SimKD, ``reused_classifier``.
+        state: the weights.
+        place: the path of the record, for messages.
+        weights: the path of the weights file, for messages.
 
     Raises:
-        InputError: it cannot be built, or the weights do not fit.
+        InputError: if the network cannot be built, or the weights do not fit it.
     """
     if record["model"]["name"] in MODELS:
-        # Shapes alone, first: a network that the weights do not fit may be too large for the memory.
+        # Shapes are compared first, without memory: a network that does not fit its weights may be too large to build.
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             check_layers(_build(record, place), state, weights)
     model = _build(record, place)
@@ -227,28 +230,30 @@ def _build(record: Mapping[str, Any], place: Path) -> nn.Module:
     try:
         model = build_model(**record["model"])
         if record.get("reused_classifier") is not None:
-            from factor_transfer.methods import ReusedClassifier  # this student alone has a part of its teacher
+            from factor_transfer.methods import ReusedClassifier  # only a student trained by SimKD needs it
 
             model = ReusedClassifier.rebuild(model, **record["reused_classifier"])
         return model
     except (MemoryError, InputError) as error:
         raise InputError(f"{place} describes a network that cannot be built: {error}") from error
-    except Exception as error:  # whatever a network does with arguments that it was not made for
+    except Exception as error:  # a network may raise anything for arguments that it does not expect
         raise InputError(f"{place} describes a network that cannot be built: {first_line(error)}") from error
 
 
 def check_logits(logits: torch.Tensor, classes: Sequence[str], place: object) -> None:
-    """See that a network says what its record promises.
+    """Check that a network's logits match the classes in its record.
 
     Args:
-        logits: (N, K).
-        classes: K names.
-        place: of the network, for the message.
+        logits: the logits, (N, K).
+        classes: the names of the K classes.
+        place: the path of the network, for the message.
 
     Raises:
-        InputError: there are others than K, or some are not finite.
+        InputError: if the logits have another shape, or are not finite.
     """
     if logits.ndim != 2 or logits.shape[1] != len(classes):
-        raise InputError(f"{place} returns {list(logits.shape[1:])} logits an image, and has {len(classes)} classes")
+        raise InputError(
+            f"{place} returns logits of shape {list(logits.shape[1:])} per image, but has {len(classes)} classes"
+        )
     if not logits.isfinite().all():
-        raise InputError(f"{place} returns logits that are not finite: its weights or its mean and std are damaged")
+        raise InputError(f"{place} returns logits that are not finite: its weights, or its mean and std, are damaged")

@@ -1,1 +1,1 @@
-"""What came out, as tables, pictures and words."""
+"""Results as tables, plots and HTML reports."""

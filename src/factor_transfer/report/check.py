@@ -1,4 +1,4 @@
-"""What ``check`` found, on one screen."""
+"""The results of ``check``, on one screen."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,12 @@ from factor_transfer.training.log import duration
 
 
 def print_check(console: Console, found: Mapping[str, Any]) -> None:
-    """Networks, taps, terms, stages and warnings."""
+    """Print the networks, taps, terms, stages and warnings that ``check`` reports.
+
+    Args:
+        console: the console to print on.
+        found: the results of the command.
+    """
     networks = _table("", "parameters", "MACs", "file")
     for name, figures in found["networks"].items():
         size = f"{figures['bytes'] / 1000:,.0f} kB"
@@ -44,9 +49,9 @@ def print_check(console: Console, found: Mapping[str, Any]) -> None:
 
 def _lines(found: Mapping[str, Any]) -> list[str]:
     teacher = found["teacher"]
-    recorded = "" if teacher["top1_recorded"] is None else f"; its stage recorded {teacher['top1_recorded']:.2f} %"
+    recorded = "" if teacher["top1_recorded"] is None else f"; {teacher['top1_recorded']:.2f} % in its record"
     lines = [
-        f"teacher  {teacher['state']}, right in {teacher['top1']:.2f} % of {teacher['images']} {teacher['split']} "
+        f"teacher  {teacher['state']}, top-1 {teacher['top1']:.2f} % on {teacher['images']} {teacher['split']} "
         f"images (chance {teacher['chance']:.1f} %){recorded}"
     ]
     for name, taps in found["taps"].items():

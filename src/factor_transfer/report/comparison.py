@@ -1,4 +1,4 @@
-"""What ``compare`` found, in a table and in words."""
+"""The results of ``compare``, as a table with its interpretation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,14 @@ from factor_transfer.training.evaluate import at_chance
 
 
 def print_comparison(console: Console, comparison: Mapping[str, Any], test_images: int, seeds: int) -> None:
-    """What ``compare`` found: a table, and in words what it allows to be said."""
+    """Print the results of ``compare``: a table, its explanation, and which differences are significant.
+
+    Args:
+        console: the console to print on.
+        comparison: the content of ``comparison.json``.
+        test_images: the number of test images.
+        seeds: the number of seeds.
+    """
     table = Table(box=box.MARKDOWN)
     table.add_column("method")
     for heading in ("top-1 %", "difference", "gap closed", "cost"):
@@ -23,10 +30,10 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
     methods = comparison["methods"]
     table.add_row("teacher", f"{comparison['teacher']['top1']:.2f}", "", "", "")
     for method, figures in methods.items():
-        own, difference = as_estimate(figures, "mean"), as_estimate(figures, "difference")
+        mean, difference = as_estimate(figures, "mean"), as_estimate(figures, "difference")
         table.add_row(
             escape(name_of(method)),
-            "failed" if own is None else f"{own:.2f}",
+            "failed" if mean is None else f"{mean:.2f}",
             "" if difference is None else f"{difference:+.2f}",
             "" if figures["gap_closed"] is None else f"{figures['gap_closed']:.0%}",
             "" if figures["cost"] is None else f"{figures['cost']:.2f} x",
@@ -41,12 +48,14 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
     ]
     lines += _verdicts(methods, reference)
     classes = comparison["classes"]
-    lost = [
+    guessing = [
         run for run in comparison["runs"] if run["top1"] is not None and at_chance(run["top1"], classes, test_images)
     ]
-    for method in dict.fromkeys(run["method"] for run in lost):
-        those = ", ".join(str(run["seed"]) for run in lost if run["method"] == method)
-        lines.append(f"At chance, {100 / classes:.1f} %: {name_of(method)}, seed {those}. It has learnt nothing.")
+    for method in dict.fromkeys(run["method"] for run in guessing):
+        their_seeds = ", ".join(str(run["seed"]) for run in guessing if run["method"] == method)
+        lines.append(
+            f"At chance, {100 / classes:.1f} %: {name_of(method)}, seed {their_seeds}. It has learned nothing."
+        )
     for run in comparison["runs"]:
         if "error" in run:
             lines.append(f"Failed: {run['method']}, seed {run['seed']}: {run['error'].splitlines()[0]}")
@@ -55,10 +64,10 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
 
 
 def _verdicts(methods: Mapping[str, Mapping[str, Any]], reference: str) -> list[str]:
-    """Which differences can be told from chance."""
-    named = {name: figures for name, figures in methods.items() if figures["difference"] is not None}
+    """The sentences that state which differences are significant."""
+    compared = {name: figures for name, figures in methods.items() if figures["difference"] is not None}
     kinds: dict[str, list[str]] = {"better": [], "worse": [], "not significant": [], "one seed": []}
-    for name, figures in named.items():
+    for name, figures in compared.items():
         sign = "better" if figures["difference"] > 0 else "worse"
         kind = sign if figures["significant"] else "not significant"
         kinds[kind if figures["difference_interval"] is not None else "one seed"].append(name_of(name))
@@ -68,9 +77,11 @@ def _verdicts(methods: Mapping[str, Mapping[str, Any]], reference: str) -> list[
         if kinds[kind]
     ]
     if kinds["not significant"]:
-        lines.append(f"Not significant, by these seeds: {', '.join(kinds['not significant'])}.")
+        lines.append(f"Not significant with these seeds: {', '.join(kinds['not significant'])}.")
     if kinds["one seed"]:
-        lines.append(f"Of one seed there is no interval, and nothing can be told: {', '.join(kinds['one seed'])}.")
-    if len(named) > len(kinds["one seed"]) + 1:
-        lines.append(f"Significance is corrected for {len(named)} comparisons (Holm's method); the intervals are not.")
+        lines.append(f"One seed gives no interval, so significance is unknown: {', '.join(kinds['one seed'])}.")
+    if len(compared) > len(kinds["one seed"]) + 1:
+        lines.append(
+            f"Significance is corrected for {len(compared)} comparisons (Holm's method); the intervals are not."
+        )
     return lines

@@ -1,4 +1,4 @@
-"""What a few seeds allow to be said."""
+"""Confidence intervals and significance tests for results over a few seeds."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
@@ -10,11 +10,11 @@ CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """A mean, and half the width of its interval.
+    """A mean with its confidence interval.
 
     Attributes:
-        mean: of the values.
-        interval: the mean ± this covers the true one in 95 % of all cases (Student's t); ``None`` of one value.
+        mean: the mean of the values.
+        interval: half the width of the 95 % confidence interval (Student's t); ``None`` if there is only one value.
     """
 
     mean: float
@@ -22,20 +22,25 @@ class Estimate(NamedTuple):
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves zero out. Values that are all the same say nothing of their spread."""
+        """Whether the interval excludes zero. Equal values are not significant, since they do not show any spread."""
         return bool(self.interval) and abs(self.mean) > (self.interval or 0)
 
     def __format__(self, spec: str) -> str:
-        """``mean ± interval``, both by ``spec``; the sign, if asked for, is the mean's alone."""
+        """Format as ``mean ± interval``, both by ``spec``. A plus sign in ``spec`` applies only to the mean."""
         half = "" if self.interval is None else f" ± {self.interval:{spec.lstrip('+')}}"
         return f"{self.mean:{spec}}{half}"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % interval of independent values, such as one of each seed.
+    """The mean and 95 % confidence interval of independent values, such as one per seed.
 
     Args:
-        values: at least one.
+        values: the values, at least one.
+
+    Example:
+        >>> from factor_transfer.report.confidence import estimate
+        >>> f"{estimate([90.0, 91.0, 92.0]):.2f}"
+        '91.00 ± 2.48'
     """
     count = len(values)
     if count < 2:
@@ -46,6 +51,9 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def p_value(differences: Sequence[float]) -> float | None:
     """The two-sided p-value of Student's t-test that the mean of paired differences is zero.
+
+    Args:
+        differences: the differences, one per pair.
 
     Returns:
         A value in 0..1; ``None`` for fewer than two differences, or if they are all the same.
@@ -58,24 +66,29 @@ def p_value(differences: Sequence[float]) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """P-values, corrected for testing all of them.
+    """P-values corrected for multiple comparisons by Holm's method.
 
-    The correction is S. Holm's (*A simple sequentially rejective multiple test procedure*, 1979). Where each difference
-    whose corrected value is below 0.05 is called significant, the chance that any is called so by mistake is below 5 %.
+    S. Holm, *A simple sequentially rejective multiple test procedure*, 1979. If every difference with a corrected value
+    below 0.05 is called significant, the probability that any of these calls is wrong is below 5 %.
 
     Args:
-        p_values: one for each test; ``None`` where there was nothing to test, which does not count.
+        p_values: one p-value per test; ``None`` for a comparison without a test, which is not counted.
+
+    Example:
+        >>> from factor_transfer.report.confidence import holm
+        >>> holm([0.01, None, 0.04])
+        [0.02, None, 0.04]
     """
-    tested = sorted((value, place) for place, value in enumerate(p_values) if value is not None)
+    tested = sorted((value, index) for index, value in enumerate(p_values) if value is not None)
     corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0
-    for rank, (value, place) in enumerate(tested):
+    for rank, (value, index) in enumerate(tested):
         largest = max(largest, min(1.0, value * (len(tested) - rank)))
-        corrected[place] = largest
+        corrected[index] = largest
     return corrected
 
 
 def as_estimate(figures: Mapping[str, Any], of: str) -> Estimate | None:
-    """``"mean"`` or ``"difference"`` of a method's figures, if there is one."""
+    """The ``"mean"`` or ``"difference"`` in the figures of a method, with its interval; ``None`` if it is missing."""
     interval = figures["interval" if of == "mean" else f"{of}_interval"]
     return None if figures[of] is None else Estimate(figures[of], interval)

@@ -16,12 +16,12 @@ _BINS = 15  # as in Guo et al. 2017
 
 
 class Reliability(NamedTuple):
-    """A network's accuracy by its confidence, in bins of confidence that hold any images.
+    """A network's accuracy as a function of its confidence, in the non-empty bins of confidence.
 
     Attributes:
-        confidence: mean of each bin, 0..1.
-        accuracy: of each bin, 0..1.
-        share: of the images that each bin holds, 0..1.
+        confidence: the mean confidence of each bin, in 0..1.
+        accuracy: the accuracy of each bin, in 0..1.
+        share: the fraction of the images in each bin, in 0..1.
         error: the expected calibration error, in percent (Guo et al. 2017).
     """
 
@@ -31,56 +31,69 @@ class Reliability(NamedTuple):
     error: float
 
 
-def reliability(confidence: Tensor, right: Tensor) -> Reliability:
-    """How often a network is right, by how sure it is.
+def reliability(confidence: Tensor, correct: Tensor) -> Reliability:
+    """The accuracy of a network as a function of its confidence, and its calibration error.
 
     Args:
-        confidence: the probability of the answer to each image, 0..1, (N,).
-        right: whether the answer is right, bool (N,).
+        confidence: the probability of the predicted class of each image, in 0..1, (N,).
+        correct: whether each prediction is correct, bool (N,).
+
+    Example:
+        >>> import torch
+        >>> from factor_transfer.report.metrics import reliability
+        >>> round(reliability(torch.tensor([0.9, 0.9]), torch.tensor([True, False])).error, 1)
+        40.0
     """
-    sure = confidence.double()
-    place = (sure * _BINS).ceil().long().clamp(1, _BINS) - 1  # bins are open below, as in the paper
-    members = F.one_hot(place, _BINS).double()  # (N, bins)
+    confidence = confidence.double()
+    index = (confidence * _BINS).ceil().long().clamp(1, _BINS) - 1  # bins exclude their lower bound, as in the paper
+    members = F.one_hot(index, _BINS).double()  # (N, bins)
     count = members.sum(0)
     filled = count > 0
-    mean = (members.T @ sure)[filled] / count[filled]
-    accuracy = (members.T @ right.double())[filled] / count[filled]
-    share = count[filled] / max(len(sure), 1)
+    mean = (members.T @ confidence)[filled] / count[filled]
+    accuracy = (members.T @ correct.double())[filled] / count[filled]
+    share = count[filled] / max(len(confidence), 1)
     return Reliability(mean, accuracy, share, 100 * ((mean - accuracy).abs() * share).sum().item())
 
 
 def check_metrics(names: Iterable[str]) -> list[str]:
-    """``names`` without repetitions.
+    """The names of metrics, without duplicates.
+
+    Args:
+        names: names from ``METRICS``.
 
     Raises:
-        InputError: one is not of ``METRICS``.
+        InputError: if there is no metric of a name.
     """
     return [choose("metric", name, METRICS) for name in dict.fromkeys(names)]
 
 
 def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...], metrics: Iterable[str]) -> dict[str, Any]:
-    """Compute all that ``factor-transfer test`` reports.
+    """Compute the figures that ``factor-transfer test`` reports.
 
     Args:
-        logits: (N, K).
-        labels: int64 (N,).
-        classes: K names.
-        metrics: of ``METRICS``. Precision, recall and F1 are averaged over the classes that have images or are
-            answered; calibration is the expected calibration error in 15 bins (Guo et al. 2017), and of a class that
-            of its probability against "is it this class" (Kull et al. 2019).
+        logits: the logits, (N, K).
+        labels: the labels, int64 (N,).
+        classes: the names of the K classes.
+        metrics: names from ``METRICS``. Precision, recall and F1 are averaged over the classes that have images or are
+            predicted. Calibration is the expected calibration error in 15 bins (Guo et al. 2017); for a single class,
+            it is the error of that class's probability (Kull et al. 2019).
 
     Returns:
-        ``top1``, ``top5``, ``loss``, ``count`` and each metric; under ``classes``, for each class, its count, ``top1``,
-        ``top5`` and each metric (``None`` if it has no images). In percent, but for the counts and the loss.
+        ``top1``, ``top5``, ``loss``, ``count`` and each metric. ``classes`` contains, for each class, its ``count``,
+        ``top1``, ``top5`` and each metric, which are ``None`` if the class has no images. All values are in percent,
+        except the counts and the loss.
+
+    Raises:
+        InputError: if there is no metric of a name.
     """
-    wanted = check_metrics(metrics)
+    names = check_metrics(metrics)
     result: dict[str, Any] = {**top(logits, labels), "count": len(labels)}
     by_class: list[dict[str, float | None]] = [{"count": int((labels == index).sum())} for index in range(len(classes))]
     for name, k in (("top1", 1), ("top5", min(5, len(classes)))):
         hits = (logits.topk(k, 1).indices == labels[:, None]).any(1)
         _put(by_class, name, [100 * hits[labels == index].double().mean().item() for index in range(len(classes))])
     scores = _scores(logits.argmax(1), labels, len(classes))
-    for name in wanted:
+    for name in names:
         if name == "calibration":
             overall, values = _calibration(logits.softmax(1), labels)
         elif name == "accuracy":
@@ -93,8 +106,8 @@ def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...], metrics: I
 
 
 def _scores(predicted: Tensor, labels: Tensor, count: int) -> dict[str, tuple[float, list[float]]]:
-    """Precision, recall and F1: their means over classes, and of each class; in percent."""
-    from sklearn.metrics import precision_recall_fscore_support  # slow to import, and needed here alone
+    """Precision, recall and F1, in percent: the mean over the classes, and the value of each class."""
+    from sklearn.metrics import precision_recall_fscore_support  # slow to import, and only needed here
 
     numbers = torch.unique(torch.cat([predicted, labels])).tolist()
     found = precision_recall_fscore_support(labels.numpy(), predicted.numpy(), labels=range(count), zero_division=0.0)
@@ -106,13 +119,13 @@ def _scores(predicted: Tensor, labels: Tensor, count: int) -> dict[str, tuple[fl
 
 
 def _calibration(probabilities: Tensor, labels: Tensor) -> tuple[float, list[float]]:
-    """The calibration error of the answers, and of each class's own probability; in percent."""
-    sure, predicted = probabilities.max(1)
-    of_classes = [reliability(column, labels == index).error for index, column in enumerate(probabilities.unbind(1))]
-    return reliability(sure, predicted == labels).error, of_classes
+    """The calibration error of the predictions, and of the probability of each class, in percent."""
+    confidence, predicted = probabilities.max(1)
+    by_class = [reliability(column, labels == index).error for index, column in enumerate(probabilities.unbind(1))]
+    return reliability(confidence, predicted == labels).error, by_class
 
 
 def _put(by_class: list[dict[str, float | None]], metric: str, values: list[float]) -> None:
-    """Note a metric of each class, of which there is none where a class has no images."""
+    """Store a metric for each class; it is ``None`` for a class without images."""
     for figures, value in zip(by_class, values, strict=True):
         figures[metric] = value if figures["count"] else None

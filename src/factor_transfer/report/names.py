@@ -1,4 +1,4 @@
-"""What methods are called in the literature."""
+"""The names of the methods in the literature."""
 
 from factor_transfer.config.recipe import ALONE
 
@@ -7,10 +7,16 @@ NAMES |= {"dkd": "DKD", "dist": "DIST", "crd": "CRD", "reviewkd": "ReviewKD", "s
 
 
 def name_of(method: str) -> str:
-    """What a method is called in the literature: ``"factor+kd"`` is Factor Transfer + KD."""
+    """The name of a method in the literature.
+
+    Example:
+        >>> from factor_transfer.report.names import name_of
+        >>> name_of("factor+kd")
+        'Factor Transfer + KD'
+    """
     return "student alone" if method == ALONE else " + ".join(NAMES.get(term, term) for term in method.split("+"))
 
 
 def the_name_of(method: str) -> str:
-    """The same, as it stands in a sentence: ``"student"`` is the student alone, with its article."""
+    """The name of a method within a sentence, with the article that ``"student"`` needs: "the student alone"."""
     return f"the {name_of(method)}" if method == ALONE else name_of(method)

@@ -1,4 +1,4 @@
-"""Pictures of what came out."""
+"""Plots of results as image files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +8,13 @@ from factor_transfer.report.names import name_of
 
 
 def plot_comparison(comparison: Mapping[str, Any], path: Path) -> None:
-    """Draw top-1 of every run, each method's mean and 95 % interval, and the teacher's, as PNG."""
-    # A figure of its own, not pyplot's: nothing is opened, and no state is left in the process.
+    """Plot the top-1 of every run, each method's mean with its 95 % interval, and the teacher's top-1.
+
+    Args:
+        comparison: the content of ``comparison.json``.
+        path: the PNG file to write.
+    """
+    # Not pyplot, which opens a display and leaves state in the process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -31,7 +36,7 @@ def plot_comparison(comparison: Mapping[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(methods)), [name_of(method) for method in methods])
     axes.invert_yaxis()
     low, high = axes.get_xlim()
-    axes.set_xlim(max(low, 0), min(high, 101))  # an interval of two seeds may be wider than all percents
+    axes.set_xlim(max(low, 0), min(high, 101))  # the interval of two seeds may exceed 0..100 %
     axes.set_xlabel("top-1 % on the test images: each seed, mean and 95 % interval")
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

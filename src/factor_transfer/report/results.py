@@ -1,4 +1,4 @@
-"""What came out: figures on the test split, as tables and as files."""
+"""The results of a run: figures on the test images, and the table that is printed."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,15 @@ from factor_transfer.training.evaluate import top
 
 
 def network_figures(experiment: Experiment, done: Artefact) -> dict[str, Any]:
-    """A finished network on the test split, and what it costs.
+    """The accuracy of a finished network on the test images, and its costs.
+
+    Args:
+        experiment: the experiment.
+        done: the finished stage of the network.
 
     Returns:
-        ``top1`` and ``top5`` in percent, ``parameters``, ``macs`` of one image, ``bytes`` of the weights' file and
-        ``weights``, its path.
+        ``top1`` and ``top5`` in percent, the number of ``parameters``, the ``macs`` per image, and the ``bytes`` and
+        the path of the ``weights`` file.
     """
     model = experiment.load(done)
     split = experiment.test
@@ -41,13 +45,19 @@ def network_figures(experiment: Experiment, done: Artefact) -> dict[str, Any]:
 
 
 def print_results(console: Console, summaries: Sequence[Mapping[str, Any]], test_images: int) -> None:
-    """Teacher, student alone and student with its method over the runs of ``summaries``, and where they lie."""
+    """Print the results of one or more runs: teacher, student alone and student with its method, and their weights.
+
+    Args:
+        console: the console to print on.
+        summaries: the content of ``summary.json`` of each run; they differ in the seed.
+        test_images: the number of test images.
+    """
     runs = f" over {len(summaries)} seeds, mean ± standard deviation" if len(summaries) > 1 else ""
     table = Table(box=box.MARKDOWN)
     table.add_column("")
     for heading in ("parameters", "MACs", "file", "top-1 %"):
         table.add_column(heading, justify="right")
-    places = []
+    locations = []
     method = summaries[0]["method"]
     student = name_of(method) if method == ALONE else f"student, {name_of(method)}"
     for key, name in {"teacher": "teacher", "baseline": name_of(ALONE), "student": student}.items():
@@ -57,19 +67,19 @@ def print_results(console: Console, summaries: Sequence[Mapping[str, Any]], test
             size = f"{first['bytes'] / 1000:,.0f} kB"
             top1 = spread([row["top1"] for row in rows])
             table.add_row(name, f"{first['parameters']:,}", f"{first['macs']:,}", size, top1)
-            places.append(f"{name}: {_pattern([row['weights'] for row in rows])}")
+            locations.append(f"{name}: {_pattern([row['weights'] for row in rows])}")
     console.print(table)
     console.print(f"Top-1 on {test_images:,} test images{runs}. The weights:", highlight=False, soft_wrap=True)
-    for place in places:
-        console.print(f"  {place}", highlight=False, markup=False, soft_wrap=True)
+    for location in locations:
+        console.print(f"  {location}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _pattern(paths: Sequence[str]) -> str:
-    """One path for several: an asterisk for the end of each part in which they differ."""
+    """One pattern for several paths, with an asterisk for the end of each part that differs."""
     parts = zip(*[Path(path).parts for path in paths], strict=True)
     return str(Path(*[part[0] if len(set(part)) == 1 else os.path.commonprefix(part) + "*" for part in parts]))  # noqa: RUF071 (strings it is)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation, or a single value."""
+    """The mean ± sample standard deviation of several values, or a single value."""
     return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"

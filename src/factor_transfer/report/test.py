@@ -1,4 +1,4 @@
-"""What ``test`` found, class by class."""
+"""The results of ``test``, class by class."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,11 @@ from factor_transfer.errors import printable
 
 
 def test_table(result: Mapping[str, Any]) -> Table:
-    """What ``factor-transfer test`` found: all images, then class by class."""
+    """The table of the results of ``factor-transfer test``: all images, then each class.
+
+    Args:
+        result: the figures, see ``metrics.measure``.
+    """
     by_class: Mapping[str, Mapping[str, Any]] = result["classes"]
     names = [key for key in next(iter(by_class.values())) if key != "count"]
     table = Table(box=box.MARKDOWN)

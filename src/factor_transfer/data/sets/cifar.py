@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 from their original files, in the binary or the Python layout.
 
-The data sets are described in A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009;
-the files are published at https://www.cs.toronto.edu/~kriz/cifar.html.
+The data sets are described in A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009, and
+published at https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from factor_transfer.data.split import Origin, Source, Split
 from factor_transfer.errors import InputError
 from factor_transfer.files import open_regular
 
-# name: (the binary archive, its MD5 as published)
+# Name of the data set -> (URL of the binary archive, published MD5)
 ARCHIVES = {
     "cifar10": (
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -34,37 +34,37 @@ CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 
-_PIXELS = 3 * 32 * 32  # bytes an image: the red plane, the green, the blue, each row by row
+_PIXELS = 3 * 32 * 32  # the bytes of an image: the red, green and blue planes, each row by row
 
 _Labelled = tuple[np.ndarray, np.ndarray]  # labels int64 (N,), pixels uint8 (N, 3072)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """One of the ways a data set lies on the disk: its folder, the files in it, and how to read them."""
+    """A layout of a data set on disk: the name of its folder, its files, and the functions that read them."""
 
     folder: str
     train: tuple[str, ...]
     test: str
     read: Callable[[Path], _Labelled]
-    names: str  # the file of the class names, which may be missing
+    names: str  # the file with the names of the classes, which may be missing
     read_names: Callable[[Path], Sequence[object]]
-    record: int | None = None  # bytes that an image takes with its labels, if that is the same for all
+    record: int | None = None  # the bytes of an image with its labels; None if it varies
 
 
 def load_cifar10(*, root: str = "data", download: bool = False, verify: bool = True) -> Source:
-    """CIFAR-10: 10 classes; 50,000 training and 10,000 test images of 32×32 in colour.
+    """CIFAR-10: 50,000 training and 10,000 test images of 32×32 pixels in colour, in 10 classes.
 
-    Reads ``cifar-10-batches-bin`` or else ``cifar-10-batches-py``.
+    The files are read from ``cifar-10-batches-bin`` or, if it is missing, from ``cifar-10-batches-py``.
 
     Args:
-        root: the folder that holds that folder, or that folder itself.
-        download: fetch the binary archive (162 MB) into ``root`` if neither folder is there. For one process
-            at a time.
-        verify: refuse a file that has as many images as the published one of its name, and another sum.
+        root: the folder that contains one of these folders, or that folder itself.
+        download: whether to download the binary archive (162 MB) into ``root`` if both folders are missing. Only one
+            process at a time may do so.
+        verify: whether to reject a file that has as many images as the published one, but another checksum.
 
     Raises:
-        InputError: if the files are not there, incomplete, or damaged, or cannot be fetched.
+        InputError: if files are missing, incomplete or damaged, or cannot be downloaded.
     """
     batches = tuple(f"data_batch_{number}" for number in range(1, 6))
     binary = _Layout(
@@ -88,21 +88,21 @@ def load_cifar10(*, root: str = "data", download: bool = False, verify: bool = T
 
 
 def load_cifar100(*, root: str = "data", download: bool = False, verify: bool = True, coarse: bool = False) -> Source:
-    """CIFAR-100: 100 classes in 20 groups; 50,000 training and 10,000 test images of 32×32 in colour.
+    """CIFAR-100: 50,000 training and 10,000 test images of 32×32 pixels in colour, in 100 classes or 20 superclasses.
 
-    Reads ``cifar-100-binary`` or else ``cifar-100-python``. Where the file of the names is missing, the
-    classes are called ``"0"``, ``"1"``, and so on.
+    The files are read from ``cifar-100-binary`` or, if it is missing, from ``cifar-100-python``. If the file with the
+    names is missing, the classes are named ``"0"``, ``"1"``, and so on.
 
     Args:
-        root: the folder that holds that folder, or that folder itself.
-        download: fetch the binary archive (161 MB) into ``root`` if neither folder is there. For one process
-            at a time.
-        verify: refuse a file that has as many images as the published one of its name, and another sum. Of the binary
-            layout no sums are known.
-        coarse: label the images with the 20 groups, not the 100 classes.
+        root: the folder that contains one of these folders, or that folder itself.
+        download: whether to download the binary archive (161 MB) into ``root`` if both folders are missing. Only one
+            process at a time may do so.
+        verify: whether to reject a file that has as many images as the published one, but another checksum. No
+            checksums are known for the binary layout.
+        coarse: whether to use the 20 superclasses instead of the 100 classes.
 
     Raises:
-        InputError: if the files are not there, incomplete, or damaged, or cannot be fetched.
+        InputError: if files are missing, incomplete or damaged, or cannot be downloaded.
     """
     kind = "coarse" if coarse else "fine"
     binary = _Layout(
@@ -138,14 +138,14 @@ def _load(
         folders = ", ".join(str(root / layout.folder) for layout in layouts)
         raise InputError(
             f"no {name} files in {folders} or {root} itself; "
-            "data.root=… names another folder, data.download=true fetches them"
+            "set data.root=… to another folder, or data.download=true to download them"
         )
     folder, layout = found
     missing = [file for file in (*layout.train, layout.test) if not (folder / file).is_file()]
     if missing:
         raise InputError(
             f"{folder} is incomplete, {', '.join(missing)} missing; "
-            "complete it, or remove it and fetch it anew with data.download=true"
+            "complete it, or remove it and download it again with data.download=true"
         )
     classes = _read_classes(layout, folder / layout.names, default_classes)
 
@@ -158,12 +158,12 @@ def _load(
                 )
             if verify:
                 check_published(folder / file, len(labels))
-        # Copies, even a single part: what was read is read-only, which a tensor cannot be.
+        # A copy even of a single part, because the arrays are read-only and a tensor is not.
         images = np.concatenate([pixels for _, pixels in parts]).reshape(-1, 3, 32, 32)
         labels = np.concatenate([labels for labels, _ in parts])
         return Split(torch.from_numpy(images), torch.from_numpy(labels))
 
-    # How many images a binary file has is known from its length; a pickle would have to be read.
+    # The number of images in a binary file follows from its length; a pickle would have to be read.
     size = None
     if layout.record is not None:
         size = (folder / layout.test).stat().st_size // layout.record
@@ -172,7 +172,7 @@ def _load(
 
 
 def _find(layouts: Sequence[_Layout], root: Path) -> tuple[Path, _Layout] | None:
-    """The first layout of which any file is there, and the folder it is in."""
+    """The first layout that has any file, and its folder."""
     for layout in layouts:
         for folder in (root / layout.folder, root):
             if any((folder / file).is_file() for file in (*layout.train, layout.test)):
@@ -187,22 +187,22 @@ def _read_classes(layout: _Layout, path: Path, default: tuple[str, ...]) -> tupl
         name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in layout.read_names(path)
     )
     if len(names) != len(default):
-        raise InputError(f"{path}: names {len(names)} classes, expected {len(default)}")
+        raise InputError(f"{path}: has the names of {len(names)} classes, expected {len(default)}")
     return names
 
 
 def _read_binary(path: Path, *, label_bytes: int, position: int) -> _Labelled:
-    """Records of ``label_bytes`` labels, of which the one at ``position`` is taken, and the pixels."""
+    """Read records of ``label_bytes`` labels, of which the one at ``position`` is used, followed by the pixels."""
     data = np.frombuffer(_read_bytes(path), np.uint8)
     record = label_bytes + _PIXELS
     if len(data) == 0 or len(data) % record:
-        raise InputError(f"{path}: {len(data):,} bytes, expected records of {record:,}; it is cut off or damaged")
+        raise InputError(f"{path}: has {len(data):,} bytes, expected records of {record:,}; it is truncated or damaged")
     records = data.reshape(-1, record)
     return records[:, position].astype(np.int64), records[:, label_bytes:]
 
 
 def _read_python(path: Path, *, key: str) -> _Labelled:
-    """A dict of ``data``, uint8 (N, 3072), and the labels, a list of N integers, at ``key``."""
+    """Read a pickled dict with ``data``, uint8 (N, 3072), and a list of N labels under ``key``."""
     content = load_pickled_dict(path)
     pixels, labels = content.get("data"), content.get(key)
     if not isinstance(pixels, np.ndarray) or pixels.shape[1:] != (_PIXELS,) or not len(pixels):

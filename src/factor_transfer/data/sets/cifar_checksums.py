@@ -1,12 +1,13 @@
-"""What is known of published files: their sums."""
+"""Checksums of the published files."""
 
 import hashlib
 from pathlib import Path
 
 from factor_transfer.errors import InputError
 
-# The file's name: how many images the published one has, the name of a sum and the sum. For the Python layout it is
-# MD5, which the data's authors publish; for CIFAR-100's binary layout only the archive's is known, see ``cifar``.
+# Name of the file -> (number of images in the published file, hash algorithm, checksum). The authors of the data
+# publish MD5 sums of the Python layout; only that of the archive is known for CIFAR-100's binary
+# layout, see ``cifar``.
 SUMS = {
     "data_batch_1.bin": (10_000, "sha256", "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5"),
     "data_batch_2.bin": (10_000, "sha256", "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed"),
@@ -26,24 +27,24 @@ SUMS = {
 
 
 def check_published(path: Path, images: int) -> None:
-    """Compare a file with the published one of its name, if it has as many images.
+    """Compare the checksum of a file with that of the published one, if it has as many images.
 
     Args:
-        path: of the file.
-        images: that were found in it. Of another number, it is somebody's own.
+        path: the file.
+        images: the number of images in it. A file with another number of images is not meant to be the published one.
 
     Raises:
-        InputError: it is another file.
+        InputError: if the checksums differ.
     """
     published, kind, expected = SUMS.get(path.name, (0, "", ""))
     if images != published or not kind:
         return
     with path.open("rb") as file:
-        # It notices damage, not malice.
+        # This detects damage, but not manipulation.
         found = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
     if found != expected:
         raise InputError(
-            f"{path}: damaged, or not the published one: its {kind.upper()} is {found[:12]}…, expected "
-            f"{expected[:12]}…; fetch it anew with data.download=true in another data.root, or, if it is meant to "
-            "differ, say data.verify=false"
+            f"{path}: damaged, or not the published file: its {kind.upper()} is {found[:12]}…, expected "
+            f"{expected[:12]}…; download it again with data.download=true into another data.root, or set "
+            "data.verify=false if it is meant to differ"
         )

@@ -1,4 +1,4 @@
-"""Fetching a published archive, and unpacking it without trusting it."""
+"""Downloading a published archive, and unpacking it safely."""
 
 import gzip
 import hashlib
@@ -24,31 +24,30 @@ from rich.progress import (
 
 from factor_transfer.errors import InputError
 
-_ATTEMPTS = 5  # a call gives up earlier, at the first attempt that brings nothing
-_TIMEOUT_SECONDS = 30  # without a byte
+_ATTEMPTS = 5  # the largest number of attempts; an attempt that transfers nothing is the last
+_TIMEOUT_SECONDS = 30  # the time without any data after which an attempt fails
 _CHUNK_BYTES = 1 << 18
-_MAX_UNPACKED_BYTES = 1 << 28  # CIFAR's archives unpack to 185 million
+_MAX_UNPACKED_BYTES = 1 << 28  # CIFAR's archives unpack to 185 million bytes
 _MAX_MEMBERS = 1000
 
 
 def fetch(url: str, md5: str, folder: Path) -> Path:
-    """Download a file, going on where an earlier attempt broke off.
+    """Download a file, resuming an earlier attempt that was interrupted.
 
-    What has come so far is kept beside the file, under its name and ``.part``. Progress is shown on
-    stderr if that is a terminal. For one process at a time.
+    An incomplete file has the ending ``.part``. Progress is shown on stderr if that is a terminal. Only one process at
+    a time may download a file.
 
     Args:
-        url: the last part of its path becomes the file's name.
-        md5: the sum that the file must have, in hexadecimal digits.
-        folder: where to put the file; made if it is not there.
+        url: the URL, the last part of whose path becomes the name of the file.
+        md5: the expected MD5 of the file, hexadecimal.
+        folder: the folder of the file, which is created if it does not exist.
 
     Returns:
-        The file's path. A file that is already there and has that sum is not fetched again; one that has
-        another is replaced.
+        The path of the file. An existing file is not downloaded again if it has the expected MD5, and is replaced
+        otherwise.
 
     Raises:
-        InputError: if the file cannot be fetched (calling again continues), or has another sum (it is
-            deleted).
+        InputError: if the file cannot be downloaded (the next call resumes it), or has another MD5 (it is deleted).
     """
     file = folder / PurePosixPath(unquote(urlsplit(url).path)).name
     part = file.with_name(f"{file.name}.part")
@@ -60,18 +59,18 @@ def fetch(url: str, md5: str, folder: Path) -> Path:
         found = _md5(part)
         if found != md5:
             part.unlink()
-            raise InputError(f"{url}: fetched and deleted, its MD5 is {found}, expected {md5}")
+            raise InputError(f"{url}: downloaded and deleted, because its MD5 is {found}, expected {md5}")
         return part.replace(file)
-    # A URL that is none raises ValueError; InputError is one, and says enough.
+    # An invalid URL raises ValueError, which InputError is a subclass of.
     except InputError:
         raise
     except (OSError, HTTPException, ValueError) as error:
-        kept = f"; {part} keeps what has come, calling again continues" if part.exists() else ""
-        raise InputError(f"{url}: cannot be fetched: {error}{kept}") from error
+        resume = f"; {part} has the data received so far, and the next attempt resumes it" if part.exists() else ""
+        raise InputError(f"{url}: cannot be downloaded: {error}{resume}") from error
 
 
 def _complete(url: str, part: Path) -> None:
-    """Fetch into ``part`` what it lacks, trying again as long as it grows."""
+    """Download the missing rest of ``part``, with further attempts as long as it grows."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
@@ -87,12 +86,12 @@ def _complete(url: str, part: Path) -> None:
 
 
 def _transfer(url: str, part: Path, show: Callable[[int, int | None], None]) -> None:
-    """Make one request for what ``part`` lacks.
+    """Request the missing rest of ``part`` once.
 
-    ``show`` is called at each piece that comes, with the bytes there are and those there should be.
+    ``show`` is called for each chunk, with the number of bytes received and the total, if it is known.
 
     Raises:
-        OSError, HTTPException: if the connection fails, or ends before the length that was announced.
+        OSError, HTTPException: if the connection fails, or ends before the announced length.
     """
     start = _size(part)
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
@@ -100,21 +99,21 @@ def _transfer(url: str, part: Path, show: Callable[[int, int | None], None]) -> 
         response: HTTPResponse = urlopen(request, timeout=_TIMEOUT_SECONDS)
     except HTTPError as error:
         error.close()
-        if error.code != 416 or not start:  # 416: the file has nothing from that byte on
+        if error.code != 416 or not start:  # 416: the file ends before the requested range
             raise
         if error.headers.get("Content-Range") != f"bytes */{start}":
-            part.unlink()  # not because it is complete: it was left by another file
+            part.unlink()  # it is not complete, but a part of another file
             _transfer(url, part, show)
         return
     with response:
         continued = response.status == 206
         if continued and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            raise OSError(f"asked for the bytes from {start} on, the server sent others")
-        done = start if continued else 0  # a server that does not know ranges sends everything
+            raise OSError(f"the bytes from {start} on were requested, but the server sent others")
+        done = start if continued else 0  # a server that does not support ranges sends the whole file
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else None
         with part.open("ab" if continued else "wb") as out:
-            # read1 hands over what has come: at a break, nothing of it is lost.
+            # read1 returns the data received so far, so that none is lost if the connection breaks.
             while chunk := response.read1(_CHUNK_BYTES):
                 out.write(chunk)
                 done += len(chunk)
@@ -129,37 +128,37 @@ def _size(file: Path) -> int:
 
 def _md5(file: Path) -> str:
     with file.open("rb") as stream:
-        # It notices damage, not malice: the sums are the ones that the data's authors publish.
+        # MD5 detects damage, but not manipulation; it is what the authors of the data publish.
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a ``.tar.gz`` of plain files and folders.
+    """Unpack a ``.tar.gz`` archive of plain files and folders.
 
-    It is unpacked in a temporary folder, and what it holds is moved into place when all of it is there: a
-    break leaves nothing half unpacked.
+    It is unpacked into a temporary folder, whose content is moved into place when it is complete, so that an
+    interruption leaves nothing incomplete.
 
     Args:
-        archive: the file.
-        folder: where the archive's top files and folders go; made if it is not there.
+        archive: the archive.
+        folder: the folder to unpack into, which is created if it does not exist.
 
     Raises:
-        InputError: if the archive is damaged, holds a link, a device or a path that leads out of the
-            folder, unpacks to more than 256 MiB or a thousand files, or if a folder of the same name is in its place.
+        InputError: if the archive is damaged, contains a link, a device or a path outside the folder, unpacks to more
+            than 256 MiB or a thousand files, or contains a folder that exists already.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=f".{archive.name}-") as temporary:
             with gzip.open(archive) as unpacked:
                 stream = _Bounded(unpacked, archive)
-                with tarfile.open(fileobj=stream, mode="r|") as tar:  # from front to end: nothing is read twice
+                with tarfile.open(fileobj=stream, mode="r|") as tar:  # "r|" reads the stream only once
                     tar.extractall(temporary, filter=_guard(archive))
-                # gzip's checksum is compared at the end of the stream, behind where tar stops reading.
+                # gzip verifies its checksum at the end of the stream, which tar does not reach.
                 while stream.read(_CHUNK_BYTES):
                     pass
             for item in sorted(Path(temporary).iterdir()):
                 item.replace(folder / item.name)
-    # What a damaged archive raises is not one type: zlib.error, EOFError, TarError, OSError, ValueError.
+    # A damaged archive may raise zlib.error, EOFError, TarError, OSError or ValueError.
     except InputError:
         raise
     except tarfile.FilterError as error:
@@ -169,7 +168,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends with an error at the limit: of what members do not declare, too, such as headers."""
+    """A stream that fails beyond the size limit, which includes data outside the declared members, such as headers."""
 
     def __init__(self, stream: gzip.GzipFile, archive: Path) -> None:
         self._stream, self._archive, self._done = stream, archive, 0
@@ -187,12 +186,12 @@ def _limit(archive: Path, unpacked: int) -> None:
 
 
 def _guard(archive: Path) -> Callable[[tarfile.TarInfo, str], tarfile.TarInfo | None]:
-    """The filter that tarfile has for data, and two rules more: no links, and limits to the whole."""
+    """The ``data`` filter of ``tarfile`` with two further rules: no links, and limits for the whole archive."""
     unpacked = members = 0
 
     def admit(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo | None:
         nonlocal unpacked, members
-        # The filter admits links that stay within the folder; data has none, and they are how filters fail.
+        # tarfile's filter admits links inside the folder. Data sets have none, and links are how filters are bypassed.
         if not (member.isreg() or member.isdir()):
             raise InputError(f"{archive}: refused, member {member.name!r} is neither a file nor a folder")
         unpacked, members = unpacked + member.size, members + 1

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, whole from its original files, or the part of it that comes with the package.
+"""Fashion-MNIST: the whole data set from its original files, or the part of it that comes with the package.
 
 The data set is described in H. Xiao, K. Rasul, R. Vollgraf, *Fashion-MNIST: a Novel Image Dataset for Benchmarking
 Machine Learning Algorithms*, 2017 (arXiv 1708.07747), and published under the MIT licence at
@@ -28,7 +28,7 @@ FILES = Path(__file__).parent / "fashion_mnist_files"
 _URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 _SIDE = 28  # pixels
 
-# The name of each file: the MD5 of the published archive, and the SHA-256 of what is in it.
+# For each file, the MD5 of the published archive, and the SHA-256 of its unpacked content.
 _PUBLISHED = {
     "train-images-idx3-ubyte": (
         "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -47,22 +47,23 @@ _PUBLISHED = {
         "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     ),
 }
-_MOST_BYTES = 2**26  # of one unpacked file; the largest published one has 47 million
+_MOST_BYTES = 2**26  # the largest size of an unpacked file; the largest published one has 47 million bytes
 
 
 def load_fashion_mnist(*, root: str = "data", download: bool = False, verify: bool = True) -> Source:
-    """Fashion-MNIST: 10 kinds of clothing; 60,000 training and 10,000 test images of 28×28, grey.
+    """Fashion-MNIST: 60,000 training and 10,000 test images of 28×28 grey pixels, in 10 classes of clothing.
 
-    Reads the four IDX files, with or without ``.gz``, from ``root``, ``root/fashion-mnist`` or
-    ``root/FashionMNIST/raw`` (where torchvision puts them).
+    The four IDX files, with or without ``.gz``, are read from ``root``, ``root/fashion-mnist`` or
+    ``root/FashionMNIST/raw`` (torchvision's folder).
 
     Args:
-        root: the folder that holds the files, or one of those folders.
-        download: fetch the four files (31 MB) into ``root/fashion-mnist`` if there are none. For one process at a time.
-        verify: refuse files of the published size with another content.
+        root: the folder of the files, or the folder that contains one of these folders.
+        download: whether to download the four files (31 MB) into ``root/fashion-mnist`` if they are missing. Only one
+            process at a time may do so.
+        verify: whether to reject files that have the published size, but another checksum.
 
     Raises:
-        InputError: the files are missing, incomplete or damaged, or cannot be fetched.
+        InputError: if the files are missing, incomplete or damaged, or cannot be downloaded.
     """
     place = Path(root).expanduser()
     folders = [place, place / "fashion-mnist", place / "FashionMNIST" / "raw"]
@@ -74,7 +75,7 @@ def load_fashion_mnist(*, root: str = "data", download: bool = False, verify: bo
     if folder is None:
         raise InputError(
             f"no Fashion-MNIST in {place}: train-images-idx3-ubyte.gz and three more files are expected there or in "
-            f"{folders[1]}; name their folder with data.root=…, or fetch them with data.download=true"
+            f"{folders[1]}; set data.root=… to their folder, or data.download=true to download them"
         )
     train, origin = _read_split(folder, "train", verify), Origin(str(folder), test="t10k-*")
     return Source(CLASSES, train, lambda: _read_split(folder, "t10k", verify), origin=origin)
@@ -85,7 +86,7 @@ def load_fashion_mnist_small() -> Source:
 
     The training images are 600 of each class, drawn at random from the 60,000. Nothing is downloaded.
     """
-    origin = Origin(test_size=(FILES / "test-labels.bin").stat().st_size)  # a byte each
+    origin = Origin(test_size=(FILES / "test-labels.bin").stat().st_size)  # one byte per label
     return Source(CLASSES, _read_sheet("train"), lambda: _read_sheet("test"), origin=origin)
 
 
@@ -97,16 +98,18 @@ def _read_split(folder: Path, prefix: str, verify: bool) -> Split:
     images = _read_idx(folder, f"{prefix}-images-idx3-ubyte", 3, verify)
     labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", 1, verify)
     if len(images) != len(labels):
-        raise InputError(f"{folder}: {len(images)} images and {len(labels)} labels of {prefix}, which do not match")
+        raise InputError(f"{folder}: {prefix} has {len(images)} images, but {len(labels)} labels")
     if images.shape[1:] != (_SIDE, _SIDE):
-        raise InputError(f"{folder}: images of {images.shape[2]}x{images.shape[1]} pixels, expected {_SIDE}x{_SIDE}")
+        raise InputError(
+            f"{folder}: the images have {images.shape[2]}×{images.shape[1]} pixels, expected {_SIDE}×{_SIDE}"
+        )
     if len(labels) and labels.max() >= len(CLASSES):
-        raise InputError(f"{folder}: label {int(labels.max())} in {prefix}, there are {len(CLASSES)} classes")
+        raise InputError(f"{folder}: {prefix} has a label {int(labels.max())}, expected 0..{len(CLASSES) - 1}")
     return Split(images[:, None], labels.long())
 
 
 def _read_idx(folder: Path, name: str, dimensions: int, verify: bool) -> Tensor:
-    """Read an IDX file of unsigned bytes: a magic number, the size of each dimension, the values."""
+    """Read an IDX file of unsigned bytes: a magic number, the size of each dimension, and the values."""
     path = _find(folder, name)
     if path is None:
         raise InputError(f"{folder / name}.gz is missing; Fashion-MNIST has four files")
@@ -119,12 +122,12 @@ def _read_idx(folder: Path, name: str, dimensions: int, verify: bool) -> Tensor:
     values = content[4 + 4 * dimensions :]
     count = int(np.prod(sizes, dtype=np.float64))
     if content[:4] != bytes((0, 0, 8, dimensions)) or len(sizes) != dimensions or len(values) != count:
-        raise InputError(f"{path} is damaged, or no IDX file of unsigned bytes in {dimensions} dimensions")
+        raise InputError(f"{path} is damaged, or not an IDX file of unsigned bytes in {dimensions} dimensions")
     published = (60_000 if name.startswith("train") else 10_000) == sizes[0]
     if verify and published and hashlib.sha256(content).hexdigest() != _PUBLISHED[name][1]:
         raise InputError(
-            f"{path} is damaged, or not the published file; fetch it again with data.download=true in another "
-            "data.root or, if it is meant to differ, give data.verify=false"
+            f"{path} is damaged, or not the published file; download it again with data.download=true into another "
+            "data.root, or set data.verify=false if it is meant to differ"
         )
     return torch.from_numpy(np.frombuffer(values, np.uint8).reshape(sizes).copy())
 

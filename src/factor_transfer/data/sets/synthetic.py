@@ -1,4 +1,4 @@
-"""Made-up images for tests: a blurred pattern a class, under noise."""
+"""Synthetic images for tests: a smooth pattern per class, with noise."""
 
 from typing import Annotated
 
@@ -19,15 +19,15 @@ def load_synthetic(
     channels: Annotated[int, Ge(1)] = 3,
     noise: Annotated[float, Ge(0)] = 0.5,
 ) -> Source:
-    """Images that can be learnt in seconds.
+    """Synthetic images that a network can learn to classify in seconds.
 
     Args:
-        classes: how many.
-        train: number of training images.
-        test: number of test images.
-        size: height and width in pixels.
-        channels: of each image.
-        noise: standard deviation of the noise, relative to the pattern's.
+        classes: the number of classes.
+        train: the number of training images.
+        test: the number of test images.
+        size: the height and width of an image, in pixels.
+        channels: the number of channels of an image.
+        noise: the standard deviation of the noise, relative to that of the patterns.
     """
     generator = np.random.default_rng(0)
     coarse = torch.from_numpy(generator.standard_normal((classes, channels, 3, 3)))

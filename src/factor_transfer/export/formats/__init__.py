@@ -1,1 +1,1 @@
-"""The file formats that a student is exported to, and the programs that run them."""
+"""The file formats of exported students, and the runtimes that run them."""

@@ -12,10 +12,10 @@ def lower(exported: ExportedProgram) -> bytes:
     """The content of a ``.pte`` file.
 
     Args:
-        exported: a graph, of float32 or quantised.
+        exported: the graph, in float32 or quantised.
 
     Raises:
-        InputError: an operator that ExecuTorch does not have; the extra is not installed.
+        InputError: if ExecuTorch does not support an operator, or is not installed.
     """
     need("executorch")
     with captured_output(), explaining(exported, "an ExecuTorch program"):

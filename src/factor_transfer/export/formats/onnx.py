@@ -1,4 +1,4 @@
-"""ONNX: the form that most other runtimes take. Written by PyTorch's exporter, checked by onnx."""
+"""ONNX: the format of most other runtimes, written by PyTorch's exporter and checked by onnx."""
 
 import tempfile
 from importlib import import_module
@@ -19,10 +19,10 @@ def to_onnx(exported: ExportedProgram) -> bytes:
     """The content of an ``.onnx`` file, float32.
 
     Args:
-        exported: a graph.
+        exported: the graph.
 
     Raises:
-        InputError: an operator that ONNX does not have; the extra is not installed.
+        InputError: if ONNX does not support an operator, or its libraries are not installed.
     """
     need("onnx")
     with captured_output(), explaining(exported, "an ONNX model"):
@@ -32,31 +32,31 @@ def to_onnx(exported: ExportedProgram) -> bytes:
 
 
 def to_int8(content: bytes, images: Tensor) -> bytes:
-    """The same with 8-bit weights and activations, as pairs of QuantizeLinear and DequantizeLinear.
+    """Quantise an ONNX file to 8-bit weights and activations, with pairs of QuantizeLinear and DequantizeLinear.
 
-    Weights have 7 bits: on x86 processors without VNNI, 16-bit sums of two products of 8 bits overflow.
+    Weights use only 7 of the 8 bits: on x86 processors without VNNI, 16-bit sums of two 8-bit products overflow.
 
     Args:
-        content: of an ``.onnx`` file, float32.
-        images: to calibrate by, as the file takes them; (N, C, H, W).
+        content: the content of a float32 ``.onnx`` file.
+        images: the calibration images (N, C, H, W), as the file takes them.
     """
     need("onnx")
     with captured_output(), tempfile.TemporaryDirectory() as folder:
         tool: Any = import_module("onnxruntime.quantization")
-        given, written = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
-        given.write_bytes(content)
+        source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
+        source.write_bytes(content)
         remaining = iter(images.split(1))
 
         class Reader(tool.CalibrationDataReader):
-            """Hands out one image after another."""
+            """An iterator over the calibration images."""
 
             def get_next(self) -> dict[str, Any] | None:
                 image = next(remaining, None)
                 return None if image is None else {INPUT: image.numpy()}
 
         tool.quantize_static(
-            given,
-            written,
+            source,
+            target,
             Reader(),
             quant_format=tool.QuantFormat.QDQ,
             activation_type=tool.QuantType.QUInt8,
@@ -64,14 +64,14 @@ def to_int8(content: bytes, images: Tensor) -> bytes:
             per_channel=True,
             reduce_range=True,
         )
-        return _checked(import_module("onnx").load(written))
+        return _checked(import_module("onnx").load(target))
 
 
 def _checked(model: Any) -> bytes:
-    """A model's bytes, without what the exporter noted of the source code it came from."""
+    """The bytes of a valid model, without the exporter's notes about its source code."""
     import_module("onnx").checker.check_model(model, full_check=True)
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
-    del model.graph.value_info[:]  # shapes in between, which a runtime infers
+    del model.graph.value_info[:]  # shapes of intermediate values, which runtimes infer
     return bytes(model.SerializeToString())

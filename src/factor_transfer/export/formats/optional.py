@@ -1,4 +1,4 @@
-"""The exporters and their runtimes: whether they are there, and what they say on the way."""
+"""The optional libraries of the exporters and runtimes: whether they are installed, and capturing their output."""
 
 import io
 import logging
@@ -12,15 +12,18 @@ from contextlib import contextmanager, redirect_stderr
 from factor_transfer.errors import InputError
 from factor_transfer.models.optional import installed
 
-# This package's extra, and the libraries that it brings.
+# The extras of this package, and the libraries that they install.
 EXTRAS = {"executorch": ("executorch", "torchao"), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
 def need(extra: str) -> None:
-    """See that an extra's libraries are installed; none is imported.
+    """Check that the libraries of an extra are installed, without importing them.
+
+    Args:
+        extra: the name of the extra, ``"executorch"`` or ``"onnx"``.
 
     Raises:
-        InputError: one is not.
+        InputError: if a library is not installed.
     """
     for library in EXTRAS[extra]:
         if not installed(library):
@@ -28,30 +31,34 @@ def need(extra: str) -> None:
 
 
 class Captured:
-    """What was said on standard error by code that is not Python's."""
+    """Captured output.
+
+    Attributes:
+        text: the output on standard error, available after the ``with`` block of ``captured_output``.
+    """
 
     text = ""
 
 
 @contextmanager
 def captured_output() -> Iterator[Captured]:
-    """While libraries work, keep what they print from the screen: notes on their own insides, for their developers.
+    """Capture the messages that libraries print for their own developers, during a ``with`` block.
 
-    What they raise comes through, and what the runtimes' C++ says of an error is in ``Captured.text`` afterwards.
+    Exceptions are raised as usual. What the runtimes' C++ code prints about an error is then in ``Captured.text``.
     """
-    heard, level, said = Captured(), logging.root.manager.disable, io.StringIO()
+    captured, level, python_output = Captured(), logging.root.manager.disable, io.StringIO()
     sys.stderr.flush()
-    # Some of it goes to the process's standard error, some through Python's.
-    with tempfile.TemporaryFile() as kept, warnings.catch_warnings(), redirect_stderr(said):
+    # Libraries print to the standard error of the process and to Python's sys.stderr.
+    with tempfile.TemporaryFile() as output, warnings.catch_warnings(), redirect_stderr(python_output):
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
         error = os.dup(2)
-        os.dup2(kept.fileno(), 2)
+        os.dup2(output.fileno(), 2)
         try:
-            yield heard
+            yield captured
         finally:
             os.dup2(error, 2)
             os.close(error)
             logging.disable(level)
-            kept.seek(0)
-            heard.text = said.getvalue() + kept.read().decode(errors="replace")
+            output.seek(0)
+            captured.text = python_output.getvalue() + output.read().decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Exported files, run by the runtimes that they are for, in a process of their own: see ``worker``."""
+"""Running exported files by their runtimes, in a separate process; see ``worker``."""
 
 import contextlib
 import json
@@ -24,66 +24,67 @@ from factor_transfer.export.formats.optional import need
 
 ENDINGS = {"executorch": ".pte", "onnx": ".onnx"}
 
-START_S = 120.0  # that a process may take to import a runtime
-LOAD_S = 60.0  # that a file may take to be loaded, and tried on an image
-IMAGE_S = 2.0  # that a file may take for each further one
-_LONGEST_LINE = 2**16  # bytes of an answer before its logits
+START_S = 120.0  # the time limit for importing a runtime, in seconds
+LOAD_S = 60.0  # the time limit for loading a file and running one image
+IMAGE_S = 2.0  # the time limit for each further image
+_LONGEST_LINE = 2**16  # the largest size of the JSON in a reply, in bytes
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
 
 class ExportedFile:
-    """An exported file that was loaded, in a process of its own which ends with this object.
+    """An exported file that is loaded in a worker process, which ends with this object.
 
-    What comes back from there is looked at before it is believed: the file may be damaged, or mean harm.
+    All replies of the worker are validated, since the file may be damaged or malicious.
 
     Args:
-        path: of a ``.pte`` or ``.onnx`` file.
+        path: the path of a ``.pte`` or ``.onnx`` file.
 
     Attributes:
-        shape: of one image (C, H, W).
-        dtype: of its input, uint8 or float32.
-        dynamic: whether it takes several images at once.
-        classes: how many logits it returns for an image.
+        shape: the shape of one image, (C, H, W).
+        dtype: the type of the input, uint8 or float32.
+        dynamic: whether the file takes several images at once.
+        classes: the number of logits per image.
 
     Raises:
-        InputError: the file is damaged, of another kind, ends its process or takes too long.
+        InputError: if the file is damaged or of another kind, crashes its process, or takes too long.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._place = tempfile.TemporaryDirectory(prefix="factor-transfer-")
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process lives)
-        # In a session of its own: Ctrl-C is for this process, which ends that one.
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process runs)
+        # A session of its own, so that Ctrl-C only reaches this process, which then ends the worker.
         self._process = subprocess.Popen(
             [*command(), "serve", str(path.resolve()), str(LOAD_S)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             cwd=self._place.name,
             env=environment(),
             start_new_session=True,
         )
-        self.close = weakref.finalize(self, _end, self._process, self._said, self._place)
+        self.close = weakref.finalize(self, _end, self._process, self._stderr, self._place)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         for pipe in (self._process.stdin, self._process.stdout):
             os.set_blocking(pipe.fileno(), False)
-        self._left = b""  # of what was read
-        self._answer(START_S)
-        answer = self._answer(LOAD_S)
-        shape, dtype, classes = (answer.get(key) for key in ("shape", "dtype", "classes"))
+        self._buffer = b""  # received, but not used yet
+        self._reply(START_S)
+        reply = self._reply(LOAD_S)
+        shape, dtype, classes = (reply.get(key) for key in ("shape", "dtype", "classes"))
         if not (_are_sizes(shape, 3) and dtype in _DTYPES and _are_sizes([classes], 1)):
-            raise self._refused("it does not say what images it takes")
+            raise self._refused("its description of its input is invalid")
         assert isinstance(shape, list)
         assert isinstance(classes, int)
         self.shape, self.dtype, self.classes = tuple(shape), _DTYPES[str(dtype)], classes
-        self.dynamic = answer.get("dynamic") is True
+        self.dynamic = reply.get("dynamic") is True
 
     def run(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W), any number, -> logits (B, K).
+        """Compute the logits (B, K) of any number of images (B, C, H, W).
 
         Raises:
-            InputError: the file says something else, ends its process or takes too long.
+            InputError: if the images have another shape or type, or the file returns something else than logits,
+                crashes its process or takes too long.
         """
         if tuple(images.shape[1:]) != self.shape or images.dtype != self.dtype:
             raise InputError(
@@ -93,9 +94,9 @@ class ExportedFile:
         limit = LOAD_S + IMAGE_S * len(images)
         self._send(struct.pack("<Q", len(images)), time.monotonic() + limit)
         self._send(images.contiguous().numpy().data.cast("B"), time.monotonic() + limit)
-        answer = self._answer(limit)
-        if answer.get("shape") != [len(images), self.classes]:
-            raise self._refused(f"to {len(images)} images it returns logits of shape {answer.get('shape')}")
+        reply = self._reply(limit)
+        if reply.get("shape") != [len(images), self.classes]:
+            raise self._refused(f"for {len(images)} images it returns logits of shape {reply.get('shape')}")
         content = bytearray(self._read(len(images) * self.classes * 4, limit))
         return torch.frombuffer(content, dtype=torch.float32).view(len(images), self.classes)
 
@@ -109,32 +110,32 @@ class ExportedFile:
                 view = view[os.write(pipe.fileno(), view[: 2**20]) :]
             except BlockingIOError:
                 continue
-            except BrokenPipeError:  # it has ended, and may have said why
+            except BrokenPipeError:  # the worker has ended, possibly with an error message
                 return
 
-    def _answer(self, seconds: float) -> dict[str, Any]:
-        """The next line of what it says."""
+    def _reply(self, seconds: float) -> dict[str, Any]:
+        """The next reply of the worker."""
         deadline = time.monotonic() + seconds
-        while b"\n" not in self._left:
-            if len(self._left) > _LONGEST_LINE:
-                raise self._refused("what comes back from it is no answer")
+        while b"\n" not in self._buffer:
+            if len(self._buffer) > _LONGEST_LINE:
+                raise self._refused("the reply of its process is invalid")
             self._receive(deadline)
-        line, _, self._left = self._left.partition(b"\n")
+        line, _, self._buffer = self._buffer.partition(b"\n")
         try:
-            answer = json.loads(line)
+            reply = json.loads(line)
         except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
-            raise self._refused("what comes back from it is no answer")
-        if "error" in answer:
-            raise self._refused(str(answer["error"]))
-        return answer
+            reply = None
+        if not isinstance(reply, dict):
+            raise self._refused("the reply of its process is invalid")
+        if "error" in reply:
+            raise self._refused(str(reply["error"]))
+        return reply
 
     def _read(self, count: int, seconds: float) -> bytes:
         deadline = time.monotonic() + seconds
-        while len(self._left) < count:
+        while len(self._buffer) < count:
             self._receive(deadline)
-        content, self._left = self._left[:count], self._left[count:]
+        content, self._buffer = self._buffer[:count], self._buffer[count:]
         return content
 
     def _receive(self, deadline: float) -> None:
@@ -147,7 +148,7 @@ class ExportedFile:
             return
         if not content:
             raise self._refused(_death(self._process))
-        self._left += content
+        self._buffer += content
 
     def _wait(self, pipe: IO[bytes], event: int, deadline: float) -> None:
         with selectors.DefaultSelector() as selector:
@@ -155,60 +156,71 @@ class ExportedFile:
             if not selector.select(max(deadline - time.monotonic(), 0)):
                 raise self._refused("it takes too long; its process was ended")
 
-    def _refused(self, why: str) -> InputError:
-        """The process is ended, and what its runtime said of the fault goes before what it raised."""
+    def _refused(self, reason: str) -> InputError:
+        """End the worker; the error contains what the runtime printed about the fault, or else ``reason``."""
         if self.close.alive:
             self._process.kill()
             self._process.wait()
-            self._said.seek(0)
-            lines = self._said.read(2**20).decode(errors="replace").splitlines()
-            # "[program.cpp:153] …", as ExecuTorch says it.
-            heard = [line.partition("] ")[2] for line in lines if line.startswith("[") and "cpuinfo" not in line]
+            self._stderr.seek(0)
+            lines = self._stderr.read(2**20).decode(errors="replace").splitlines()
+            # ExecuTorch prints lines like "[program.cpp:153] …".
+            printed = [line.partition("] ")[2] for line in lines if line.startswith("[") and "cpuinfo" not in line]
             self.close()
-            why = "; ".join([line for line in heard if line][:2]) or why
+            reason = "; ".join([line for line in printed if line][:2]) or reason
         task = "run" if hasattr(self, "classes") else "loaded"
-        return InputError(f"{self.path} cannot be {task}; it is damaged, or of another kind: {printable(why)[:300]}")
+        return InputError(f"{self.path} cannot be {task}; it is damaged, or of another kind: {printable(reason)[:300]}")
 
 
 def command() -> list[str]:
-    """What starts the worker.
+    """The command that starts the worker.
 
-    -P: nothing is imported that lies beside the script, where modules are named as the libraries are, or in the working
+    ``-P`` prevents imports from the script's folder, whose modules have the names of libraries, and from the working
     directory.
     """
     return [sys.executable, "-P", "-B", str(Path(worker.__file__).resolve())]
 
 
 def environment() -> dict[str, str]:
-    """The worker's, whose own children import nothing from the working directory, either."""
+    """The environment of the worker, whose child processes do not import from the working directory either."""
     return {**os.environ, "PYTHONSAFEPATH": "1"}
 
 
 def open_file(path: Path) -> ExportedFile:
     """Load an exported file.
 
+    Args:
+        path: the path of a ``.pte`` or ``.onnx`` file.
+
     Raises:
-        InputError: it is missing, damaged, of another kind, or its runtime is not installed.
+        InputError: if the file is missing, damaged or of another kind, or its runtime is not installed.
     """
     if not path.is_file():
-        raise InputError(f"there is no file {path}")
+        raise InputError(f"the file {path} does not exist")
     format = next((name for name, ending in ENDINGS.items() if path.suffix == ending), None)
     if format is None:
-        raise InputError(f"{path} is no exported network: its name must end in {' or '.join(ENDINGS.values())}")
+        raise InputError(f"{path} is not an exported network: its name must end in {' or '.join(ENDINGS.values())}")
     need(format)
     return ExportedFile(path)
 
 
 def run_over(file: ExportedFile, batches: Iterable[Tensor]) -> Tensor:
-    """The logits (N, K) of all images in batches (B, C, H, W)."""
+    """The logits (N, K) of all images in batches (B, C, H, W).
+
+    Args:
+        file: the exported file.
+        batches: the batches of images.
+    """
     return torch.cat([file.run(batch) for batch in batches])
 
 
 def costs(files: Sequence[Path]) -> list[dict[str, float]]:
-    """Latency and memory of exported files, one after another; see ``worker.probe``.
+    """Measure the latency and memory of exported files, one after another; see ``worker.probe``.
+
+    Args:
+        files: the paths of the files, which have the same format.
 
     Raises:
-        InputError: one cannot be run.
+        InputError: if a file cannot be run.
     """
     arguments = [*command(), "measure", *(str(path.resolve()) for path in files)]
     with tempfile.TemporaryDirectory(prefix="factor-transfer-") as place:
@@ -222,23 +234,23 @@ def costs(files: Sequence[Path]) -> list[dict[str, float]]:
             start_new_session=True,
         )
         try:
-            said, errors = process.communicate(timeout=START_S + 2 * LOAD_S * len(files))
+            output, errors = process.communicate(timeout=START_S + 2 * LOAD_S * len(files))
         except subprocess.TimeoutExpired:
             raise InputError(f"{files[0]} cannot be measured: it takes too long") from None
         finally:
             _kill_group(process)
     lines = errors.decode(errors="replace").splitlines()
     try:
-        found: list[dict[str, float]] = json.loads(said)
+        measured: list[dict[str, float]] = json.loads(output)
     except ValueError:
-        why = lines[-1] if lines else _death(process)
-        raise InputError(f"{files[0]} cannot be measured: {printable(why)[:300]}") from None
-    return found
+        reason = lines[-1] if lines else _death(process)
+        raise InputError(f"{files[0]} cannot be measured: {printable(reason)[:300]}") from None
+    return measured
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and those that it has started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # they have ended
+    """End a process and its child processes."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # they have ended already
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
@@ -252,21 +264,21 @@ def _are_sizes(values: Any, count: int) -> bool:
 
 
 def _death(process: subprocess.Popen[bytes]) -> str:
-    """How a process ended."""
+    """A description of how a worker ended."""
     try:
         code = process.wait(timeout=5)
     except subprocess.TimeoutExpired:
-        return "it says nothing more"
+        return "its process does not reply any more"
     if code < 0:
         return f"it ends the process that runs it, by {signal.Signals(-code).name}"
     return f"it ends the process that runs it, with exit code {code}"
 
 
-def _end(process: subprocess.Popen[bytes], said: IO[bytes], place: tempfile.TemporaryDirectory[str]) -> None:
-    """End a worker, and what is left of it."""
+def _end(process: subprocess.Popen[bytes], stderr: IO[bytes], folder: tempfile.TemporaryDirectory[str]) -> None:
+    """End a worker, and remove its files."""
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout, said):
+    for pipe in (process.stdin, process.stdout, stderr):
         if pipe is not None:
             pipe.close()
-    place.cleanup()
+    folder.cleanup()

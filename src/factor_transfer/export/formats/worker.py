@@ -1,11 +1,11 @@
-"""Exported files, run in a process of their own: a script that imports a runtime, and nothing of this package.
+"""The worker that runs exported files: a script that imports a runtime, and nothing else of this package.
 
-A file is a program, and a runtime that is given a damaged or hostile one may crash, hang or take all memory: it does so
-here, and not in the process that a person started. See ``runtimes``, which starts it with an empty working directory.
+A file is a program, and a damaged or malicious one may make its runtime crash, hang or use all memory. It does so in
+this process, and not in the user's. ``runtimes`` starts it with an empty working directory.
 
-``python -P worker.py serve FILE`` says in a line of JSON that its runtime is imported, and in another one what the file
-takes; then, for images on standard input, their logits. ``python -P worker.py measure FILE…`` prints a JSON list: how
-long each file takes for an image on one thread, and how much memory.
+``python -P worker.py serve FILE SECONDS`` prints a line of JSON when its runtime is imported, and another one with the
+input of the file; it then replies with logits to images on standard input. ``python -P worker.py measure FILE…`` prints
+a JSON list with the latency of each file per image, on one thread, and its memory.
 """
 
 import json
@@ -20,27 +20,29 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-# Beyond what the libraries take, so much may be allocated, bytes; and for each byte of a file so many.
+# The memory that may be allocated in addition to that of the libraries, in bytes: a constant, and a multiple of the
+# size of the file.
 _MEMORY, _MEMORY_OF_A_BYTE = 2**32, 16
-_MEMORY_OF_A_THREAD = 2**27  # of address space: its stack, and the allocator's arena
-_MOST_OUTPUT = 2**24  # bytes that may be written to a file, of which standard error is one
-_MOST = 64  # images that a file of dynamic batch size is given at once
+_MEMORY_OF_A_THREAD = 2**27  # the address space of a thread, for its stack and the allocator's arena
+_MOST_OUTPUT = 2**24  # the largest size of a file that is written, such as standard error, in bytes
+_MOST = 64  # the largest batch of a file with a dynamic batch size
 _WARM_UP, _RUNS = 10, 200
-_LONGEST_S = 4.0  # a large network is run less often
+_LONGEST_S = 4.0  # the time after which a large network is not run again
 
 Arrays = Callable[[Any], Any]  # images (b, C, H, W) -> logits (b, K), in NumPy's arrays
 
 
 class Loaded(NamedTuple):
-    """A file that was loaded.
+    """A loaded file.
 
     Attributes:
-        shape: of one image (C, H, W).
-        dtype: ``"uint8"`` or ``"float32"``.
-        dynamic: whether it takes several images at once.
+        shape: the shape of one image, (C, H, W).
+        dtype: the type of the input, ``"uint8"`` or ``"float32"``.
+        dynamic: whether the file takes several images at once.
         reentrant: whether several threads may run it.
-        run: it.
-        again: an image (1, C, H, W) -> what runs it, and does nothing else: to be timed.
+        run: a function that computes the logits of images.
+        again: a function that returns, for an image (1, C, H, W), a function that runs the file and does nothing else,
+            for timing.
     """
 
     shape: list[int]
@@ -52,10 +54,10 @@ class Loaded(NamedTuple):
 
 
 def import_runtime(ending: str) -> dict[str, Any]:
-    """The libraries that a file of this ending needs."""
+    """Import the libraries that run files with an ending, ``".pte"`` or ``".onnx"``."""
     names = {"numpy": "numpy"}
     if ending == ".pte":
-        # What executorch.runtime stands on: that would import the exporter, which takes seconds, too.
+        # The module below executorch.runtime, which would also import the exporter and take seconds for it.
         names |= {"torch": "torch", "runtime": "executorch.extension.pybindings._portable_lib"}
     else:
         names |= {"onnx": "onnx", "runtime": "onnxruntime"}
@@ -66,20 +68,21 @@ def load(path: Path, libraries: dict[str, Any], verify: bool = True) -> Loaded:
     """Load a file.
 
     Args:
-        path: of the file.
-        libraries: see ``import_runtime``.
-        verify: by its own libraries; where memory is measured, it was verified before, and takes none for that.
+        path: the path of the file.
+        libraries: the libraries, see ``import_runtime``.
+        verify: whether to verify the file. It is not verified again before measuring its memory, which verification
+            would increase.
 
     Raises:
-        Exception: of many kinds, where it is damaged or not as it should be.
+        Exception: if the file is damaged or of another kind; the type depends on the runtime.
     """
     if path.suffix == ".pte":
-        found = _load_pte(path, libraries)
+        loaded = _load_pte(path, libraries)
     else:
-        found = _load_onnx(_verified_onnx(path, libraries["onnx"]) if verify else str(path), libraries["runtime"])
-    if len(found.shape) != 3 or not all(isinstance(length, int) and length > 0 for length in found.shape):
-        raise ValueError(f"its input is of shape {found.shape}; images (N, C, H, W) are needed")
-    return found
+        loaded = _load_onnx(_verified_onnx(path, libraries["onnx"]) if verify else str(path), libraries["runtime"])
+    if len(loaded.shape) != 3 or not all(isinstance(length, int) and length > 0 for length in loaded.shape):
+        raise ValueError(f"its input has the shape {loaded.shape}; images (N, C, H, W) are needed")
+    return loaded
 
 
 def _load_pte(path: Path, libraries: dict[str, Any]) -> Loaded:
@@ -89,63 +92,63 @@ def _load_pte(path: Path, libraries: dict[str, Any]) -> Loaded:
     method = module.method_meta("forward")
     if method.num_inputs() != 1 or method.num_outputs() != 1:
         raise ValueError(
-            f"it takes {method.num_inputs()} tensors and returns {method.num_outputs()}; one each is needed"
+            f"it takes {method.num_inputs()} tensors and returns {method.num_outputs()}; one of each is needed"
         )
-    taken = method.input_tensor_meta(0)
-    batch, *shape = taken.sizes() or [0]
-    dtypes = {0: "uint8", 6: "float32"}  # as ExecuTorch's files number them
-    if taken.dtype() not in dtypes:
+    meta = method.input_tensor_meta(0)
+    batch, *shape = meta.sizes() or [0]
+    dtypes = {0: "uint8", 6: "float32"}  # ExecuTorch's numbers of the types
+    if meta.dtype() not in dtypes:
         raise ValueError("its input is neither uint8 nor float32")
 
     def run(images: Any) -> Any:
-        said = module.run_method("forward", [torch.from_numpy(images)])[0]
-        return said.numpy().copy()  # it is the program's own memory, and written over by the next one
+        output = module.run_method("forward", [torch.from_numpy(images)])[0]
+        return output.numpy().copy()  # the program's own memory is overwritten by the next run
 
     def again(image: Any) -> Callable[[], Any]:
-        given = [torch.from_numpy(image)]
-        return lambda: module.run_method("forward", given)
+        inputs = [torch.from_numpy(image)]
+        return lambda: module.run_method("forward", inputs)
 
-    return Loaded(list(shape), dtypes[taken.dtype()], batch > 1, False, run, again)
+    return Loaded(list(shape), dtypes[meta.dtype()], batch > 1, False, run, again)
 
 
 def _verified_onnx(path: Path, onnx: Any) -> bytes:
-    """The content of an ONNX file, which must be all there is of the network."""
+    """The content of a valid ONNX file, which must contain the whole network."""
     content = path.read_bytes()
     model = onnx.load_model_from_string(content)
     for tensor in _tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise ValueError(
-                "it keeps weights in other files (external data), which are not read; put all into one file"
+                "it stores weights in other files (external data), which are not read; save the model as one file"
             )
     onnx.checker.check_model(content)
     return content
 
 
-def _load_onnx(source: str | bytes, runtime: Any) -> Loaded:
+def _load_onnx(model: str | bytes, runtime: Any) -> Loaded:
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    # For images one by one: to share each among threads costs more than it saves.
+    # Images are run one by one, and sharing a single image among threads costs more than it saves.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
-        raise ValueError("it takes or returns several tensors; one each is needed")
-    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+        raise ValueError("it takes or returns several tensors; one of each is needed")
+    (source,), (target,) = session.get_inputs(), session.get_outputs()
     dtypes = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
-    if taken.type not in dtypes or given.type != "tensor(float)":
-        raise ValueError(f"it takes {taken.type} and returns {given.type}; uint8 or float, and float are needed")
-    batch, *shape = taken.shape or [0]
+    if source.type not in dtypes or target.type != "tensor(float)":
+        raise ValueError(f"it takes {source.type} and returns {target.type}; uint8 or float, and float are needed")
+    batch, *shape = source.shape or [0]
     return Loaded(
         shape,
-        dtypes[taken.type],
+        dtypes[source.type],
         not isinstance(batch, int),
         True,
-        lambda images: session.run([given.name], {taken.name: images})[0],
-        lambda image: lambda: session.run(None, {taken.name: image}),
+        lambda images: session.run([target.name], {source.name: images})[0],
+        lambda image: lambda: session.run(None, {source.name: image}),
     )
 
 
 def _tensors(model: Any) -> Iterator[Any]:
-    """All tensors of an ONNX model, those within the bodies of loops, branches and functions too."""
+    """All tensors of an ONNX model, including those in the bodies of loops, branches and functions."""
     graphs, nodes = [model.graph], [node for function in model.functions for node in function.node]
     while graphs or nodes:
         if graphs:
@@ -163,71 +166,72 @@ def _tensors(model: Any) -> Iterator[Any]:
 
 
 def _logits(loaded: Loaded, images: Any, numpy: Any) -> Any:
-    """What a file says to images (N, C, H, W): float32 (N, K).
+    """Compute the logits, float32 (N, K), of images (N, C, H, W).
 
     Raises:
-        ValueError: it says something else.
+        ValueError: if the file returns something else.
     """
     most = _MOST if loaded.dynamic else 1
     parts = [images[start : start + most] for start in range(0, len(images), most)]
     with ThreadPoolExecutor(os.cpu_count() if loaded.reentrant else 1) as pool:
-        said = list(pool.map(loaded.run, parts))
-    for part, one in zip(parts, said, strict=True):
+        outputs = list(pool.map(loaded.run, parts))
+    for part, output in zip(parts, outputs, strict=True):
         if (
-            not isinstance(one, numpy.ndarray)
-            or one.dtype != numpy.float32
-            or one.shape != (len(part), said[0].shape[-1])
+            not isinstance(output, numpy.ndarray)
+            or output.dtype != numpy.float32
+            or output.shape != (len(part), outputs[0].shape[-1])
         ):
             raise ValueError(
-                f"to {len(part)} images it says {getattr(one, 'dtype', type(one).__name__)} of shape "
-                f"{list(getattr(one, 'shape', ()))}; logits are needed, float32, a row an image"
+                f"for {len(part)} images it returns {getattr(output, 'dtype', type(output).__name__)} of shape "
+                f"{list(getattr(output, 'shape', ()))}; float32 logits with one row per image are needed"
             )
-    return numpy.ascontiguousarray(numpy.concatenate(said))
+    return numpy.ascontiguousarray(numpy.concatenate(outputs))
 
 
-def serve(path: Path, given: BinaryIO, answers: BinaryIO, cpu_s: float) -> None:
-    """Answer requests until there are no more: so many images (8 bytes, little-endian), and their pixels.
+def serve(path: Path, requests: BinaryIO, replies: BinaryIO, cpu_s: float) -> None:
+    """Reply to requests until there are no more.
 
-    An answer is a line of JSON, an object; behind that of logits follow their bytes. ``error`` in it is the last.
+    A request is a number of images (8 bytes, little-endian), followed by their pixels. A reply is a JSON object on one
+    line, followed by the bytes of the logits if it has any. A reply with an ``error`` is the last.
 
     Args:
-        path: of the file.
-        given: requests.
-        answers: where to.
-        cpu_s: processor time, in seconds, that a request may take, a second more for each image: whoever asked may have
-            been killed while a file runs for ever.
+        path: the path of the file.
+        requests: the stream of requests.
+        replies: the stream of replies.
+        cpu_s: the processor time that a request may take, in seconds, plus one second per image. It ends a file that
+            runs forever even if the process that sent the request was killed.
     """
 
-    def say(answer: dict[str, Any], content: bytes = b"") -> None:
-        answers.write(json.dumps(answer).encode() + b"\n" + content)
-        answers.flush()
+    def send(reply: dict[str, Any], content: bytes = b"") -> None:
+        replies.write(json.dumps(reply).encode() + b"\n" + content)
+        replies.flush()
 
     libraries = import_runtime(path.suffix)
     numpy = libraries["numpy"]
-    say({"ready": True})
+    send({"ready": True})
     limit_memory([path])
     try:
         _limit_time(cpu_s)
         loaded = load(path, libraries)
         trial = _logits(loaded, numpy.zeros([1, *loaded.shape], loaded.dtype), numpy)
-        say({"shape": loaded.shape, "dtype": loaded.dtype, "dynamic": loaded.dynamic, "classes": trial.shape[1]})
+        send({"shape": loaded.shape, "dtype": loaded.dtype, "dynamic": loaded.dynamic, "classes": trial.shape[1]})
         size = int(numpy.prod(loaded.shape)) * (1 if loaded.dtype == "uint8" else 4)
-        while header := given.read(8):
+        while header := requests.read(8):
             (count,) = struct.unpack("<Q", header)
-            images = numpy.frombuffer(given.read(count * size), loaded.dtype).reshape(count, *loaded.shape).copy()
+            images = numpy.frombuffer(requests.read(count * size), loaded.dtype).reshape(count, *loaded.shape).copy()
             _limit_time(cpu_s + count)
             logits = _logits(loaded, images, numpy)
-            say({"shape": list(logits.shape)}, logits.tobytes())
-    except Exception as error:  # each runtime has its own, for files that are damaged in many ways
-        say({"error": (str(error).splitlines() or [type(error).__name__])[0][:300]})
+            send({"shape": list(logits.shape)}, logits.tobytes())
+    except Exception as error:  # each runtime has its own errors, for the many ways in which a file can be damaged
+        send({"error": (str(error).splitlines() or [type(error).__name__])[0][:300]})
 
 
 def limit_memory(paths: list[Path]) -> None:
-    """Bound this process's address space, where the system can: Linux."""
+    """Limit the address space of this process, on systems that support it (Linux)."""
     try:
-        own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         size = max(path.stat().st_size for path in paths)
-        most = own + _MEMORY + _MEMORY_OF_A_BYTE * size + _MEMORY_OF_A_THREAD * (os.cpu_count() or 1)
+        most = used + _MEMORY + _MEMORY_OF_A_BYTE * size + _MEMORY_OF_A_THREAD * (os.cpu_count() or 1)
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     except (OSError, ValueError):
@@ -235,19 +239,24 @@ def limit_memory(paths: list[Path]) -> None:
 
 
 def _limit_time(seconds: float) -> None:
-    """Bound the processor time that this process takes from now on; it is killed where it takes more."""
+    """Limit the processor time that this process may use from now on; the system kills it if it uses more."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     total = used.ru_utime + used.ru_stime + seconds * (os.cpu_count() or 1)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    wanted = int(total) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    limit = int(total) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def probe(path: Path, libraries: dict[str, Any]) -> dict[str, float]:
-    """Load a file and run it, one image at a time.
+    """Measure the latency and the memory of a file, running one image at a time.
+
+    Args:
+        path: the path of the file.
+        libraries: the libraries, see ``import_runtime``.
 
     Returns:
-        ``p50_ms`` and ``p95_ms`` of an image, ``runs``, and ``peak_bytes``: memory beyond the runtime's own code.
+        The percentiles of the latency, ``p50_ms`` and ``p95_ms``, the number of ``runs``, and ``peak_bytes``, the
+        memory in addition to that of the runtime's own code.
     """
     before = _peak()
     loaded = load(path, libraries, verify=False)
@@ -265,18 +274,18 @@ def probe(path: Path, libraries: dict[str, Any]) -> dict[str, float]:
 
 
 def _peak() -> int:
-    """The most memory that this process has had so far, in bytes."""
+    """The peak memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measure(paths: list[Path], answers: BinaryIO) -> None:
-    """Probe each file in a child of its own, so that none finds what another one left in memory."""
+def measure(paths: list[Path], replies: BinaryIO) -> None:
+    """Probe each file in a child process of its own, so that none uses memory that another one left allocated."""
     libraries = import_runtime(paths[0].suffix)
     if paths[0].suffix == ".pte":
         libraries["torch"].set_num_threads(1)
         libraries["runtime"]._unsafe_reset_threadpool(1)
     limit_memory(paths)
-    found = []
+    measured = []
     for path in paths:
         reading, writing = os.pipe()
         child = os.fork()
@@ -285,23 +294,23 @@ def measure(paths: list[Path], answers: BinaryIO) -> None:
             os._exit(0)
         os.close(writing)
         with os.fdopen(reading, "rb") as pipe:
-            said = pipe.read()
+            output = pipe.read()
         os.waitpid(child, 0)
-        found.append(json.loads(said))
-    answers.write(json.dumps(found).encode())
-    answers.flush()
+        measured.append(json.loads(output))
+    replies.write(json.dumps(measured).encode())
+    replies.flush()
 
 
 def main(task: str, *arguments: str) -> None:
-    """What ``runtimes`` asks for: answers go where standard output was, what libraries print to standard error."""
-    with os.fdopen(os.dup(1), "wb") as answers:
+    """Perform a task for ``runtimes``. Replies use standard output; what libraries print goes to standard error."""
+    with os.fdopen(os.dup(1), "wb") as replies:
         os.dup2(2, 1)
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         if task == "serve":
             resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_OUTPUT, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-            serve(Path(arguments[0]), sys.stdin.buffer, answers, float(arguments[1]))
+            serve(Path(arguments[0]), sys.stdin.buffer, replies, float(arguments[1]))
         else:
-            measure([Path(argument) for argument in arguments], answers)
+            measure([Path(argument) for argument in arguments], replies)
 
 
 if __name__ == "__main__":

@@ -30,17 +30,23 @@ from factor_transfer.taps.stages import feature_shape
 
 @in_work_dir
 def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
-    """Train the paraphraser on the finished teacher's features, or take the weights that the recipe names.
+    """Train the paraphraser on the finished teacher's features, or load the weights that the recipe names.
 
     Args:
-        experiment: the recipe in its work dir.
-        fresh: train it anew even if it is up to date.
+        experiment: the experiment. Its work dir must have the teacher.
+        fresh: whether to train the paraphraser again even if it is up to date.
+
+    Returns:
+        The finished stage.
+
+    Raises:
+        InputError: if the recipe has no paraphraser, or the teacher has no tap or is missing.
     """
     section = experiment.recipe.paraphraser
     if section is None:
-        raise InputError("the recipe says nothing of a paraphraser; add [paraphraser] to it")
+        raise InputError("the recipe has no [paraphraser] section; add one")
     if not experiment.taps[0]:
-        raise InputError("no feature map was found in the teacher; name one as teacher.tap")
+        raise InputError("no feature map was found in the teacher; name one with teacher.tap")
     teacher = require_teacher(experiment)
     folder = experiment.work_dir / "paraphraser"
     done = start_stage(experiment, folder, paraphraser_provenance(experiment, teacher), fresh)
@@ -59,40 +65,52 @@ def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
     if section.epochs is None:
         record |= {"stage": "paraphraser", "epoch": None, "seconds": 0.0}
         return finish_stage(folder, product.state_dict(), record)
-    several, distance = list(paraphrasers.values()), chosen(section, ParaphraserTraining)
-    method = ParaphraserTraining(frozen_teacher(experiment, model, normalize), taps, several, **distance)
+    teacher_network, settings = frozen_teacher(experiment, model, normalize), chosen(section, ParaphraserTraining)
+    method = ParaphraserTraining(teacher_network, taps, list(paraphrasers.values()), **settings)
     if experiment.views is not None:
         method.cached = Cache(experiment, teacher, experiment.views).features()
     return train_one(StageTraining(experiment, folder, section, method, product, record), experiment.views)
 
 
 def paraphraser_provenance(experiment: Experiment, teacher: Artefact) -> dict[str, Any]:
-    """What the paraphraser is made from."""
+    """The inputs of the paraphraser stage."""
     section = experiment.recipe.paraphraser
     assert section is not None
-    made_from = training_provenance(experiment, section, paraphraser=section)
+    inputs = training_provenance(experiment, section, paraphraser=section)
     if section.epochs is None:
-        made_from["paraphraser"] = chosen(section, Paraphraser) | weights_provenance(section)
+        inputs["paraphraser"] = chosen(section, Paraphraser) | weights_provenance(section)
     tap = ", ".join(experiment.taps[0])
-    return {**made_from, **frozen_provenance(experiment), "tap": tap, "teacher": teacher.fingerprint}
+    return {**inputs, **frozen_provenance(experiment), "tap": tap, "teacher": teacher.fingerprint}
 
 
 def require_paraphraser(experiment: Experiment, teacher: Artefact) -> Artefact:
-    """The finished paraphraser of a teacher.
+    """The finished paraphraser stage of a teacher.
 
     Raises:
-        InputError: it is missing, or another one than this recipe's.
+        InputError: if the paraphraser is missing, or was trained with other inputs than this recipe's.
     """
     return find_stage(experiment, "paraphraser", "pretrain", lambda: paraphraser_provenance(experiment, teacher))
 
 
 def new_paraphrasers(experiment: Experiment, teacher: nn.Module, normalize: Normalize) -> dict[str, Paraphraser]:
-    """One for each of the teacher's taps, as the recipe describes it, with random weights, on the device."""
+    """Build the recipe's paraphraser for each of the teacher's taps, with random weights, on the device.
+
+    Args:
+        experiment: the experiment.
+        teacher: the teacher: images (B, C, H, W) -> logits (B, K).
+        normalize: the module that turns raw images into the teacher's input.
+
+    Returns:
+        The paraphrasers by tap.
+
+    Raises:
+        InputError: if ``teacher.tap`` names a tap twice.
+    """
     images = normalize(experiment.examples[:2])
     section = experiment.recipe.paraphraser
     assert section is not None
     if len(set(experiment.taps[0])) < len(experiment.taps[0]):
-        raise InputError(f"teacher.tap names a tap twice: {', '.join(experiment.taps[0])}; give each once")
+        raise InputError(f"teacher.tap names a tap twice: {', '.join(experiment.taps[0])}; name each tap once")
     arguments, device = chosen(section, Paraphraser), experiment.fabric.device
     return {
         tap: Paraphraser(feature_shape(teacher, tap, images)[0], **arguments).to(device) for tap in experiment.taps[0]
@@ -100,13 +118,13 @@ def new_paraphrasers(experiment: Experiment, teacher: nn.Module, normalize: Norm
 
 
 def as_product(paraphrasers: Mapping[str, Paraphraser]) -> nn.Module:
-    """What a stage's weights hold: the paraphraser, or a list of them where there are several taps."""
-    several = list(paraphrasers.values())
-    return several[0] if len(several) == 1 else nn.ModuleList(several)
+    """The module whose weights are saved: the paraphraser, or a ``ModuleList`` of them if there are several taps."""
+    modules = list(paraphrasers.values())
+    return modules[0] if len(modules) == 1 else nn.ModuleList(modules)
 
 
 def load_paraphrasers(experiment: Experiment, done: Artefact) -> dict[str, Paraphraser]:
-    """The paraphrasers of a finished stage, by tap, on the device."""
+    """Load the paraphrasers of a finished stage, by tap, on the device."""
     section = experiment.recipe.paraphraser
     assert section is not None
     arguments = chosen(section, Paraphraser)

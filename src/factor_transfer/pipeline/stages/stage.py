@@ -1,4 +1,4 @@
-"""What all stages share: how they start, are trained, finish, and are found by later ones."""
+"""The functions that all stages share: starting, training and finishing a stage, and finding an earlier one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -32,19 +32,19 @@ R = TypeVar("R")
 
 
 def in_work_dir(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function hold the work dir of its experiment, so that no other recipe or process works in it meanwhile.
+    """Decorate a function to hold the work dir of its experiment, so that no other recipe or process uses it meanwhile.
 
     The function's first argument is the experiment, or a list of experiments of one work dir. Calls may be nested.
 
     Raises:
-        InputError: the work dir is another recipe's, or another process holds it.
+        InputError: if the work dir belongs to another recipe, or another process holds it.
     """
 
     @wraps(function)
     def holding(*args: P.args, **kwargs: P.kwargs) -> R:
         first: Any = args[0]
         experiment: Experiment = first if isinstance(first, Experiment) else first[0]
-        # Looked at before the lock, which would leave a file in a folder that is somebody else's; claimed under it.
+        # The owner is checked before locking, since the lock would leave a file in a folder that is not this recipe's.
         collectives.on_rank_zero(lambda: artefact.check_owner(experiment.work_dir, experiment.recipe.name))
         with hold(experiment.work_dir):
             collectives.on_rank_zero(lambda: artefact.claim(experiment.work_dir, experiment.recipe.name))
@@ -55,83 +55,86 @@ def in_work_dir(function: Callable[P, R]) -> Callable[P, R]:
 
 @collectives.by_rank_zero
 def start_stage(
-    experiment: Experiment, folder: Path, made_from: Mapping[str, Any], fresh: bool = False
+    experiment: Experiment, folder: Path, inputs: Mapping[str, Any], fresh: bool = False
 ) -> Artefact | None:
-    """The stage if it is up to date; otherwise ``None``, and its folder is made ready to start or to resume.
+    """Return a stage if it is up to date; otherwise prepare its folder for starting or resuming.
 
     Args:
         experiment: the experiment.
         folder: the stage's folder.
-        made_from: what the stage is made from, see ``provenance``.
-        fresh: start anew even if the stage is up to date.
+        inputs: the inputs of the stage, see ``provenance``.
+        fresh: whether to start again even if the stage is up to date.
+
+    Returns:
+        The finished stage; ``None`` if it must be trained.
     """
     name = folder.name
     if not (folder / artefact.RECORD).exists():
-        if folder.exists() and any(folder.iterdir()):  # of unknown origin, so it cannot be resumed
-            experiment.say(f"{name}  {folder} has no {artefact.RECORD}; it is kept in {artefact.archive(folder)}")
-        artefact.begin(folder, made_from)
+        if folder.exists() and any(folder.iterdir()):  # its origin is unknown, so it cannot be resumed
+            experiment.say(f"{name}  {folder} has no {artefact.RECORD}; it was moved to {artefact.archive(folder)}")
+        artefact.begin(folder, inputs)
         return None
     remove_unfinished(folder)
-    changed = [] if fresh else artefact.differences(folder, made_from)
+    changed = [] if fresh else artefact.differences(folder, inputs)
     if fresh or changed:
         archived = artefact.archive(folder)
-        why = "made anew" if fresh else "made anew, its inputs differ (" + "; ".join(changed) + ")"
-        experiment.say(f"{name}  {why}; the former one is kept in {archived}")
-        artefact.begin(folder, made_from)
+        reason = "runs again" if fresh else "runs again because its inputs changed (" + "; ".join(changed) + ")"
+        experiment.say(f"{name}  {reason}; the previous one was moved to {archived}")
+        artefact.begin(folder, inputs)
         return None
     done = artefact.find(folder)
     if done:
         experiment.say(f"{name}  up to date  {done.weights}")
     elif is_under_way(folder / artefact.RUNNING):
-        experiment.say(f"{name}  goes on from {folder / artefact.RUNNING}")
+        experiment.say(f"{name}  resumes from {folder / artefact.RUNNING}")
     return done
 
 
 @collectives.by_rank_zero
 def finish_stage(folder: Path, state: State, record: Mapping[str, Any], last: State | None = None) -> Artefact:
-    """Write a stage's weights and record, see ``artefact.finish``."""
+    """Write a stage's weights and record; see ``artefact.finish``."""
     still_held(folder.parent)
     return artefact.finish(folder, state, record, last)
 
 
 @collectives.by_rank_zero
-def find_stage(experiment: Experiment, name: str, command: str, made_from: Callable[[], Mapping[str, Any]]) -> Artefact:
+def find_stage(experiment: Experiment, name: str, command: str, inputs: Callable[[], Mapping[str, Any]]) -> Artefact:
     """An earlier stage, finished and up to date.
 
     Args:
         experiment: the experiment.
         name: the stage's name.
-        command: the command that makes it, for messages.
-        made_from: computes what the stage is made from now.
+        command: the command that trains the stage, for messages.
+        inputs: a function that computes the stage's current inputs.
 
     Raises:
-        InputError: it is missing, not finished, or made from something else.
+        InputError: if the stage is missing or not finished, or has other inputs.
     """
     folder = experiment.work_dir / name
-    mend = f"To make it: factor-transfer {command} {experiment.command}"
+    remedy = f"To train it: factor-transfer {command} {experiment.command}"
     done = artefact.find(folder)
     if done is None:
         state = "is not finished" if (folder / artefact.RECORD).exists() else "is missing"
-        raise InputError(f"the {name} {state}: {folder}\n{mend}")
-    changed = artefact.differences(folder, made_from())
+        raise InputError(f"the {name} {state}: {folder}\n{remedy}")
+    changed = artefact.differences(folder, inputs())
     if changed:
         lines = "\n  ".join(changed)
-        raise InputError(f"the {name} in {folder} is another one than this recipe's:\n  {lines}\n{mend}")
+        raise InputError(f"the {name} in {folder} is not the one of this recipe:\n  {lines}\n{remedy}")
     return done
 
 
 @dataclass(frozen=True)
 class StageTraining:
-    """A stage's training, and what its artefact will be.
+    """The training of a stage, with the parts of its future artefact.
 
     Attributes:
         experiment: the experiment.
         folder: the stage's folder.
-        section: the recipe's section, which says how to train.
+        section: the recipe's section of the stage, with the settings of the training.
         method: the method to train.
-        product: the part of the method that is delivered.
-        record: what ``stage.json`` will say, besides the figures.
-        start: the validation top-1 of the weights that it starts from, in percent; ``None`` if they are random.
+        product: the part of the method whose weights are saved.
+        record: the content of ``stage.json``, without the figures.
+        start: the validation top-1 of the initial weights, in percent; ``None`` if they are random.
     """
 
     experiment: Experiment
@@ -143,13 +146,13 @@ class StageTraining:
     start: float | None = None
 
     def trainer(self, steps: int) -> Trainer:
-        """The training, ready to start or to go on.
+        """The trainer, ready to start or to resume.
 
         Args:
-            steps: an epoch.
+            steps: the number of steps per epoch.
         """
         metric, highest = ("top1", True) if self.method.classifies else ("loss", False)
-        assert self.section.epochs is not None  # a stage that is not trained does not come here
+        assert self.section.epochs is not None  # a stage with given weights is not trained
         recipe = self.experiment.recipe
         return Trainer(
             self.experiment.fabric,
@@ -168,7 +171,7 @@ class StageTraining:
         )
 
     def validate(self) -> dict[str, float]:
-        """Figures on the validation split, if there is one."""
+        """Evaluate on the validation split: the metrics by name, empty if there is no such split."""
         collectives.on_rank_zero(lambda: still_held(self.experiment.work_dir))
         experiment, data = self.experiment, self.experiment.data
         if not len(data.validation):
@@ -179,55 +182,62 @@ class StageTraining:
         return top(*experiment.logits(self.product, data.validation, normalize))
 
     def _compiled(self) -> bool:
-        wish, experiment = self.experiment.recipe.compile, self.experiment
+        requested, experiment = self.experiment.recipe.compile, self.experiment
         if experiment.recipe.sync_batch_norm and collectives.world() > 1:
-            return False  # what processes say to each other is not for a compiler
-        if wish != "auto":
-            return wish == "on"
+            return False  # the compiler cannot trace communication between processes
+        if requested != "auto":
+            return requested == "on"
         assert self.section.epochs is not None
         images = self.section.epochs * len(experiment.data.train)
-        # What does not classify is small beside the frozen teacher.
+        # A paraphraser costs little compared with the frozen teacher.
         cost = macs(self.product, experiment.examples[:1].float()) if self.method.classifies else 0
         return worthwhile(cost, images, images // self.section.batch_size, experiment.fabric.device)
 
     def deliver(self, trainer: Trainer) -> Artefact:
-        """Leave what was trained in the stage's folder."""
+        """Write the trained weights and their record into the stage's folder, and report any warnings."""
         outcome = trainer.outcome()
         figures = {"epoch": outcome.epoch, "validation": outcome.figures, "seconds": outcome.seconds}
         record = {"stage": self.folder.name, **self.record, **figures}
         done = finish_stage(self.folder, outcome.state, record, outcome.last)
         self.experiment.say(
-            f"{self.folder.name}  done in {duration(outcome.seconds)}, epoch {outcome.epoch} kept  {done.weights}"
+            f"{self.folder.name}  done in {duration(outcome.seconds)}, epoch {outcome.epoch} saved  {done.weights}"
         )
         for warning in self.warnings(outcome.figures):
             self.experiment.say(f"Warning: {self.folder.name} {warning}")
         return done
 
     def warnings(self, figures: Mapping[str, float]) -> list[str]:
-        """What is wrong with a network whose training ended: it has learnt nothing, or less than it began with."""
+        """The warnings about a trained network: at chance level, or worse than its initial weights."""
         if "top1" not in figures or not self.method.classifies:
             return []
         data, top1 = self.experiment.data, figures["top1"]
         found = []
         if at_chance(top1, len(data.classes), len(data.validation)):
             found.append(
-                f"has learnt nothing: it is right in {top1:.2f} % of the validation images, guessing is in "
-                f"{100 / len(data.classes):.2f} %. A lower learning_rate, or a lower weight of its terms, may help"
+                f"has learned nothing: it classifies {top1:.2f} % of the validation images correctly, guessing "
+                f"{100 / len(data.classes):.2f} %. A lower learning_rate, or lower weights of its terms, may help"
             )
         if self.start is not None and top1 < self.start:
             found.append(
-                f"is worse than the weights that it began with: {top1:.2f} % of the validation images, from "
-                f"{self.start:.2f} %. A lower learning_rate may help"
+                f"is worse than its initial weights: it classifies {top1:.2f} % of the validation images correctly, "
+                f"down from {self.start:.2f} %. A lower learning_rate may help"
             )
         return found
 
 
 def train(trainings: list[StageTraining], views: Views | None = None) -> list[Artefact | Exception]:
-    """Train, several side by side on the same batches; where there are several, one that fails leaves its error.
+    """Train one or more stages side by side on the same batches.
 
     Args:
-        trainings: of one section of a recipe, whose batches they share.
-        views: of the training images, if they are fixed.
+        trainings: trainings of the same section of a recipe.
+        views: the fixed views of the training images; ``None`` if augmentation is random.
+
+    Returns:
+        The finished stage of each training. If there are several, a failed one is represented by its error.
+
+    Raises:
+        InputError: if ``batch_size`` cannot be divided among the processes and ``accumulate``.
+        Interrupted: if the training was stopped by a signal.
     """
     first = trainings[0]
     experiment, section = first.experiment, first.section
@@ -237,8 +247,9 @@ def train(trainings: list[StageTraining], views: Views | None = None) -> list[Ar
     )
     if section.batch_size % (section.accumulate * batches.world):
         raise InputError(
-            f"a batch of {section.batch_size} images cannot be divided into {section.accumulate} parts of each of "
-            f"{batches.world} processes; choose a batch_size that is a multiple of {section.accumulate * batches.world}"
+            f"a batch of {section.batch_size} images cannot be divided into {section.accumulate} equal parts for each "
+            f"of {batches.world} processes; choose a batch_size that is a multiple of "
+            f"{section.accumulate * batches.world}"
         )
     if batches.world > 1:
         for training in trainings:
@@ -267,16 +278,16 @@ def _leave_out_unused(training: StageTraining, batches: Batches) -> None:
     first = next(batches.epoch(0))
     views = None if first.views is None else first.views[:2]
     indices = None if first.indices is None else first.indices[:2]
-    some = Batch(first.images[:2], first.labels[:2], indices, views)
-    unused = leave_out_unused(training.method.train(), some)
+    two_images = Batch(first.images[:2], first.labels[:2], indices, views)
+    unused = leave_out_unused(training.method.train(), two_images)
     if unused:
         shown = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
         name = training.folder.name
-        training.experiment.say(f"{name}  is trained without {shown}, which its loss does not depend on")
+        training.experiment.say(f"{name}  {shown} will not be trained: the loss does not depend on them")
 
 
 def train_one(training: StageTraining, views: Views | None = None) -> Artefact:
-    """Train one stage; what ends it early is raised."""
+    """Train one stage; an error that ends it is raised."""
     (done,) = train([training], views)
     assert isinstance(done, Artefact)
     return done

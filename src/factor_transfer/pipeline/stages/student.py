@@ -1,4 +1,4 @@
-"""Stage 3, distillation training: the student learns from labels and, by the terms of its method, from the teacher."""
+"""Stage 3, distillation training: the student learns from labels and, through its method's terms, from the teacher."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -38,59 +38,62 @@ from factor_transfer.settings import chosen
 
 
 def make_student(experiment: Experiment, fresh: bool = False) -> Artefact:
-    """Train the student of the recipe's method, or find it up to date.
+    """Train the student by the recipe's method, or return it if it is up to date.
 
     Args:
-        experiment: the recipe in its work dir, which has the teacher and paraphraser that the method needs.
-        fresh: train it anew even if it is up to date.
+        experiment: the experiment. Its work dir must have the teacher and the paraphraser that the method needs.
+        fresh: whether to train the student again even if it is up to date.
+
+    Returns:
+        The finished stage.
     """
     return _the_only(make_students([experiment], fresh))
 
 
 @in_work_dir
 def make_students(experiments: Sequence[Experiment], fresh: bool = False) -> list[Artefact | Exception]:
-    """Train the students of several methods in lockstep: they share the batches, and the teacher's pass over each.
+    """Train the students of several methods in lockstep: they share the batches and the teacher's forward passes.
 
     Args:
         experiments: experiments of one recipe and seed, with different methods.
-        fresh: train even those anew that are up to date.
+        fresh: whether to train students again that are up to date.
 
     Returns:
-        The artefact of each; where there are several, the error of one that failed.
+        The finished stage of each experiment. If there are several, a failed one is represented by its error.
     """
-    made: list[Artefact | Exception | StageTraining] = []
+    students: list[Artefact | Exception | StageTraining] = []
     teachers: dict[str, Teacher] = {}
     for experiment in experiments:
         try:
-            made.append(_student(experiment, teachers, fresh))
+            students.append(_student(experiment, teachers, fresh))
         except (InputError, RuntimeError, MemoryError) as error:
             if len(experiments) == 1:
                 raise
-            made.append(error)
-    trainings = [one for one in made if isinstance(one, StageTraining)]
+            students.append(error)
+    trainings = [student for student in students if isinstance(student, StageTraining)]
     for teacher in teachers.values():
         teacher.shared = len(trainings) > 1
     if not trainings:
-        return [one for one in made if not isinstance(one, StageTraining)]
-    _fill(experiments[0], [one.method for one in trainings if isinstance(one.method, Distillation)])
+        return [student for student in students if not isinstance(student, StageTraining)]
+    _fill(experiments[0], [training.method for training in trainings if isinstance(training.method, Distillation)])
     trained = iter(train(trainings, experiments[0].views))
-    return [next(trained) if isinstance(one, StageTraining) else one for one in made]
+    return [next(trained) if isinstance(student, StageTraining) else student for student in students]
 
 
 @in_work_dir
 def fill_cache(experiments: Sequence[Experiment]) -> None:
-    """Cache the targets of several methods, before any of their students is trained.
+    """Cache the targets of several methods before any of their students is trained.
 
     Args:
-        experiments: experiments of one recipe, with different methods; without ``[cache] views``, nothing is done.
+        experiments: experiments of one recipe, with different methods. If it has no ``[cache] views``, nothing is done.
     """
     teachers: dict[str, Teacher] = {}
     trainings = [_training(experiment, teachers, *_upstream(experiment)) for experiment in experiments]
-    _fill(experiments[0], [one.method for one in trainings if isinstance(one.method, Distillation)])
+    _fill(experiments[0], [training.method for training in trainings if isinstance(training.method, Distillation)])
 
 
 def _fill(experiment: Experiment, methods: Sequence[Distillation]) -> None:
-    """Give methods their cached targets; what is not cached yet is computed now."""
+    """Set the cached targets of methods; targets that are not cached yet are computed first."""
     views = experiment.views
     if views is not None and methods:
         terms = {name: term for method in methods for name, term in method.named_terms()}
@@ -100,7 +103,7 @@ def _fill(experiment: Experiment, methods: Sequence[Distillation]) -> None:
 
 
 def _student(experiment: Experiment, teachers: dict[str, Teacher], fresh: bool) -> Artefact | StageTraining:
-    """A student that is up to date, or its training; the frozen teacher that it needs is put into ``teachers``."""
+    """A student that is up to date, or its training; the frozen teacher that it needs is added to ``teachers``."""
     teacher, paraphraser = _upstream(experiment)
     folder = student_folder(experiment.work_dir, experiment.recipe)
     done = start_stage(experiment, folder, student_provenance(experiment, teacher, paraphraser), fresh)
@@ -109,7 +112,7 @@ def _student(experiment: Experiment, teachers: dict[str, Teacher], fresh: bool) 
 
 
 def _upstream(experiment: Experiment) -> tuple[Artefact | None, Artefact | None]:
-    """The teacher and the paraphraser, as far as the student's method needs them."""
+    """The teacher and the paraphraser; ``None`` for each that the student's method does not need."""
     teacher = require_teacher(experiment) if experiment.recipe.terms else None
     if teacher is None or not experiment.recipe.needs_paraphraser:
         return teacher, None
@@ -127,12 +130,12 @@ def _training(
             teachers[teacher.fingerprint] = frozen_teacher(experiment, model, normalize)
         frozen = teachers[teacher.fingerprint]
     paraphrasers = load_paraphrasers(experiment, paraphraser) if paraphraser else {}
-    # Of what is random the student comes first: students of all methods start from the same weights.
+    # The student's weights are the first random numbers drawn, so students of all methods start from the same ones.
     student, record = init_network(experiment, "student", section)
     normalize = experiment.normalize((record["mean"], record["std"]))
     method = build_student_method(experiment, student, normalize, frozen, paraphrasers)
     if isinstance(method, Distillation):
-        student = method.student.model  # a term may have put another one in its place
+        student = method.student.model  # a term may have replaced it
     if isinstance(student, ReusedClassifier):
         record["reused_classifier"] = student.record
     return StageTraining(experiment, folder, section, method, student, record)
@@ -141,17 +144,17 @@ def _training(
 def student_provenance(
     experiment: Experiment, teacher: Artefact | None, paraphraser: Artefact | None
 ) -> dict[str, Any]:
-    """What a student is made from; the teacher and paraphraser of its terms, if it has any."""
+    """The inputs of the student stage, with the teacher and the paraphraser that its terms need."""
     recipe = experiment.recipe
-    made_from = training_provenance(experiment, recipe.student, student=recipe.student, **recipe.terms)
+    inputs = training_provenance(experiment, recipe.student, student=recipe.student, **recipe.terms)
     if any(TERMS[name].uses_taps for name in recipe.terms):
-        made_from["taps"] = " → ".join(", ".join(taps) for taps in experiment.taps)
-    made_from |= frozen_provenance(experiment, has_teacher=teacher is not None)
+        inputs["taps"] = " → ".join(", ".join(taps) for taps in experiment.taps)
+    inputs |= frozen_provenance(experiment, has_teacher=teacher is not None)
     if teacher is not None:
-        made_from["teacher"] = teacher.fingerprint
+        inputs["teacher"] = teacher.fingerprint
     if paraphraser is not None:
-        made_from["paraphraser"] = paraphraser.fingerprint
-    return made_from
+        inputs["paraphraser"] = paraphraser.fingerprint
+    return inputs
 
 
 def student_folder(work_dir: Path, recipe: Recipe) -> Path:
@@ -166,25 +169,26 @@ def build_student_method(
     teacher: Teacher | None,
     paraphrasers: Mapping[str, Paraphraser],
 ) -> Supervised | Distillation:
-    """The method that trains the student: its cross-entropy, and the terms of the recipe's method.
+    """The method that trains the student: its cross-entropy and the terms of the recipe's method.
 
     Args:
-        experiment: the experiment whose recipe names the terms.
-        student: the network to train; a term may put another one in its place.
-        normalize: turns raw images into the student's input.
-        teacher: see ``frozen_teacher``; several methods may share it. A method without terms needs none.
-        paraphrasers: trained paraphrasers by tap; empty where no term needs them.
+        experiment: the experiment, whose recipe names the terms.
+        student: the network to train; a term may replace it.
+        normalize: the module that turns raw images into the student's input.
+        teacher: the frozen teacher, see ``frozen_teacher``, which several methods may share; ``None`` for a method
+            without terms.
+        paraphrasers: the trained paraphrasers by tap; empty if no term needs them.
 
     Raises:
-        InputError: a term does not work between these two networks.
+        InputError: if a term cannot be used between these two networks.
     """
     if teacher is None or not experiment.recipe.terms:
         return Supervised(student, normalize)
     teacher_taps, student_taps = experiment.taps
-    known, prepare = teacher.module.model, teacher.module.prepare
+    teacher_model, prepare = teacher.module.model, teacher.module.prepare
     examples = experiment.examples
     pair = Pair(
-        Side(known, teacher_taps, examples if prepare is None else prepare(examples)),
+        Side(teacher_model, teacher_taps, examples if prepare is None else prepare(examples)),
         Side(student, student_taps, normalize(examples)),
         paraphrasers,
         experiment.data.train.labels,
@@ -194,40 +198,48 @@ def build_student_method(
         adapted = TERMS[name].adapt(pair, **chosen(terms[name], TERMS[name].adapt))
         if adapted is not student:
             if len(terms) > 1:
-                raise InputError(f"{name} puts another network in the student's place, so it cannot be in a sum")
+                raise InputError(f"{name} replaces the student's network, so it cannot be combined with other terms")
             student = experiment.fabric.to_device(adapted)
             pair = replace(pair, student=Side(student, student_taps, pair.student.images))
-    made: dict[str, Term] = {}
+    built: dict[str, Term] = {}
     for name in terms:
         arguments = chosen(terms[name], TERMS[name], TERMS[name].between)
-        made[name] = TERMS[name].between(pair, **arguments).to(experiment.fabric.device)
-    return Distillation(student, teacher, made, normalize)
+        built[name] = TERMS[name].between(pair, **arguments).to(experiment.fabric.device)
+    return Distillation(student, teacher, built, normalize)
 
 
 def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
-    """Try every method between the recipe's networks, untrained: what cannot work is told before hours of training.
+    """Run every method once with the recipe's untrained networks, to find errors before hours of training.
+
+    Args:
+        experiment: the experiment.
+        methods: the names of the methods, such as ``"factor+kd"``.
 
     Raises:
-        InputError: a tap that does not exist, a term that these networks cannot have.
+        InputError: if a tap does not exist, or a term cannot be used between these networks.
     """
     recipe = experiment.recipe
     state = torch.random.get_rng_state()
     for method in methods:
         other = experiment.with_method(method)
         student, teacher = other.build(recipe.student), other.build(recipe.teacher)
-        own, its = (other.normalize(other.statistics(section)) for section in (recipe.student, recipe.teacher))
-        paraphrasers = new_paraphrasers(other, teacher, its) if other.recipe.needs_paraphraser else {}
-        training = build_student_method(other, student, own, Teacher(teacher, its), paraphrasers)
-        training.eval()
+        student_input, teacher_input = (
+            other.normalize(other.statistics(section)) for section in (recipe.student, recipe.teacher)
+        )
+        paraphrasers = new_paraphrasers(other, teacher, teacher_input) if other.recipe.needs_paraphraser else {}
+        distillation = build_student_method(
+            other, student, student_input, Teacher(teacher, teacher_input), paraphrasers
+        )
+        distillation.eval()
         device = experiment.fabric.device
         with torch.no_grad():
-            training(
+            distillation(
                 experiment.examples[:2], experiment.data.train.labels[:2].to(device), torch.arange(2, device=device)
             )
     torch.random.set_rng_state(state)
 
 
-def _the_only(made: list[Artefact | Exception]) -> Artefact:
-    (one,) = made
-    assert isinstance(one, Artefact)  # where there is one training, its error is raised
-    return one
+def _the_only(students: list[Artefact | Exception]) -> Artefact:
+    (student,) = students
+    assert isinstance(student, Artefact)  # the error of a single training is raised, not returned
+    return student

@@ -1,4 +1,4 @@
-"""Stage 1: the teacher, trained on labels or taken as it is."""
+"""Stage 1: the teacher, trained on labels or loaded from given weights."""
 
 from typing import Any
 
@@ -23,11 +23,14 @@ from factor_transfer.pipeline.weights.look import check_features, look_at_teache
 
 @in_work_dir
 def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
-    """Train the teacher on labels, or take the weights that the recipe names.
+    """Train the teacher on labels, or load the weights that the recipe names.
 
     Args:
-        experiment: the recipe in its work dir.
-        fresh: train it anew even if it is up to date.
+        experiment: the experiment.
+        fresh: whether to train the teacher again even if it is up to date.
+
+    Returns:
+        The finished stage.
     """
     section = experiment.recipe.teacher
     folder = experiment.work_dir / "teacher"
@@ -46,28 +49,33 @@ def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
 
 
 def teacher_provenance(experiment: Experiment) -> dict[str, Any]:
-    """What the teacher is made from."""
+    """The inputs of the teacher stage."""
     section = experiment.recipe.teacher
-    if section.epochs is None:  # taken as it is: no training, so none of its settings
+    if section.epochs is None:  # the teacher is not trained, so the settings of a training do not count
         model = {"model": section.model, "args": section.args.model_dump(mode="json")}
         return {**training_provenance(experiment, section), "teacher": {**model, **weights_provenance(section)}}
     return training_provenance(experiment, section, teacher=section)
 
 
 def require_teacher(experiment: Experiment) -> Artefact:
-    """The finished teacher.
+    """The finished teacher stage.
 
     Raises:
-        InputError: it is missing, or another one than this recipe's.
+        InputError: if the teacher is missing, or was trained with other inputs than this recipe's.
     """
     return find_stage(experiment, "teacher", "teacher", lambda: teacher_provenance(experiment))
 
 
 def frozen_teacher(experiment: Experiment, model: nn.Module, normalize: Normalize) -> Teacher:
-    """A trained network as a frozen teacher, which runs as cheaply as its figures allow.
+    """A trained network as a frozen teacher, which runs in the fastest way that reproduces its outputs.
+
+    Args:
+        experiment: the experiment.
+        model: the trained network: images (B, C, H, W) -> logits (B, K).
+        normalize: the module that turns raw images into the network's input.
 
     Raises:
-        InputError: its logits or features are not finite, or a feature is zero everywhere.
+        InputError: if its logits or features are not finite, or a feature is zero everywhere.
     """
     check_features(model, normalize, experiment.taps[0], experiment.examples)
     precision = experiment.recipe.teacher_precision

@@ -1,1 +1,1 @@
-"""Where a network's weights come from: random numbers, files from elsewhere, the zoo."""
+"""The initial weights of a network: random, from a file of this or another project, or from the zoo."""

@@ -15,21 +15,28 @@ _SHOWN = 3
 
 
 def output_order(stored: Sequence[str], classes: Sequence[str]) -> list[int] | None:
-    """For each of the data's classes, the number of the output that has its name.
+    """The index of the output for each of the data's classes, matched by name.
+
+    Names are compared exactly first, and then without regard to case, and to spaces, underscores and hyphens, unless
+    that makes two names equal.
 
     Args:
-        stored: the names of the outputs, in their order.
-        classes: the names of the data's classes.
+        stored: the names of the outputs, in order.
+        classes: the names of the data's classes, in order.
 
     Returns:
-        A permutation of 0..K-1; ``None`` if the names are others. Upper and lower case, and underscores and spaces,
-        count as equal where no two names become one by that.
+        A permutation of 0..K-1; ``None`` if the names differ.
+
+    Example:
+        >>> from factor_transfer.pipeline.weights.classes import output_order
+        >>> output_order(["Polar_Bear", "cat"], ["cat", "polar bear"])
+        [1, 0]
     """
     for form in (class_name, _loosely):
         outputs, wanted = [form(name) for name in stored], [form(name) for name in classes]
         if len(set(outputs)) == len(outputs) and sorted(outputs) == sorted(wanted):
-            places = {name: number for number, name in enumerate(outputs)}
-            return [places[name] for name in wanted]
+            indices = {name: index for index, name in enumerate(outputs)}
+            return [indices[name] for name in wanted]
     return None
 
 
@@ -40,43 +47,43 @@ def _loosely(name: str) -> str:
 def match_classes(
     experiment: Experiment, name: str, section: Network, model: nn.Module, statistics: Statistics, stored: Sequence[str]
 ) -> None:
-    """Permute a network's outputs to the order of the data's classes, by the names that its weights are stored with.
+    """Permute a network's outputs in place to the order of the data's classes, by the names stored with its weights.
 
     Args:
         experiment: the experiment.
-        name: of the stage, such as ``"teacher"``.
+        name: the name of the stage, such as ``"teacher"``.
         section: the recipe's section of the network.
         model: the network, with its weights.
-        statistics: mean and standard deviation of its input.
-        stored: the names of its outputs, in their order.
+        statistics: the mean and standard deviation of its input.
+        stored: the names of its outputs, in order.
 
     Raises:
-        InputError: the names are others than the data's and the network is not trained on, or its outputs cannot be
+        InputError: if the names differ from the data's and the network will not be trained, or if its outputs cannot be
             permuted.
     """
     classes = experiment.data.classes
     order = output_order(stored, classes)
     if order is None:
-        here, there = _some(classes), _some(stored)
-        if section.epochs is not None:  # its classifier is trained on these classes, whatever it knew
-            experiment.say(f"{name}  its outputs have other names ({there}) than the data's classes ({here})")
+        wanted, given = _abbreviated(classes), _abbreviated(stored)
+        if section.epochs is not None:  # training adapts the classifier to these classes
+            experiment.say(f"{name}  the names of its outputs ({given}) differ from the data's classes ({wanted})")
             return
         raise InputError(
-            f"the {name}'s outputs are named {there}, the data's classes {here}. If the outputs are in the order of "
-            f'the data\'s classes all the same, say {name}.classes="data"; else rename the classes, or give the names '
-            f"of the outputs in their order: {name}.classes=[…]"
+            f"the {name}'s outputs are named {given}, but the data's classes {wanted}. If the outputs are in the order "
+            f'of the data\'s classes nevertheless, set {name}.classes="data"; otherwise rename the classes, or give '
+            f"the names of the outputs in order: {name}.classes=[…]"
         )
     if order == list(range(len(classes))):
         return
     images = experiment.normalize(statistics)(experiment.examples[:2])
     if not reorder_outputs(model, images, order):
         raise InputError(
-            f"the {name}'s outputs are in the order {_some(stored)}, the data's classes in the order {_some(classes)}, "
-            "and its logits are not the outputs of one layer whose rows could be permuted"
+            f"the {name}'s outputs are in the order {_abbreviated(stored)}, the data's classes in the order "
+            f"{_abbreviated(classes)}, and its logits are not computed by a single layer whose rows could be permuted"
         )
-    experiment.say(f"{name}  its outputs, in the order {_some(stored)}, are permuted to that of the data's classes")
+    experiment.say(f"{name}  its outputs ({_abbreviated(stored)}) are permuted to the order of the data's classes")
 
 
-def _some(names: Sequence[str]) -> str:
+def _abbreviated(names: Sequence[str]) -> str:
     shown = ", ".join(printable(name) for name in names[:_SHOWN])
     return f"{shown}, … ({len(names)})" if len(names) > _SHOWN else shown

@@ -1,4 +1,4 @@
-"""The weights that networks start from: random, a zoo's, a stage's, or of a file from elsewhere."""
+"""The initial weights of networks: random, from a zoo, from a finished stage, or from a file of another project."""
 
 from copy import copy
 from typing import Any
@@ -20,7 +20,19 @@ from factor_transfer.training.log import Display
 
 
 def init_network(experiment: Experiment, name: str, section: Network) -> tuple[nn.Module, dict[str, Any]]:
-    """A network with the weights that it starts from, and what its record says of it."""
+    """Build a network with its initial weights.
+
+    Args:
+        experiment: the experiment.
+        name: the name of the stage, such as ``"teacher"``.
+        section: the recipe's section of the network.
+
+    Returns:
+        The network, on the device, and its record: how it is built, its classes, and its mean and standard deviation.
+
+    Raises:
+        InputError: if the weights cannot be read or do not fit, or the names of the outputs do not match the classes.
+    """
     torch.manual_seed(section.seed)
     model = experiment.build(section, pretrained=section.weights == "pretrained")
     record = experiment.describe(section)
@@ -28,44 +40,51 @@ def init_network(experiment: Experiment, name: str, section: Network) -> tuple[n
         mean, std = experiment.statistics(section)
         return model, record | {"mean": mean, "std": std}
     mean, std = experiment.statistics(section, model)
-    stored: list[str] | None = None  # the names of the outputs, in their order
+    stored: list[str] | None = None  # the names of the outputs, in order
     if section.weights != "pretrained":
         path = weights_file(section.weights)
         origin = artefact.find(path.parent) if path.name in artefact.STATES else None
-        if origin:  # a stage's weights bring the statistics that they were trained on
+        if origin:  # the record of a finished stage has the statistics that its weights were trained with
             check_fits(origin, experiment.data, any_order=True)
             stored = list(origin.record["classes"])
             if section.mean is None:
                 mean, std = origin.record["mean"], origin.record["std"]
             load_into(model, read_weights(path), path)
-            experiment.say(f"{name}  taken from {section.weights}")
+            experiment.say(f"{name}  loaded from {section.weights}")
         else:
             load_foreign(experiment, name, section, model)
     else:
-        experiment.say(f"{name}  has the weights of {section.model}")
+        experiment.say(f"{name}  starts from the pretrained weights of {section.model}")
         stored = zoo_classes(section.model, model)
-        _name_preprocessing(experiment, name, section.model, model)
+        _report_preprocessing(experiment, name, section.model, model)
     if isinstance(section.classes, list):
         stored = section.classes
     if stored is not None and section.classes != "data" and len(stored) == len(experiment.data.classes):
         match_classes(experiment, name, section, model, (mean, std), stored)
     elif isinstance(section.classes, list):
         raise InputError(
-            f"{name}.classes names {len(section.classes)} outputs, the data has {len(experiment.data.classes)} classes"
+            f"{name}.classes names {len(section.classes)} outputs, but the data has "
+            f"{len(experiment.data.classes)} classes"
         )
     if tuple(mean) != tuple(experiment.data.mean):
-        own = ", ".join(f"{value:.3g}" for value in mean)
-        experiment.say(f"{name}  its images are normalised by its own mean, {own}, and standard deviation")
+        listed = ", ".join(f"{value:.3g}" for value in mean)
+        experiment.say(f"{name}  its images are normalised with its own mean ({listed}) and standard deviation")
     return model, record | {"mean": mean, "std": std}
 
 
 def load_foreign(experiment: Experiment, name: str, section: Training, module: nn.Module) -> None:
-    """Load a file of weights, of ours or from elsewhere, and say what was found in it.
+    """Load a weights file of this or another project, and print what was found in it.
 
-    A classifier for another number of classes starts anew where the network is trained on.
+    If the network will be trained, a classifier for another number of classes is initialised randomly.
+
+    Args:
+        experiment: the experiment.
+        name: the name of the stage, for messages.
+        section: the recipe's section of the stage.
+        module: the module that the weights are loaded into.
 
     Raises:
-        InputError: the weights do not fit.
+        InputError: if the weights cannot be read, or do not fit.
     """
     assert section.weights is not None
     path = weights_file(section.weights)
@@ -75,50 +94,52 @@ def load_foreign(experiment: Experiment, name: str, section: Training, module: n
     if head and section.epochs is None:
         raise InputError(
             f"weights {path} do not fit {type(module).__name__}: the classifier, {head}, is for "
-            f"{len(state[f'{head}.weight'])} classes, the data has {len(experiment.data.classes)}. Give epochs, and "
-            "the network is trained on with a new classifier"
+            f"{len(state[f'{head}.weight'])} classes, but the data has {len(experiment.data.classes)}. Set epochs to "
+            "train the network with a new classifier"
         )
     if head:
-        own = module.state_dict()
         report.append(
-            f"its classifier, {head}, is for {len(state[f'{head}.weight'])} classes; it starts anew, for "
-            f"{len(experiment.data.classes)}"
+            f"its classifier, {head}, is for {len(state[f'{head}.weight'])} classes; a new one for "
+            f"{len(experiment.data.classes)} classes is initialised randomly"
         )
-        state |= {key: value for key, value in own.items() if key.startswith(f"{head}.")}
+        state |= {key: value for key, value in module.state_dict().items() if key.startswith(f"{head}.")}
     load_into(module, state, path)
-    for line in [f"taken from {section.weights}", *notes, *report]:
+    for line in [f"loaded from {section.weights}", *notes, *report]:
         experiment.say(f"{name}  {line}")
 
 
 def _other_head(state: State, module: nn.Module) -> str | None:
-    """The path of the one layer that differs, where it differs in the number of its outputs alone."""
-    own = module.state_dict()
-    if state.keys() != own.keys():
+    """The path of the only layer that differs, if just its number of outputs differs; otherwise ``None``."""
+    expected = module.state_dict()
+    if state.keys() != expected.keys():
         return None
-    different = [key for key in own if state[key].shape != own[key].shape]
+    different = [key for key in expected if state[key].shape != expected[key].shape]
     paths = {key.rpartition(".")[0] for key in different}
-    fits = all(state[key].shape[1:] == own[key].shape[1:] and state[key].dim() for key in different)
+    fits = all(state[key].shape[1:] == expected[key].shape[1:] and state[key].dim() for key in different)
     (path, *others) = paths or {""}
     return path if path and not others and fits and f"{path}.weight" in different else None
 
 
-def _name_preprocessing(experiment: Experiment, name: str, model: str, network: nn.Module) -> None:
-    """Say what a zoo's weights were trained with that is not followed here."""
+def _report_preprocessing(experiment: Experiment, name: str, model: str, network: nn.Module) -> None:
+    """Print which preprocessing of a zoo's weights is not reproduced here."""
     found, size = zoo_preprocessing(model, network), experiment.data.train.images.shape[-1]
-    odd = {key: found[key] for key in ("normalised", "scale") if key in found}
-    if odd or found.get("size", size) != size:
+    unusual = {key: found[key] for key in ("normalised", "scale") if key in found}
+    if unusual or found.get("size", size) != size:
         listed = ", ".join(f"{key} {value}" for key, value in found.items())
         experiment.say(
-            f"{name}  was trained on images prepared otherwise ({listed}); here they stay {size} pixels wide, and only "
-            "mean and standard deviation are its own"
+            f"{name}  was trained with another preprocessing ({listed}); here only its mean and standard deviation are "
+            f"used, and the images stay {size} pixels wide"
         )
 
 
 def check_networks(experiment: Experiment) -> None:
-    """Try both networks, and load all weights that the recipe names, before anything is trained or replaced.
+    """Try both networks and load all weights that the recipe names, before anything is trained or replaced.
+
+    Args:
+        experiment: the experiment.
 
     Raises:
-        InputError: a network cannot be used, or weights cannot be had or do not fit.
+        InputError: if a network cannot be used, or weights cannot be read or do not fit.
     """
     _ = experiment.taps
     quiet = copy(experiment)

@@ -1,4 +1,4 @@
-"""The trial of a network before anything is trained: one step on two images."""
+"""A trial step of a network on two images, before anything is trained."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,19 +15,25 @@ _IMAGES = 2
 
 
 def try_network(name: str, model: nn.Module, images: Tensor, classes: int) -> None:
-    """Run a network forward and backward in training mode, and forward in evaluation mode, and leave it as it was.
+    """Run a network forward and backward in training mode and forward in evaluation mode, leaving it unchanged.
 
     Args:
         name: the network's name, for messages.
-        model: images (B, C, H, W) -> logits (B, K).
-        images: some images as the network gets them; two of them are used.
-        classes: K.
+        model: the network: images (B, C, H, W) -> logits (B, K).
+        images: normalised images (B, C, H, W), of which two are used.
+        classes: the number of classes, K.
 
     Raises:
-        InputError: the network cannot be used; the message names it and the reason.
+        InputError: if the network cannot be used; the message names it and the reason.
+
+    Example:
+        >>> import torch
+        >>> from factor_transfer import build_model
+        >>> from factor_transfer.pipeline.weights.trial import try_network
+        >>> try_network("resnet8", build_model("resnet8", 10), torch.randn(2, 3, 32, 32), 10)
     """
     images = images[:_IMAGES]
-    with _unchanged(model, model.state_dict()), _own_random_numbers(images):
+    with _unchanged(model, model.state_dict()), _separate_random_numbers(images):
         for training in (True, False):
             model.train(training)
             step = "a training step" if training else "evaluation mode"
@@ -39,28 +45,28 @@ def try_network(name: str, model: nn.Module, images: Tensor, classes: int) -> No
                         logits.float().square().sum().backward()
             except InputError as error:
                 raise InputError(f"network {shown(name)} cannot be used: {error}") from error
-            except Exception as error:  # a stranger's network may raise anything
+            except Exception as error:  # a user's network may raise anything
                 reason = f"{type(error).__name__}: {first_line(error)}"
                 raise InputError(
                     f"network {shown(name)} cannot be used: in {step} on {len(images)} images of size "
-                    f"{images.shape[2]}×{images.shape[3]} it raises {reason}; --debug shows where"
+                    f"{images.shape[2]}×{images.shape[3]} it raises {reason}; --debug shows the traceback"
                 ) from error
 
 
 def leave_out_unused(method: Method, batch: Batch) -> list[str]:
     """Exclude parameters from training that the loss does not depend on, such as those of a layer that is never called.
 
-    A single process passes over them by itself; processes that train together would wait for their gradients.
+    Processes that train together would wait for the gradients of these parameters; a single process ignores them.
 
     Args:
         method: the method, in training mode.
-        batch: some images.
+        batch: a few images with their labels.
 
     Returns:
-        The names of the parameters, which need no gradient any more.
+        The names of the parameters, which no longer require gradients.
     """
-    # A frozen teacher does not change, but folds its batch norms into its weights when it is first used.
-    with _unchanged(method, trained_state(method)), _own_random_numbers(batch.images):
+    # The frozen teacher is not restored: its first use folds its batch norms into its weights.
+    with _unchanged(method, trained_state(method)), _separate_random_numbers(batch.images):
         method(*batch)["loss"].backward()
         trained = [(name, parameter) for name, parameter in method.named_parameters() if parameter.requires_grad]
         unused = [(name, parameter) for name, parameter in trained if parameter.grad is None]
@@ -73,12 +79,12 @@ def _check_logits(logits: Tensor, images: int, classes: int) -> None:
     if logits.shape != (images, classes):
         raise InputError(f"for {images} images and {classes} classes its logits have the shape {tuple(logits.shape)}")
     if not logits.is_floating_point():
-        raise InputError(f"its logits are of type {logits.dtype}")
+        raise InputError(f"its logits are of type {logits.dtype}, expected floating-point numbers")
 
 
 @contextmanager
-def _own_random_numbers(images: Tensor) -> Iterator[None]:
-    """Leave the generators as they are: what is trained next must not depend on a trial."""
+def _separate_random_numbers(images: Tensor) -> Iterator[None]:
+    """Restore the random number generators afterwards, so that later training does not depend on the trial."""
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         torch.manual_seed(0)
         yield
@@ -86,7 +92,7 @@ def _own_random_numbers(images: Tensor) -> Iterator[None]:
 
 @contextmanager
 def _unchanged(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Restore a network's weights and statistics, ``state``, and its gradients and modes."""
+    """Restore a network's weights and statistics (``state``), gradients and modes afterwards."""
     modes = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     before = [(value, value.clone()) for value in state.values() if isinstance(value, Tensor)]
@@ -96,8 +102,8 @@ def _unchanged(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for value, former in before:
-                value.copy_(former)
+            for value, original in before:
+                value.copy_(original)
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
         for module, mode in modes.items():

@@ -1,7 +1,7 @@
 """The zoo: trained networks that come with the package, with their records and logs.
 
-It is laid out as work dirs are: ``DATA/TEACHER-STUDENT/`` has the folders of finished stages. ``zoo.json`` says what
-each of them reaches, ``SHA256SUMS`` what its files should be.
+It has the layout of work dirs: ``DATA/TEACHER-STUDENT/`` contains the folders of finished stages. ``zoo.json`` lists
+their accuracies, and ``SHA256SUMS`` the checksums of their files.
 """
 
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ class Entry:
     """A finished stage of the zoo.
 
     Attributes:
-        name: such as ``"cifar10/resnet20-resnet8/teacher"``.
-        folder: where it lies, or would lie: what is large is only listed.
-        network: such as ``"resnet20"``; ``"paraphraser"`` of ``resnet20``.
-        data: what it was trained on.
-        top1: in percent, on the test images; ``None`` of a paraphraser.
-        top5: likewise.
-        recipe: what it was trained by.
-        command: that makes it again.
+        name: the name of the entry, such as ``"cifar10/resnet20-resnet8/teacher"``.
+        folder: the folder of the stage. It does not exist if the weights are too large to come with the package.
+        network: the name of the network, such as ``"resnet20"``, or ``"paraphraser"`` and the teacher's name.
+        data: the data set that it was trained on.
+        top1: the top-1 accuracy on the test images, in percent; ``None`` for a paraphraser.
+        top5: the top-5 accuracy on the test images, in percent; ``None`` for a paraphraser.
+        recipe: the recipe that it was trained with.
+        command: the command that trains it again.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Entry:
 
     @property
     def is_here(self) -> bool:
-        """Whether its files are."""
+        """Whether the files of the entry are installed."""
         return self.folder.is_dir()
 
 
@@ -52,18 +52,18 @@ _ENTRY = TypeAdapter(Entry)
 
 
 def place() -> Path | None:
-    """The folder of the zoo, if the package was installed with it."""
-    here = Path(__file__)
-    # Beside the package when installed, at the checkout's root when developed.
-    folders = here.parents[2] / "zoo_files", here.parents[4] / "zoo"
+    """The folder of the zoo; ``None`` if the package was installed without it."""
+    module = Path(__file__)
+    # In the package when it is installed, at the root of the repository in a checkout.
+    folders = module.parents[2] / "zoo_files", module.parents[4] / "zoo"
     return next((folder for folder in folders if (folder / INDEX).is_file()), None)
 
 
 def entries() -> dict[str, Entry]:
-    """All that is listed, by name.
+    """All entries by name, including those whose files are not installed.
 
     Raises:
-        InputError: the list is damaged.
+        InputError: if ``zoo.json`` is damaged.
     """
     folder = place()
     if folder is None:
@@ -72,8 +72,8 @@ def entries() -> dict[str, Entry]:
     try:
         listed = TypeAdapter(dict[str, dict[str, Any]]).validate_python(content)
         return {
-            name: _ENTRY.validate_python({**said, "name": name, "folder": folder / name})
-            for name, said in listed.items()
+            name: _ENTRY.validate_python({**record, "name": name, "folder": folder / name})
+            for name, record in listed.items()
         }
     except ValidationError as error:
         fault = error.errors()[0]
@@ -82,24 +82,30 @@ def entries() -> dict[str, Entry]:
 
 
 def find(name: str) -> Entry:
-    """An entry that is here, whole.
+    """The entry of a name, with verified files.
+
+    Args:
+        name: the name of the entry.
 
     Raises:
-        InputError: there is none of that name, only its figures are here, or its files are damaged.
+        InputError: if there is no entry of this name, its files are not installed, or its files are damaged.
     """
     known = entries()
     entry = known[choose("network of the zoo", name, known)]
     if not entry.is_here:
-        raise InputError(f"{name} is too large to come with the package; to make it: {entry.command}")
+        raise InputError(f"{name} is too large to come with the package; to train it: {entry.command}")
     check(entry)
     return entry
 
 
 def weights_file(weights: str) -> Path:
-    """The file that a recipe's ``weights`` name: a path, or ``"zoo:NAME"`` for a network of the zoo.
+    """The file that the ``weights`` of a recipe refer to.
+
+    Args:
+        weights: a path, or ``"zoo:NAME"`` for a network of the zoo.
 
     Raises:
-        InputError: the zoo has no such network, or it is damaged.
+        InputError: if the zoo has no such network, or its files are missing or damaged.
     """
     if weights.startswith(PREFIX):
         return find(weights.removeprefix(PREFIX)).folder / WEIGHTS
@@ -107,28 +113,33 @@ def weights_file(weights: str) -> Path:
 
 
 def holds(folder: Path) -> bool:
-    """Whether a folder is the zoo's, which nothing is written into."""
-    own = place()
-    return own is not None and folder.resolve().is_relative_to(own.resolve())
+    """Whether a folder belongs to the zoo, which is read-only."""
+    root = place()
+    return root is not None and folder.resolve().is_relative_to(root.resolve())
 
 
 def check(entry: Entry) -> None:
-    """See that an entry's files are those that were put there.
+    """Verify the checksums of an entry's files.
+
+    Args:
+        entry: the entry.
 
     Raises:
-        InputError: they are not.
+        InputError: if a file is missing or damaged, or has no checksum.
     """
     sums = {path: digest for path, digest in _sums().items() if path.is_relative_to(entry.folder)}
     unknown = {entry.folder / name for name in (RECORD, WEIGHTS)} - sums.keys()
     if unknown:
-        raise InputError(f"{SUMS} has no SHA-256 of {min(unknown)}")
+        raise InputError(f"{SUMS} does not list the SHA-256 of {min(unknown)}")
     for path, expected in sums.items():
-        if not path.is_file() or sha256(path) != expected:
-            raise InputError(f"{path} is {'damaged' if path.is_file() else 'missing'}: {SUMS} has another SHA-256")
+        if not path.is_file():
+            raise InputError(f"{path} is missing, although {SUMS} lists it")
+        if sha256(path) != expected:
+            raise InputError(f"{path} is damaged: its SHA-256 differs from the one in {SUMS}")
 
 
 def _sums() -> dict[Path, str]:
-    """SHA-256 of the zoo's files, in the format of ``sha256sum``."""
+    """The SHA-256 of each file of the zoo, read from the output of ``sha256sum``."""
     folder = place()
     assert folder is not None
     try:

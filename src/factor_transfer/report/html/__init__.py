@@ -1,1 +1,1 @@
-"""``report.html``: what came out of a run or of a comparison, on one page that needs no network."""
+"""``report.html``: the results of a run or a comparison on one self-contained page."""

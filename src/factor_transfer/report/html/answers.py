@@ -1,4 +1,4 @@
-"""What networks answer to the test images: class by class, mistaken for what, how sure, and where the student errs."""
+"""The predictions of networks for the test images: by class, confusions, calibration, and the errors of the student."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ from factor_transfer.report.metrics import Reliability, reliability
 
 
 class Answers(NamedTuple):
-    """A network's answers to the test images.
+    """The outputs of a network for the test images.
 
     Attributes:
-        logits: (N, K), float32.
-        labels: int64 (N,).
+        logits: the logits, float32 (N, K).
+        labels: the labels, int64 (N,).
     """
 
     logits: Tensor
@@ -21,41 +21,41 @@ class Answers(NamedTuple):
 
     @property
     def predictions(self) -> Tensor:
-        """The likeliest class of each image, int64 (N,)."""
+        """The predicted class of each image, int64 (N,)."""
         return self.logits.argmax(1)
 
     @property
-    def right(self) -> Tensor:
-        """Whether it is the image's own, bool (N,)."""
+    def correct(self) -> Tensor:
+        """Whether each prediction is correct, bool (N,)."""
         return self.predictions == self.labels
 
     def confusion(self) -> Tensor:
-        """How many images of each class (row) are taken for each class (column), int64 (K, K)."""
+        """The confusion matrix, int64 (K, K): the number of images of each class (row) by prediction (column)."""
         count = self.logits.shape[1]
         return torch.bincount(self.labels * count + self.predictions, minlength=count**2).reshape(count, count)
 
     def class_accuracy(self) -> Tensor:
-        """The share of each class's images that are recognised, in percent, (K,); NaN of a class without images."""
+        """The accuracy of each class, in percent, (K,); NaN for a class without images."""
         confusion = self.confusion().double()
         return 100 * confusion.diagonal() / confusion.sum(1)
 
     def reliability(self) -> Reliability:
-        """How often the network is right, by how sure it is."""
-        return reliability(self.logits.softmax(1).max(1).values, self.right)
+        """The accuracy of the network as a function of its confidence."""
+        return reliability(self.logits.softmax(1).max(1).values, self.correct)
 
 
 class Missed(NamedTuple):
     """An image that the teacher recognises and the student does not.
 
     Attributes:
-        place: among the test images.
-        label: the right class, which the teacher names.
-        answer: the student's class.
-        teacher_sure: the teacher's probability of its answer, 0..1.
-        student_sure: the student's probability of its own.
+        number: the index of the image among the test images.
+        label: the true class, which the teacher predicts.
+        answer: the class that the student predicts.
+        teacher_sure: the teacher's probability of its prediction, in 0..1.
+        student_sure: the student's probability of its prediction, in 0..1.
     """
 
-    place: int
+    number: int
     label: int
     answer: int
     teacher_sure: float
@@ -63,22 +63,27 @@ class Missed(NamedTuple):
 
 
 def missed(teacher: Answers, student: Answers, most: int) -> tuple[int, list[Missed]]:
-    """Images that only the teacher recognises.
+    """The images that only the teacher recognises.
+
+    Args:
+        teacher: the outputs of the teacher.
+        student: the outputs of the student.
+        most: the largest number of images to return.
 
     Returns:
-        How many there are, and of them those where the teacher is surest, at most ``most``.
+        The number of all these images, and those for which the teacher's confidence is highest.
     """
-    indices = (teacher.right & ~student.right).nonzero().flatten()
-    sure, other = (one.logits[indices].softmax(1).max(1).values for one in (teacher, student))
-    order = sure.sort(descending=True, stable=True).indices[:most]
-    found = [
+    indices = (teacher.correct & ~student.correct).nonzero().flatten()
+    teacher_sure, student_sure = (one.logits[indices].softmax(1).max(1).values for one in (teacher, student))
+    order = teacher_sure.sort(descending=True, stable=True).indices[:most]
+    images = [
         Missed(
-            int(indices[place]),
-            int(teacher.labels[indices[place]]),
-            int(student.predictions[indices[place]]),
-            float(sure[place]),
-            float(other[place]),
+            int(indices[rank]),
+            int(teacher.labels[indices[rank]]),
+            int(student.predictions[indices[rank]]),
+            float(teacher_sure[rank]),
+            float(student_sure[rank]),
         )
-        for place in order.tolist()
+        for rank in order.tolist()
     ]
-    return len(indices), found
+    return len(indices), images

@@ -1,4 +1,4 @@
-"""The charts of the page: what each draws, and how."""
+"""The charts of the page."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH = 4.7  # inches; the page shows two charts side by side, and one below the other where it is narrow
-_FEW = 12  # classes, of which a matrix has room for the figures
-_NAMED = 30  # classes, of which a matrix has room for the names
+_WIDTH = 4.7  # inches; two charts are side by side, or below each other if the page is narrow
+_FEW = 12  # the largest number of classes for which a matrix has room for figures
+_NAMED = 30  # the largest number of classes for which a matrix has room for names
 
-Lines = Mapping[str, tuple[str, Curve]]  # what a line shows -> its colour, its values by epoch
+Lines = Mapping[str, tuple[str, Curve]]  # name of a line -> its colour, its values by epoch
 
 
 def curves(name: str, title: str, unit: str, lines: Lines, dashed: Lines | None = None, log: bool = False) -> "Markup":
-    """Figures over the epochs.
+    """A chart of figures over the epochs.
 
     Args:
-        name: see ``svg.chart``.
-        title: of the chart.
-        unit: of the figures.
-        lines: the figures.
-        dashed: others of the same colours, such as those on the training images.
-        log: whether the axis is logarithmic, where the figures fall by more than a factor of four.
+        name: the name of the chart, see ``svg.chart``.
+        title: the title of the chart.
+        unit: the unit of the figures.
+        lines: the lines.
+        dashed: dashed lines in the same colours, such as those for the training images.
+        log: whether to use a logarithmic axis if the figures vary by more than a factor of four.
     """
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -62,16 +62,16 @@ def curves(name: str, title: str, unit: str, lines: Lines, dashed: Lines | None 
 
 
 def colors(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each of several things that are neither teacher nor student."""
+    """A colour for each of several lines other than those of teacher and student."""
     return dict(zip(names, cycle(OTHERS), strict=False))
 
 
 def class_accuracy(classes: Sequence[str], networks: Mapping[str, tuple[str, Tensor]]) -> "Markup":
-    """The accuracy of each class: a row a class, a dot a network.
+    """A chart of the accuracy of each class, with one row per class and one dot per network.
 
     Args:
-        classes: their names.
-        networks: name -> colour and accuracies (K,) in percent; NaN is left out.
+        classes: the names of the K classes.
+        networks: the colour and the accuracies (K,) of each network by name, in percent; NaN is left out.
     """
 
     def paint(figure: "Figure") -> None:
@@ -91,19 +91,19 @@ def class_accuracy(classes: Sequence[str], networks: Mapping[str, tuple[str, Ten
 
 
 def confusion(name: str, title: str, classes: Sequence[str], counts: Tensor) -> "Markup":
-    """A confusion matrix: a row for each class, a column for what its images are taken for.
+    """A confusion matrix, with one row per true class and one column per predicted class.
 
     Args:
-        name: see ``svg.chart``.
-        title: whose it is.
-        classes: their names.
-        counts: of images, (K, K).
+        name: the name of the chart, see ``svg.chart``.
+        title: the name of the network.
+        classes: the names of the K classes.
+        counts: the numbers of images, (K, K).
     """
     import numpy as np
 
     shares = (counts.double() / counts.sum(1, keepdim=True).clamp_min(1)).numpy()
     cells = np.empty((*shares.shape, 4))
-    # The square root shows the rare mistakes; the deepest shade leaves the figures readable.
+    # The square root makes rare errors visible; the opacity is limited so that the figures stay readable.
     cells[..., :3], cells[..., 3] = SHADE, 0.75 * shares**0.5
 
     def paint(figure: "Figure") -> None:
@@ -124,10 +124,10 @@ def confusion(name: str, title: str, classes: Sequence[str], counts: Tensor) -> 
 
 
 def reliability(networks: Mapping[str, tuple[str, Reliability]]) -> "Markup":
-    """Accuracy over confidence; on the diagonal a network is right as often as it says.
+    """A reliability diagram: accuracy over confidence. A calibrated network is on the diagonal.
 
     Args:
-        networks: name -> colour and figures.
+        networks: the colour and the reliability of each network by name.
     """
 
     def paint(figure: "Figure") -> None:
@@ -142,21 +142,21 @@ def reliability(networks: Mapping[str, tuple[str, Reliability]]) -> "Markup":
             )
         axes.set_xlim(0, 102)
         axes.set_ylim(0, 102)
-        axes.set_xlabel("confidence %: the probability of the network's answer")
-        axes.set_ylabel("how often it is right, %")
+        axes.set_xlabel("confidence %: the probability of the predicted class")
+        axes.set_ylabel("accuracy %")
         legend = axes.legend(loc="upper left")
         for handle in legend.legend_handles:
-            handle.set_sizes([24])  # type: ignore[union-attr] # of a scatter, which has sizes
+            handle.set_sizes([24])  # type: ignore[union-attr] # the handles of scatter plots have sizes
 
     return chart("reliability", f"Reliability diagram: {', '.join(networks)}", (_WIDTH, 3.6), paint)
 
 
 def seeds(rows: Mapping[str, tuple[str, Sequence[float], float | None, float | None]], teacher: float) -> "Markup":
-    """Top-1 of each method: a dot a seed, the mean and its interval, and the teacher's as a line.
+    """A chart of the top-1 of each method, with one dot per seed, the mean with its interval, and the teacher's top-1.
 
     Args:
-        rows: method -> colour, values of the seeds, mean, half the interval.
-        teacher: its top-1.
+        rows: the colour, the values of the seeds, the mean and half the width of the interval of each method.
+        teacher: the top-1 of the teacher.
     """
 
     def paint(figure: "Figure") -> None:
@@ -168,7 +168,7 @@ def seeds(rows: Mapping[str, tuple[str, Sequence[float], float | None, float | N
         _teacher(axes, teacher)
         low, high = axes.get_xlim()
         _rows(axes, list(rows))
-        # The dots say where to look: an interval of two seeds may be wider than all percents.
+        # The dots determine the limits of the axis, since the interval of two seeds may exceed 0..100 %.
         points = [teacher, *(value for _, values, _, _ in rows.values() for value in values)]
         margin = 0.6 * max(max(points) - min(points), 0.5)
         axes.set_xlim(max(low, min(points) - margin, 0), min(high, max(points) + margin, 101))
@@ -179,11 +179,11 @@ def seeds(rows: Mapping[str, tuple[str, Sequence[float], float | None, float | N
 
 
 def cost(points: Mapping[str, tuple[str, float, float]], teacher: float) -> "Markup":
-    """Accuracy over the cost of the training.
+    """A chart of accuracy over training time.
 
     Args:
-        points: method -> colour, cost relative to the student alone, mean top-1.
-        teacher: its top-1.
+        points: the colour, the training time relative to the student alone and the mean top-1 of each method.
+        teacher: the top-1 of the teacher.
     """
 
     def paint(figure: "Figure") -> None:
@@ -202,7 +202,7 @@ def cost(points: Mapping[str, tuple[str, float, float]], teacher: float) -> "Mar
 
 
 def _rows(axes: "Axes", names: Sequence[str]) -> None:
-    """Name the rows of a chart, the first one on top."""
+    """Label the rows of a chart, from top to bottom."""
     axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(names) - 0.4, -0.6)

@@ -1,4 +1,4 @@
-"""The figures of each epoch of a stage, as its ``metrics.jsonl`` has them."""
+"""The learning curves of a stage, read from its ``metrics.jsonl``."""
 
 import json
 import math
@@ -14,13 +14,16 @@ Curve = dict[int, float]  # epoch, from 1 -> figure
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """The curves of a stage, by the names that ``metrics.jsonl`` gives them.
+    """The learning curves of a stage, by their names in ``metrics.jsonl``.
 
     Args:
-        folder: of the stage; one that was not trained has no curves.
+        folder: the folder of the stage.
+
+    Returns:
+        The curves; empty if the stage was not trained.
 
     Raises:
-        InputError: ``metrics.jsonl`` is damaged.
+        InputError: if ``metrics.jsonl`` is damaged.
     """
     path = folder / METRICS
     if not path.exists():
@@ -38,9 +41,9 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 
 def _figures(record: Any, number: int) -> Mapping[str, float]:
-    """The numbers of a line; an epoch that diverged may have some that are not finite, which no chart can show."""
+    """The finite numbers of a line; a diverged epoch may have others, which charts cannot show."""
     if not isinstance(record, dict):
-        raise ValueError(f"line {number} is no JSON object")
+        raise ValueError(f"line {number} is not a JSON object")
     return {
         name: float(value)
         for name, value in record.items()
@@ -49,5 +52,5 @@ def _figures(record: Any, number: int) -> Mapping[str, float]:
 
 
 def parts(curves: Mapping[str, Curve]) -> dict[str, Curve]:
-    """The parts of the loss, by their terms: ``"ce"``, ``"factor"``."""
+    """The curves of the parts of the loss, by term, such as ``"ce"`` and ``"factor"``."""
     return {name.removeprefix("loss_"): curve for name, curve in curves.items() if name.startswith("loss_")}

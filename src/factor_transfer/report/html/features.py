@@ -1,4 +1,4 @@
-"""The paraphraser at work: a feature of the teacher, the factor that is made of it, and what is rebuilt from that."""
+"""Examples of the paraphraser: features of the teacher, their factors, and the reconstructions from these."""
 
 from typing import NamedTuple
 
@@ -15,14 +15,22 @@ from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers
 from factor_transfer.report.html.images import heat_map, picture
 from factor_transfer.taps.extract import Taps
 
-_SHOWN = 6  # images
-_MEASURED = 500  # images, all over the test images, that the error is the mean of
+_SHOWN = 6  # the number of example images
+_MEASURED = 500  # the number of test images, evenly spaced, that the error is averaged over
 
 
 class Paraphrased(NamedTuple):
-    """An image on its way through the paraphraser, as pictures (data URIs).
+    """An image with its feature, factor and reconstruction, as pictures (data URIs).
 
-    Maps are means over channels. The feature and its reconstruction share one scale of colours; factors have their own.
+    Maps are means over channels. A feature and its reconstruction share one colour scale; a factor has its own.
+
+    Attributes:
+        label: the class of the image.
+        image: the image.
+        feature: the teacher's feature.
+        factor: the paraphraser's factor.
+        rebuilt: the reconstruction of the feature.
+        error: the relative error of the reconstruction.
     """
 
     label: int
@@ -34,15 +42,15 @@ class Paraphrased(NamedTuple):
 
 
 class TapReport(NamedTuple):
-    """What the paraphraser of one tap does.
+    """The report on the paraphraser of one tap.
 
     Attributes:
-        tap: of the teacher.
-        feature: shape of the teacher's feature (m, H, W).
-        factor: shape of the factor (z, H, W).
-        error: the relative error: the part of the feature's magnitude that is not rebuilt. 0 is perfect.
-        images: how many images it is the mean of.
-        examples: some of them.
+        tap: the tap of the teacher.
+        feature: the shape of the teacher's feature, (m, H, W).
+        factor: the shape of the factor, (z, H, W).
+        error: the relative error of the reconstruction, as a fraction of the feature's magnitude; 0 is perfect.
+        images: the number of images that the error is averaged over.
+        examples: a few images with their features, factors and reconstructions.
     """
 
     tap: str
@@ -54,22 +62,22 @@ class TapReport(NamedTuple):
 
 
 def paraphrase(experiment: Experiment, teacher: Artefact, paraphraser: Artefact) -> list[TapReport]:
-    """Send test images through the teacher and its paraphrasers.
+    """Run test images through the teacher and its paraphrasers.
 
-    The translator is not shown beside them: no stage keeps its weights, since it is left behind with the training.
+    The translator is not shown, because its weights are not saved after training.
 
     Args:
-        experiment: the recipe that both were trained by, in its work dir.
-        teacher: its network.
-        paraphraser: trained on that network's features.
+        experiment: the experiment that both belong to.
+        teacher: the finished teacher.
+        paraphraser: the finished paraphraser of that teacher.
 
     Returns:
-        What each tap's paraphraser does.
+        A report on the paraphraser of each tap.
     """
     paraphrasers = load_paraphrasers(experiment, paraphraser)
     split = experiment.test
-    some = split.subset(torch.linspace(0, len(split) - 1, min(_MEASURED, len(split))).long())
-    shown = split.subset(_one_a_class(split.labels))
+    measured = split.subset(torch.linspace(0, len(split) - 1, min(_MEASURED, len(split))).long())
+    shown = split.subset(_one_per_class(split.labels))
     network = Taps(experiment.load(teacher), list(paraphrasers), experiment.normalize(teacher), logits=False)
     with eval_mode(network):
         (examples,) = [network(batch.images).features for batch in in_order(shown, _SHOWN, experiment.fabric.device)]
@@ -77,19 +85,19 @@ def paraphrase(experiment: Experiment, teacher: Artefact, paraphraser: Artefact)
         for tap, one in paraphrasers.items():
             lost = magnitude = 0.0
             with eval_mode(one):
-                for batch in in_order(some, EVALUATION_BATCH, experiment.fabric.device):
+                for batch in in_order(measured, EVALUATION_BATCH, experiment.fabric.device):
                     feature = network(batch.images).features[tap]
                     lost += F.l1_loss(one(feature), feature, reduction="sum").item()
                     magnitude += feature.abs().sum().item()
                 factor = one.encode(examples[tap])
-                seen = _examples(shown, examples[tap], factor, one)
+                paraphrased = _examples(shown, examples[tap], factor, one)
             shapes = tuple(examples[tap].shape[1:]), tuple(factor.shape[1:])
-            reports.append(TapReport(tap, *shapes, lost / max(magnitude, 1e-12), len(some), seen))
+            reports.append(TapReport(tap, *shapes, lost / max(magnitude, 1e-12), len(measured), paraphrased))
     return reports
 
 
-def _one_a_class(labels: Tensor) -> Tensor:
-    """The first image of some classes, from all over them."""
+def _one_per_class(labels: Tensor) -> Tensor:
+    """The indices of the first images of a few classes, evenly spaced over all."""
     present = labels.unique()
     chosen = present[torch.linspace(0, len(present) - 1, min(_SHOWN, len(present))).long()]
     return torch.stack([(labels == label).nonzero()[0, 0] for label in chosen])
@@ -99,17 +107,17 @@ def _examples(shown: Split, feature: Tensor, factor: Tensor, paraphraser: Paraph
     rebuilt = paraphraser.decode(factor)
     (batch,) = in_order(shown, _SHOWN)
     examples = []
-    for image, label, own, short, again in zip(batch.images, shown.labels, feature, factor, rebuilt, strict=True):
-        before, between, after = (one.float().mean(0).cpu() for one in (own, short, again))
-        low, high = before.min().item(), before.max().item()
-        error = F.l1_loss(again, own) / own.abs().mean().clamp_min(1e-12)
+    for image, label, original, code, output in zip(batch.images, shown.labels, feature, factor, rebuilt, strict=True):
+        feature_map, factor_map, rebuilt_map = (one.float().mean(0).cpu() for one in (original, code, output))
+        low, high = feature_map.min().item(), feature_map.max().item()
+        error = F.l1_loss(output, original) / original.abs().mean().clamp_min(1e-12)
         examples.append(
             Paraphrased(
                 int(label),
                 picture(image),
-                heat_map(before, low, high),
-                heat_map(between, between.min().item(), between.max().item()),
-                heat_map(after, low, high),
+                heat_map(feature_map, low, high),
+                heat_map(factor_map, factor_map.min().item(), factor_map.max().item()),
+                heat_map(rebuilt_map, low, high),
                 error.item(),
             )
         )

@@ -1,4 +1,4 @@
-"""Images and feature maps as PNG within the page."""
+"""Images and feature maps as inline PNG."""
 
 import base64
 from io import BytesIO
@@ -7,14 +7,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-_LARGEST = 112  # pixels; a page need not hold more of an image
+_LARGEST = 112  # the largest height or width of an image on the page, in pixels
 
 
 def picture(image: Tensor) -> str:
     """A raw image as a data URI.
 
     Args:
-        image: uint8 (C, H, W). Of other than three channels, the mean is shown.
+        image: the image, uint8 (C, H, W). If it does not have three channels, their mean is shown.
     """
     values = image.permute(1, 2, 0).numpy() if len(image) == 3 else image.float().mean(0).round().byte().numpy()
     drawn = Image.fromarray(values)
@@ -23,12 +23,12 @@ def picture(image: Tensor) -> str:
 
 
 def heat_map(values: Tensor, low: float, high: float) -> str:
-    """A map of numbers as a data URI, a pixel each, from dark (low) to bright (high).
+    """A matrix as a data URI, with one pixel per value, from dark (low) to bright (high).
 
     Args:
-        values: (H, W).
-        low: the value that is darkest.
-        high: the value that is brightest.
+        values: the values, (H, W).
+        low: the value of the darkest colour.
+        high: the value of the brightest colour.
     """
     from matplotlib import colormaps
 

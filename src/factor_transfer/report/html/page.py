@@ -1,4 +1,4 @@
-"""The page: what of a work dir is shown, section by section; a section without content is left out."""
+"""The content of the page, section by section. Sections without content are omitted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,37 +25,37 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _COLORS = {"teacher": palette.TEACHER, "baseline": palette.ALONE, "student": palette.STUDENT}
-_MISSED = 12  # images
-_CLASSES = 30  # of more, those are shown where teacher and student differ most
-_LARGEST_MATRIX = 100  # classes
+_MISSED = 12  # the number of images shown that only the teacher recognises
+_CLASSES = 30  # the number of classes shown; of more, those where teacher and student differ most
+_LARGEST_MATRIX = 100  # the largest number of classes for which confusion matrices are shown
 
 
 @dataclass
 class Page:
-    """What the template shows.
+    """The content of the page, for the template.
 
     Attributes:
-        title: of the page.
-        sentence: what came out.
-        facts: small print below it: the images and the method.
-        costs: a table of what teacher and student cost; ``None`` where ``networks`` says it.
-        networks: teacher, student alone and student of a run.
-        methods: of a comparison.
-        note: what the comparison's figures mean.
-        pairs: differences between any two methods.
-        comparison: charts.
-        curves: charts.
-        classes: charts.
-        matrices: confusion matrices.
-        classes_note: which classes, and of which students.
-        features: of each tap.
-        names: of the classes.
+        title: the title of the page.
+        sentence: the main result, in one sentence.
+        facts: the images and the networks, in lines below the sentence.
+        costs: the table of the costs of teacher and student; ``None`` if ``networks`` has them.
+        networks: the table of the networks of a run: teacher, student alone and student.
+        methods: the table of the methods of a comparison.
+        note: the explanation of the figures of a comparison.
+        pairs: the table of the differences between any two methods.
+        comparison: the charts of a comparison.
+        curves: the learning curves.
+        classes: the charts by class.
+        matrices: the confusion matrices.
+        classes_note: the classes and students that the charts by class show.
+        features: the report on the paraphraser of each tap.
+        names: the names of the classes.
         missed: images that only the teacher recognises.
-        missed_count: how many there are.
-        exports: files for devices.
-        machine: on which they were tried.
-        recipe: as TOML.
-        provenance: versions and machine, in words.
+        missed_count: the number of all images that only the teacher recognises.
+        exports: the table of the exported files.
+        machine: the processor that the exported files were measured on.
+        recipe: the recipe, as TOML.
+        provenance: the versions and machine of each training.
     """
 
     title: str
@@ -85,11 +85,11 @@ class MissedImage(NamedTuple):
     """An image that only the teacher recognises.
 
     Attributes:
-        image: a data URI.
-        label: the right class, which the teacher names.
-        answer: the student's.
-        teacher_sure: the teacher's probability, 0..1.
-        student_sure: the student's.
+        image: the image, as a data URI.
+        label: the name of the true class, which the teacher predicts.
+        answer: the name of the class that the student predicts.
+        teacher_sure: the teacher's probability of its prediction, in 0..1.
+        student_sure: the student's probability of its prediction, in 0..1.
     """
 
     image: str
@@ -100,12 +100,12 @@ class MissedImage(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was computed for the page, beside what the work dir holds.
+    """The results that are computed for the page, in addition to the content of the work dir.
 
     Attributes:
-        figures: of the networks, by role, see ``network_figures``.
-        answers: of the networks to the test images, by role; empty if these images cannot be had.
-        features: see ``features.paraphrase``; likewise.
+        figures: the figures of the networks by role, see ``network_figures``.
+        answers: the networks' outputs for the test images by role; empty if the images are not available.
+        features: the reports on the paraphrasers, see ``features.paraphrase``; empty if the images are not available.
     """
 
     figures: Mapping[str, Mapping[str, Any]]
@@ -114,14 +114,14 @@ class Measured(NamedTuple):
 
 
 def compose(found: WorkDir, recipe: Recipe, measured: Measured, data: Data | None, test: Split | None) -> Page:
-    """Put the page together.
+    """Compose the content of the page.
 
     Args:
-        found: in the work dir.
-        recipe: the student's.
-        measured: of its networks.
-        data: the images; ``None`` if they cannot be had.
-        test: of them.
+        found: the content of the work dir.
+        recipe: the recipe of the student.
+        measured: the results that were computed for the page.
+        data: the images; ``None`` if they are not available.
+        test: the test images; ``None`` if they are not available.
     """
     method = _method(found.student)
     if found.comparison is not None:
@@ -134,10 +134,10 @@ def compose(found: WorkDir, recipe: Recipe, measured: Measured, data: Data | Non
     elif measured.figures:
         page.costs = tables.costs_table(measured.figures)
     if found.comparison is not None:
-        _compare(page, found.comparison)
+        _add_comparison(page, found.comparison)
     page.curves = _curves(found)
     if measured.answers and test is not None:
-        _answer(page, found, measured.answers, test)
+        _add_predictions(page, found, measured.answers, test)
         page.features = measured.features
     page.names = [printable(name) for name in found.student.record["classes"]]
     if found.exports:
@@ -149,7 +149,7 @@ def compose(found: WorkDir, recipe: Recipe, measured: Measured, data: Data | Non
 
 
 def render(page: Page) -> str:
-    """The page as HTML; all that is no markup of ours is escaped."""
+    """The page as HTML. All text is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -176,8 +176,8 @@ def _facts(found: WorkDir, recipe: Recipe, data: Data | None) -> list[str]:
     return [printable(fact) for fact in facts]
 
 
-def _compare(page: Page, comparison: Comparison) -> None:
-    """The section of a comparison."""
+def _add_comparison(page: Page, comparison: Comparison) -> None:
+    """Add the section about a comparison to the page."""
     page.methods = tables.methods_table(comparison)
     if len(comparison.methods) > 1 and any(
         one.difference is not None for row in comparison.pairwise.values() for one in row.values()
@@ -199,20 +199,20 @@ def _compare(page: Page, comparison: Comparison) -> None:
 
 
 def _shades(comparison: Comparison) -> dict[str, str]:
-    """The colour of each method; the best one has the student's."""
+    """The colour of each method; the best one has the colour of the student."""
     best = comparison.best
     others = charts.colors([name for name in comparison.methods if name not in (ALONE, best)])
     return {**others, best: palette.STUDENT, ALONE: palette.ALONE}
 
 
 def _labels(found: WorkDir) -> dict[str, str]:
-    """What the networks are called in charts, by role; the student of a comparison is one of several."""
+    """The names of the networks in charts, by role; the student of a comparison is named by its method."""
     named = {} if found.summary is not None else {"student": name_of(_method(found.student))}
     return {role: (tables.ROLES | named)[role] for role in found.networks}
 
 
 def _stages(found: WorkDir) -> dict[str, tuple[str, Path]]:
-    """The networks whose learning curves are shown, with their colours and folders: of a comparison, one a method."""
+    """The networks whose learning curves are shown, with colours and folders; for a comparison, one per method."""
     labels = _labels(found)
     stages = {labels[role]: (_COLORS[role], done.folder) for role, done in found.networks.items()}
     if found.summary is None and found.comparison is not None:
@@ -225,18 +225,18 @@ def _stages(found: WorkDir) -> dict[str, tuple[str, Path]]:
 
 def _note(comparison: Comparison) -> str:
     several = len(comparison.seeds) > 1
-    spread = "mean ± 95 % interval over the seeds (Student's t)" if several else "of one seed, so without an interval"
-    differences = "Differences are taken seed by seed. " if several else ""
-    tested = "p is corrected for all rows (Holm's method); below 0.05, a difference is called significant. "
+    spread = "mean ± 95 % interval over the seeds (Student's t)" if several else "for one seed, so without an interval"
+    differences = "Differences are computed seed by seed. " if several else ""
+    tested = "p is corrected for all rows (Holm's method); a difference with p below 0.05 is called significant. "
     tested = tested if any(one.p_holm is not None for one in comparison.methods.values()) else ""
     return (
-        f"Top-1 on the test images after the last epoch, {spread}. {differences}{tested}The gap is that between the "
-        "student alone and the teacher. The training time is the student's own, relative to the student alone."
+        f"Top-1 on the test images after the last epoch, {spread}. {differences}{tested}The gap is the one between the "
+        "student alone and the teacher. The training time is that of the student, relative to the student alone."
     )
 
 
 def _curves(found: WorkDir) -> "list[Markup]":
-    """Learning curves of all stages."""
+    """The learning curves of all stages."""
     read = {name: (color, read_curves(folder)) for name, (color, folder) in _stages(found).items()}
     drawn = []
     accuracy = _lines(read, "validation_top1")
@@ -246,13 +246,14 @@ def _curves(found: WorkDir) -> "list[Markup]":
         drawn.append(charts.curves("accuracy", title, "top-1 %", accuracy or training, training if accuracy else None))
     loss = _lines(read, "loss")
     if loss:
-        drawn.append(charts.curves("loss", "Training loss, all its parts", "loss", loss, log=True))
-    of_student = parts(read[_labels(found)["student"]][1])
-    if len(of_student) > 1:
+        drawn.append(charts.curves("loss", "Training loss, sum of all parts", "loss", loss, log=True))
+    student_parts = parts(read[_labels(found)["student"]][1])
+    if len(student_parts) > 1:
         title = f"Parts of the loss: {_labels(found)['student']}"
-        shades = charts.colors(list(of_student))
+        shades = charts.colors(list(student_parts))
         named = {
-            "cross-entropy" if part == "ce" else name_of(part): (shades[part], of_student[part]) for part in of_student
+            "cross-entropy" if part == "ce" else name_of(part): (shades[part], curve)
+            for part, curve in student_parts.items()
         }
         drawn.append(charts.curves("parts", title, "weighted", named, log=True))
     if found.paraphraser is not None:
@@ -261,7 +262,7 @@ def _curves(found: WorkDir) -> "list[Markup]":
         shades = {"validation": palette.TEACHER, "training": palette.MUTED}
         errors = {name: (shades[name], curves[key]) for name, key in stages.items() if key in curves}
         if errors:
-            drawn.append(charts.curves("paraphraser", "Paraphraser: what is not rebuilt", "relative error", errors))
+            drawn.append(charts.curves("paraphraser", "Paraphraser: reconstruction error", "relative error", errors))
     return drawn
 
 
@@ -269,8 +270,8 @@ def _lines(read: Mapping[str, tuple[str, Mapping[str, Curve]]], key: str) -> cha
     return {name: (color, curves[key]) for name, (color, curves) in read.items() if key in curves}
 
 
-def _answer(page: Page, found: WorkDir, answers: Mapping[str, Answers], test: Split) -> None:
-    """The sections of what the networks answer to the test images."""
+def _add_predictions(page: Page, found: WorkDir, answers: Mapping[str, Answers], test: Split) -> None:
+    """Add the sections about the networks' predictions for the test images to the page."""
     classes: list[str] = found.student.record["classes"]
     names = _labels(found)
     accuracies = {role: one.class_accuracy() for role, one in answers.items()}
@@ -278,12 +279,12 @@ def _answer(page: Page, found: WorkDir, answers: Mapping[str, Answers], test: Sp
     notes = []
     if found.last:
         shown = [done.folder.name for role, done in found.networks.items() if role != "teacher"]
-        notes.append(f"The students of one seed, after the last epoch: {', '.join(shown)}.")
+        notes.append(f"The students are those of one seed, after the last epoch: {', '.join(shown)}.")
     if len(classes) > _CLASSES:
         first, last = (accuracies[role] for role in (next(iter(answers)), "student"))
         order = (first - last).abs().nan_to_num(0).sort(descending=True, stable=True).indices
         chosen = sorted(order[:_CLASSES].tolist())
-        notes.append(f"Of the {len(classes)} classes, the {_CLASSES} where the networks differ most.")
+        notes.append(f"Of the {len(classes)} classes, the {_CLASSES} where the networks differ most are shown.")
     page.classes_note = " ".join(notes)
     lines = {names[role]: (_COLORS[role], accuracy[chosen]) for role, accuracy in accuracies.items()}
     page.classes.append(charts.class_accuracy([classes[index] for index in chosen], lines))
@@ -294,8 +295,8 @@ def _answer(page: Page, found: WorkDir, answers: Mapping[str, Answers], test: Sp
         for role, one in answers.items():
             page.matrices.append(charts.confusion(f"confusion-{role}", names[role], classes, one.confusion()))
     if "teacher" in answers:
-        page.missed_count, some = missed(answers["teacher"], answers["student"], _MISSED)
-        images = [image for one in some for image in _image(test, one.place)]
+        page.missed_count, examples = missed(answers["teacher"], answers["student"], _MISSED)
+        images = [image for one in examples for image in _image(test, one.number)]
         page.missed = [
             MissedImage(
                 picture(image),
@@ -304,7 +305,7 @@ def _answer(page: Page, found: WorkDir, answers: Mapping[str, Answers], test: Sp
                 one.teacher_sure,
                 one.student_sure,
             )
-            for image, one in zip(images, some, strict=True)
+            for image, one in zip(images, examples, strict=True)
         ]
 
 
@@ -314,7 +315,7 @@ def _image(test: Split, index: int) -> Tensor:
 
 
 def _provenance(found: WorkDir) -> list[tuple[str, str]]:
-    """Versions and machine of the trainings, as their records have them."""
+    """The versions and the machine of each training, from its record."""
     rows = []
     for done in found.networks.values():
         record = done.record

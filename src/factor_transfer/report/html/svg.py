@@ -1,4 +1,4 @@
-"""Charts as SVG within the page, in the page's colours: they can be read in light, in dark and in print."""
+"""Charts as inline SVG in the colours of the page, so that they are readable in light and dark mode and in print."""
 
 import re
 import warnings
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from factor_transfer.errors import printable
 
-if TYPE_CHECKING:  # the libraries take a second to import, which a command that draws nothing need not wait for
+if TYPE_CHECKING:  # these libraries take a second to import, and are only needed for drawing
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-# matplotlib draws in these colours, which nothing else has; each then becomes the page's own, a CSS variable.
+# matplotlib draws in these colours, which nothing else uses; each is then replaced by a CSS variable of the page.
 INK, MUTED, RULE = "#000001", "#000002", "#000003"
 TEACHER, ALONE, STUDENT = "#000004", "#000005", "#000006"
 OTHERS = ("#000007", "#000008", "#000009", "#00000a", "#00000b", "#00000c")
@@ -20,11 +20,12 @@ _VARIABLES = {
     **{INK: "ink", MUTED: "muted", RULE: "rule", TEACHER: "teacher", ALONE: "alone", STUDENT: "student"},
     **{color: f"other-{number}" for number, color in enumerate(OTHERS, 1)},
 }
-# Shades of a matrix's cells. A picture cannot take the page's colours: it is transparent, and this blue suits both.
+# The colour of a matrix's cells. Raster images cannot use CSS variables; they are transparent, and this blue suits
+# light and dark backgrounds.
 SHADE = (0.23, 0.51, 0.85)
 
 _STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, and has the page's font
+    "svg.fonttype": "none",  # text stays text, which is searchable and uses the page's font
     "text.parse_math": False,  # a class may be called "$"
     "font.size": 9.5,
     "text.color": INK,
@@ -54,19 +55,19 @@ _STYLE: Any = {
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
 }
-_LONG = 22  # characters; a longer name would leave no room for what it is the name of
+_LONG = 22  # the longest name in a chart, in characters; a longer one would leave no room for the data
 
 
 def chart(name: str, label: str, size: tuple[float, float], paint: Callable[["Figure"], None]) -> "Markup":
     """A chart as inline SVG.
 
-    The same chart has the same bytes each time; colours other than this module's are left as they are.
+    The output is deterministic. Colours that are not defined in this module are preserved.
 
     Args:
-        name: of the chart, unlike that of any other chart on the page.
-        label: what it shows, for those who cannot see it.
-        size: width and height in inches. One inch has 72 units of the SVG; text is 9.5 units high.
-        paint: draws into an empty figure.
+        name: the name of the chart, unique on the page.
+        label: the description of the chart, for screen readers.
+        size: the width and height in inches, of 72 SVG units each. Text is 9.5 units high.
+        paint: a function that draws into an empty figure.
     """
     import matplotlib
     from markupsafe import Markup, escape
@@ -74,9 +75,9 @@ def chart(name: str, label: str, size: tuple[float, float], paint: Callable[["Fi
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # a person's own settings do not reach into the page
+        matplotlib.rcdefaults()  # the user's own settings must not affect the page
         matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": name})
-        # The page's font is another one than that which the text is measured with, and may have what this one has not.
+        # Text is only measured with this font; the page's own font may have the missing characters.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
@@ -87,13 +88,13 @@ def chart(name: str, label: str, size: tuple[float, float], paint: Callable[["Fi
 
 
 def _inline(document: str, label: str) -> str:
-    """An SVG document as an element of a page, in the page's colours."""
+    """Convert an SVG document to an element of the page, in the page's colours."""
     text = document[document.index("<svg") :]
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text)
-    # Names such as "axes_1" are in every chart; only what is referred to needs one.
-    wanted = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r'\sid="([^"]*)"', lambda found: found[0] if found[1] in wanted else "", text)
+    # Ids such as "axes_1" would occur in every chart; only those that are referred to are needed.
+    referenced = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r'\sid="([^"]*)"', lambda found: found[0] if found[1] in referenced else "", text)
     width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', text)[:2]
     _, _, rest = text.partition(">")
     for color, variable in _VARIABLES.items():
@@ -103,6 +104,6 @@ def _inline(document: str, label: str) -> str:
 
 
 def short(name: str, most: int = _LONG) -> str:
-    """A name that may come from anywhere, as a chart can show it: on one line, and not too long."""
+    """A name as charts show it: printable, on one line, and shortened to ``most`` characters."""
     text = printable(name)
     return text if len(text) <= most else f"{text[: most - 1]}…"

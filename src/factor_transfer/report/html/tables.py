@@ -1,4 +1,4 @@
-"""The tables of the page, in words and figures ready to be shown, and the sentence above them."""
+"""The tables of the page with formatted cells, and the sentence above them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,15 +11,15 @@ from factor_transfer.report.names import name_of, the_name_of
 
 ROLES = {"teacher": "teacher", "baseline": "student alone", "student": "student"}
 
-_TOP = "top-1\u00a0%", "top-5\u00a0%"  # a line does not break before the sign
+_TOP = "top-1\u00a0%", "top-5\u00a0%"  # no line break before the percent sign
 
 
 class Table(NamedTuple):
     """A table.
 
     Attributes:
-        headings: of the columns; the first column has names, all others have figures.
-        rows: as many cells each; what is empty was not measured.
+        headings: the headings of the columns. The first column has names, all others have figures.
+        rows: the cells of each row; empty cells were not measured.
     """
 
     headings: Sequence[str]
@@ -27,29 +27,29 @@ class Table(NamedTuple):
 
 
 def networks_table(figures: Mapping[str, Mapping[str, Any]], method: str) -> Table:
-    """Teacher, student alone and student: how good they are and what they cost.
+    """The table of teacher, student alone and student, with their accuracies and costs.
 
     Args:
-        figures: by role, see ``network_figures``.
-        method: of the student.
+        figures: the figures of the networks by role, see ``network_figures``.
+        method: the method of the student.
     """
     teacher, alone = figures.get("teacher"), figures.get("baseline")
     headings = ["", *_TOP]
     headings += ["against the student alone"] * (alone is not None) + ["against the teacher"] * (teacher is not None)
     rows = []
-    for role, own in figures.items():
+    for role, network in figures.items():
         name = f"student, {name_of(method)}" if role == "student" and method != ALONE else ROLES[role]
-        row = [name, f"{own['top1']:.2f}", f"{own['top5']:.2f}"]
+        row = [name, f"{network['top1']:.2f}", f"{network['top5']:.2f}"]
         for column, other in (("baseline", alone), ("teacher", teacher)):
             if other is not None:
                 shown = role != column and (column, role) != ("baseline", "teacher")
-                row.append(signed(own["top1"] - other["top1"]) if shown else "")
-        rows.append([*row, *_sizes(own, None if role == "teacher" else teacher)])
+                row.append(signed(network["top1"] - other["top1"]) if shown else "")
+        rows.append([*row, *_sizes(network, None if role == "teacher" else teacher)])
     return Table([*headings, "parameters", "multiply-accumulates", "weights"], rows)
 
 
 def costs_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What teacher and student cost, whatever the student was trained by."""
+    """The table of the costs of teacher and student, which do not depend on the student's method."""
     teacher = figures.get("teacher")
     rows = [
         [role, *_sizes(figures[role], None if role == "teacher" else teacher)]
@@ -59,27 +59,27 @@ def costs_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(["", "parameters", "multiply-accumulates", "weights"], rows)
 
 
-def _sizes(own: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[str]:
-    """What a network costs, and how much smaller than another it is."""
-    shown = [f"{own['parameters']:,}", f"{own['macs']:,}", size(own["bytes"])]
-    if other is None:
-        return shown
-    ratios = [other[key] / own[key] if own[key] else 0 for key in ("parameters", "macs", "bytes")]
-    return [f"{cell} (÷ {ratio:.1f})" if ratio > 1.05 else cell for cell, ratio in zip(shown, ratios, strict=True)]
+def _sizes(network: Mapping[str, Any], reference: Mapping[str, Any] | None) -> list[str]:
+    """The costs of a network, with the factors by which they are smaller than those of another."""
+    cells = [f"{network['parameters']:,}", f"{network['macs']:,}", size(network["bytes"])]
+    if reference is None:
+        return cells
+    ratios = [reference[key] / network[key] if network[key] else 0 for key in ("parameters", "macs", "bytes")]
+    return [f"{cell} (÷ {ratio:.1f})" if ratio > 1.05 else cell for cell, ratio in zip(cells, ratios, strict=True)]
 
 
 def methods_table(comparison: Comparison) -> Table:
-    """All methods of a comparison."""
+    """The table of the methods of a comparison."""
     reference = the_name_of(comparison.against)
     rows = [["teacher", f"{comparison.teacher.top1:.2f}", f"{comparison.teacher.top5:.2f}", "", "", "", "", ""]]
     for name, one in comparison.methods.items():
-        own, difference = mean_of(one), difference_of(one)
+        mean, difference = mean_of(one), difference_of(one)
         top5 = [run.top5 for run in comparison.runs if run.method == name and run.top5 is not None]
         count = sum(run.method == name and run.top1 is not None for run in comparison.runs)
         rows.append(
             [
                 name_of(name),
-                "failed" if own is None else f"{own:.2f}",
+                "failed" if mean is None else f"{mean:.2f}",
                 f"{sum(top5) / len(top5):.2f}" if top5 else "",
                 "" if difference is None else minus(f"{difference:+.2f}"),
                 "" if one.p_holm is None else p_value(one.p_holm).removeprefix("= "),
@@ -102,7 +102,7 @@ def methods_table(comparison: Comparison) -> Table:
 
 
 def pairs_table(comparison: Comparison) -> Table:
-    """The differences between any two methods: of the row's top-1 from the column's."""
+    """The table of the differences between any two methods: the row's top-1 minus the column's."""
     names = [name for name in comparison.methods if name in comparison.pairwise]
     rows = []
     for row in names:
@@ -116,7 +116,7 @@ def pairs_table(comparison: Comparison) -> Table:
 
 
 def exports_table(exports: Mapping[str, Exported]) -> Table:
-    """The student's files for devices."""
+    """The table of the student's exported files."""
     rows = [
         [
             name,
@@ -134,15 +134,15 @@ def exports_table(exports: Mapping[str, Exported]) -> Table:
         "format",
         "size",
         "top-1\u00a0%",
-        "equal answers\u00a0%",
-        "p50, ms an image",
-        "p95, ms an image",
+        "equal predictions\u00a0%",
+        "p50, ms per image",
+        "p95, ms per image",
     ]
     return Table(headings, rows)
 
 
 def run_sentence(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """What came out of a run, in a sentence."""
+    """The result of a run, in a sentence."""
     student = figures["student"]
     against = [
         f"{points(student['top1'] - figures[role]['top1'])} the {words}"
@@ -156,15 +156,15 @@ def run_sentence(figures: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def comparison_sentence(comparison: Comparison) -> str:
-    """What came out of a comparison, in a sentence."""
+    """The result of a comparison, in a few sentences."""
     best = comparison.best
     one, count = comparison.methods[best], len(comparison.seeds)
-    own = mean_of(one)
-    if own is None:
-        return f"All trainings failed but the teacher's, which reaches {comparison.teacher.top1:.1f}\u00a0% top-1."
+    mean = mean_of(one)
+    if mean is None:
+        return f"All trainings failed except the teacher's, which reaches {comparison.teacher.top1:.1f}\u00a0% top-1."
     seeds = "one seed" if count == 1 else f"{count} seeds"
     who = "The student alone" if best == ALONE else f"A student trained by {name_of(best)}"
-    text = f"{who} reaches {own.mean:.1f}\u00a0% top-1 over {seeds}"
+    text = f"{who} reaches {mean.mean:.1f}\u00a0% top-1 over {seeds}"
     difference = difference_of(one)
     if difference is None:
         return f"{text}; the teacher reaches {comparison.teacher.top1:.1f} %."
@@ -172,7 +172,7 @@ def comparison_sentence(comparison: Comparison) -> str:
     reference = "the student trained alone" if comparison.against == ALONE else name_of(comparison.against)
     text += f", {points(difference.mean, half)} {reference}"
     if difference.interval is None:
-        return f"{text}. One seed does not tell whether the difference is due to chance."
+        return f"{text}. One seed is not enough to tell whether the difference is due to chance."
     if one.p_holm is None:
         return f"{text}."
     verdict = "is" if one.significant else "is not"
@@ -186,8 +186,8 @@ def points(difference: float, interval: str = "") -> str:
     """A difference in words, such as ``"2.3 points more than"``.
 
     Args:
-        difference: in percentage points.
-        interval: goes behind the figure.
+        difference: the difference, in percentage points.
+        interval: text that follows the figure.
     """
     if round(abs(difference), 1) == 0 and not interval:
         return "as much as"
@@ -195,36 +195,36 @@ def points(difference: float, interval: str = "") -> str:
 
 
 def signed(value: float) -> str:
-    """A difference with its sign."""
+    """A difference with its sign and two decimals."""
     return minus(f"{value:+.2f}")
 
 
 def minus(text: str) -> str:
-    """Figures with a true minus sign, which is as wide as a plus."""
+    """A formatted number with a minus sign, which is as wide as a plus sign, instead of a hyphen."""
     return text.replace("-", "−")
 
 
 def size(count: int) -> str:
-    """The size of a file."""
+    """The size of a file in kB or MB."""
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
 def p_value(value: float) -> str:
-    """A p-value with its sign; three digits may round it to nothing."""
+    """A p-value with its relation sign, such as ``"= 0.012"``; values that would be rounded to 0 are ``"< 0.001"``."""
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def mean_of(figures: MethodFigures) -> Estimate | None:
-    """The mean top-1 of a method."""
+    """The mean top-1 of a method; ``None`` if all its trainings failed."""
     return None if figures.mean is None else Estimate(figures.mean, figures.interval)
 
 
 def difference_of(figures: MethodFigures) -> Estimate | None:
-    """Its difference from the method that it is compared with."""
+    """The difference of a method's top-1 from that of the reference method; ``None`` if there is none."""
     return None if figures.difference is None else Estimate(figures.difference, figures.difference_interval)
 
 
 def summary_figures(summary: Summary) -> dict[str, dict[str, Any]]:
-    """The figures of a run's networks, by role."""
-    found = {role: getattr(summary, role) for role in ROLES}
-    return {role: one.model_dump() for role, one in found.items() if one is not None}
+    """The figures of the networks of a run, by role."""
+    by_role = {role: getattr(summary, role) for role in ROLES}
+    return {role: figures.model_dump() for role, figures in by_role.items() if figures is not None}

@@ -1,4 +1,4 @@
-"""What a work dir holds for a report, read and checked."""
+"""The content of a work dir that a report shows, read and validated."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ SUMMARY, COMPARISON = "summary.json", "comparison.json"
 
 
 class TeacherFigures(Record):
-    """What ``comparison.json`` says of the teacher."""
+    """The figures of the teacher in ``comparison.json``."""
 
     top1: Percent
     top5: Percent
 
 
 class RunFigures(Record):
-    """What it says of one student; a training that failed has no figures."""
+    """The figures of one student in ``comparison.json``; ``None`` if its training failed."""
 
     method: str
     seed: int
@@ -33,7 +33,7 @@ class RunFigures(Record):
 
 
 class MethodFigures(Record):
-    """What it says of a method, see ``commands.compare.summarize``."""
+    """The figures of a method in ``comparison.json``, see ``commands.compare.summarize``."""
 
     mean: float | None
     interval: float | None
@@ -47,7 +47,7 @@ class MethodFigures(Record):
 
 
 class Difference(Record):
-    """What it says of two methods, see ``commands.compare.pairwise``."""
+    """The difference between two methods in ``comparison.json``, see ``commands.compare.pairwise``."""
 
     difference: float | None
     interval: float | None
@@ -55,7 +55,7 @@ class Difference(Record):
 
 
 class Comparison(Record):
-    """``comparison.json``."""
+    """The schema of ``comparison.json``."""
 
     runs: Annotated[list[RunFigures], Field(min_length=1)]
     teacher: TeacherFigures
@@ -67,52 +67,52 @@ class Comparison(Record):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         named = {run.method for run in self.runs} | self.pairwise.keys() | {self.against, ALONE}
-        absent = sorted(named - self.methods.keys())
-        if absent:
-            raise ValueError(f"methods has no {absent[0]!r}")
+        missing = sorted(named - self.methods.keys())
+        if missing:
+            raise ValueError(f"methods has no {missing[0]!r}")
         return self
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds of its runs, ascending."""
+        """The seeds of the runs, ascending."""
         return sorted({run.seed for run in self.runs})
 
     @property
     def best(self) -> str:
-        """The method with the highest mean among those that have a teacher; the student alone, if there is no other."""
+        """The method with the highest mean, other than the student alone unless there is no other."""
         means = {name: one.mean for name, one in self.methods.items() if name != ALONE and one.mean is not None}
         return max(means, key=lambda name: means[name]) if means else ALONE
 
 
 class ExportedFile(Record):
-    """The file that ``export.json`` is of."""
+    """The exported file in ``export.json``."""
 
     name: str
     bytes: Count
 
 
 class ExportedParity(Record):
-    """How it compares with the trained student."""
+    """The comparison of the exported file with the trained student."""
 
     top1_file: Percent
     equal_predictions: Percent
 
 
 class ExportedCosts(Record):
-    """What an image costs."""
+    """The latency of the exported file, in milliseconds per image."""
 
     p50_ms: Annotated[float, Field(ge=0)]
     p95_ms: Annotated[float, Field(ge=0)] | None = None
 
 
 class ExportedMachine(Record):
-    """Where that was measured."""
+    """The machine that the exported file was measured on."""
 
     processor: str
 
 
 class Exported(Record):
-    """What of ``export.json`` the page shows."""
+    """The part of ``export.json`` that the page shows."""
 
     format: str
     precision: str
@@ -124,19 +124,20 @@ class Exported(Record):
 
 @dataclass(frozen=True)
 class WorkDir:
-    """What is in the work dir of a run, or of a comparison.
+    """The content of the work dir of a run or a comparison.
 
     Attributes:
         folder: the work dir.
-        summary: of a run.
-        comparison: of methods.
-        teacher: finished.
-        baseline: the student alone.
-        student: of a run; or of the comparison's best method and first seed.
-        last: whether the figures are those of the students' last epochs, as a comparison's are.
-        paraphraser: finished.
-        exports: by the student's folder and the export's, such as ``"student-factor-seed0/onnx-int8"``.
-        recipe: the student's, as TOML.
+        summary: the summary of a run; ``None`` if there was only a comparison.
+        comparison: the results of a comparison; ``None`` if there was only a run.
+        teacher: the finished teacher, if there is one.
+        baseline: the finished student alone, if there is one.
+        student: the finished student of the run, or that of the comparison's best method and first seed.
+        last: whether the figures are those of the last epoch, as in a comparison.
+        paraphraser: the finished paraphraser, if there is one.
+        exports: the exported files by the folders of the student and the export, such as
+            ``"student-factor-seed0/onnx-int8"``.
+        recipe: the recipe of the student, as TOML.
     """
 
     folder: Path
@@ -152,20 +153,23 @@ class WorkDir:
 
     @property
     def networks(self) -> dict[str, Artefact]:
-        """Teacher, student alone and student, as far as they are there."""
-        found = {"teacher": self.teacher, "baseline": self.baseline, "student": self.student}
-        return {name: done for name, done in found.items() if done is not None}
+        """The networks that exist, by role: teacher, student alone and student."""
+        artefacts = {"teacher": self.teacher, "baseline": self.baseline, "student": self.student}
+        return {name: done for name, done in artefacts.items() if done is not None}
 
 
 def read_work_dir(folder: Path) -> WorkDir:
-    """What is in a work dir.
+    """Read the content of a work dir.
+
+    Args:
+        folder: the work dir.
 
     Raises:
-        InputError: it is no work dir, its run is not finished, or a file in it is damaged.
+        InputError: if the folder is not a work dir, its run is not finished, or a file in it is damaged.
     """
     if not folder.is_dir():
         raise InputError(
-            f"there is no work dir {folder}; give the folder that `factor-transfer run` or `compare` wrote"
+            f"the work dir {folder} does not exist; give the folder that `factor-transfer run` or `compare` wrote"
         )
     summary = read_record(folder / SUMMARY, Summary) if (folder / SUMMARY).is_file() else None
     comparison = read_record(folder / COMPARISON, Comparison) if (folder / COMPARISON).is_file() else None
@@ -173,21 +177,21 @@ def read_work_dir(folder: Path) -> WorkDir:
         if artefact.is_work_dir(folder):
             raise InputError(
                 f"{folder} has neither {SUMMARY} nor {COMPARISON}: its run is not finished. `factor-transfer run` or "
-                "`compare` goes on with it, and writes the report at its end"
+                "`compare` resumes it, and writes the report at its end"
             )
         raise InputError(
-            f"{folder} is no work dir: it has neither {SUMMARY} nor {COMPARISON}; give the folder that "
+            f"{folder} is not a work dir: it has neither {SUMMARY} nor {COMPARISON}; give the folder that "
             "`factor-transfer run` or `compare` wrote"
         )
     student, baseline = _students(summary, comparison)
     done = artefact.find(folder / student)
     if done is None or "model" not in done.record:
-        raise InputError(f"{folder / student} holds no finished student, which {folder} has a record of")
+        raise InputError(f"{folder / student} contains no finished student, although the results in {folder} name it")
     path = done.folder / artefact.RECIPE
     if not path.is_file():
         raise InputError(
-            f"{done.folder} has no {artefact.RECIPE}; give the command that trained it once more: what is up to date "
-            "is not trained again"
+            f"{done.folder} has no {artefact.RECIPE}; run the command that trained it again to write the recipe: what "
+            "is up to date is not trained again"
         )
     return WorkDir(
         folder,
@@ -204,17 +208,17 @@ def read_work_dir(folder: Path) -> WorkDir:
 
 
 def _students(summary: Summary | None, comparison: Comparison | None) -> tuple[str, str | None]:
-    """The folders of the student to show, and of the student alone."""
+    """The names of the folders of the student to show, and of the student alone."""
     if summary is not None:
         baseline = None if summary.baseline is None else Path(summary.baseline.weights).parent.name
         return Path(summary.student.weights).parent.name, baseline
     assert comparison is not None
-    good = {(run.method, run.seed) for run in comparison.runs if run.top1 is not None}
+    succeeded = {(run.method, run.seed) for run in comparison.runs if run.top1 is not None}
     method = comparison.best
-    seeds = sorted(seed for name, seed in good if name == method)
+    seeds = sorted(seed for name, seed in succeeded if name == method)
     if not seeds:
         raise InputError("all trainings of this comparison failed; there is nothing to report")
-    alone = f"student-alone-seed{seeds[0]}" if (ALONE, seeds[0]) in good else None
+    alone = f"student-alone-seed{seeds[0]}" if (ALONE, seeds[0]) in succeeded else None
     return f"student-{'alone' if method == ALONE else method}-seed{seeds[0]}", alone
 
 

@@ -1,4 +1,4 @@
-"""Write ``report.html`` into a work dir."""
+"""Writing ``report.html`` into a work dir."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -24,22 +24,23 @@ from factor_transfer.report.results import network_figures
 
 REPORT = "report.html"
 
-Model = dict[str, Any]  # what a record says of a network: its name and arguments
+Model = dict[str, Any]  # the name and the arguments of a network in a record
 
 
 def open_work_dir(folder: Path, console: Console, trusted_code: Collection[str] = ()) -> tuple[Experiment, list[Model]]:
-    """The experiment of a work dir that holds a finished run or comparison.
+    """Open the experiment of a work dir with a finished run or comparison.
 
     Args:
         folder: the work dir.
-        console: where progress is shown.
-        trusted_code: names of code from outside that the records may name and that may run.
+        console: the console that progress is shown on.
+        trusted_code: the code outside this package that may be run if the records name it.
 
     Returns:
-        The experiment, and what its records say of the networks, to be announced before any of them is built.
+        The experiment, and the ``model`` records of its networks, to be shown before any of them is built.
 
     Raises:
-        InputError: it is no work dir, its run is not finished or damaged, or it names code that is not trusted.
+        InputError: if the folder is not a work dir, its run is not finished or is damaged, or it names code that is not
+            trusted.
     """
     found = read_work_dir(folder)
     models = [done.record["model"] for done in found.networks.values()]
@@ -49,26 +50,26 @@ def open_work_dir(folder: Path, console: Console, trusted_code: Collection[str] 
 
 
 def write_report(experiment: Experiment) -> Path:
-    """Make the report of a finished run or comparison anew.
+    """Write the report of a finished run or comparison, replacing an earlier one.
 
-    The test images are looked at no more than they were in this command already, see ``Experiment.test_logits``.
+    Logits for the test images that this command has already computed are used again, see ``Experiment.test_logits``.
 
     Args:
-        experiment: the recipe in its work dir.
+        experiment: the experiment.
 
     Returns:
-        The path of the file.
+        The path of the report.
 
     Raises:
-        InputError: the work dir holds no finished run, or what it holds is damaged.
+        InputError: if the work dir has no finished run, or is damaged.
     """
     found = collectives.on_rank_zero(lambda: read_work_dir(experiment.work_dir))
-    why = collectives.on_rank_zero(lambda: _images_missing(experiment, found))
-    if why:
-        experiment.say(f"Warning: {why}; what needs the test images is left out of the report")
-    answers = {} if why else {role: _answers(experiment, found, done) for role, done in found.networks.items()}
+    unavailable = collectives.on_rank_zero(lambda: _images_missing(experiment, found))
+    if unavailable:
+        experiment.say(f"Warning: {unavailable}; the parts of the report that need the test images are left out")
+    answers = {} if unavailable else {role: _answers(experiment, found, done) for role, done in found.networks.items()}
     figures = summary_figures(found.summary) if found.summary is not None else {}
-    if found.summary is None and not why:
+    if found.summary is None and not unavailable:
         # All students of a comparison cost the same.
         figures = {role: network_figures(experiment, done) for role, done in found.networks.items()}
     path = experiment.work_dir / REPORT
@@ -81,14 +82,15 @@ def write_report(experiment: Experiment) -> Path:
         except Exception as error:
             if collectives.world() == 1:
                 raise
-            # The other processes wait for what the first one says, and hear only of these errors.
-            raise InputError(f"the report could not be made: {first_line(error)}") from error
+            # The other processes wait for the first one, and only errors of this type are passed on to them.
+            raise InputError(f"the report could not be written: {first_line(error)}") from error
 
     def make() -> None:
         paraphrased: list[TapReport] = []
-        if not why and found.teacher is not None and found.paraphraser is not None and experiment.recipe.paraphraser:
-            paraphrased = paraphrase(experiment, found.teacher, found.paraphraser)
-        images = (None, None) if why else (experiment.data, experiment.test)
+        teacher, paraphraser = found.teacher, found.paraphraser
+        if not unavailable and teacher is not None and paraphraser is not None and experiment.recipe.paraphraser:
+            paraphrased = paraphrase(experiment, teacher, paraphraser)
+        images = (None, None) if unavailable else (experiment.data, experiment.test)
         page = compose(found, experiment.recipe, Measured(figures, answers, paraphrased), *images)
         write_atomic(path, render(page).encode("utf-8", "backslashreplace"))
 
@@ -97,18 +99,18 @@ def write_report(experiment: Experiment) -> Path:
 
 
 def try_report(experiment: Experiment) -> Path | None:
-    """Make the report at the end of a training, which has succeeded whether or not the report can be made.
+    """Write the report at the end of a training, and print a warning if it cannot be written.
 
     Args:
-        experiment: the recipe in its work dir.
+        experiment: the experiment.
 
     Returns:
-        The path of the file; ``None`` if it could not be made, which one line says.
+        The path of the report; ``None`` if it could not be written.
     """
     try:
         return write_report(experiment)
-    except Exception as error:  # whatever it is, a training of hours must not fail for it
-        experiment.say(f"Warning: the report could not be made: {first_line(error)}")
+    except Exception as error:  # hours of training must not fail because of the report
+        experiment.say(f"Warning: the report could not be written: {first_line(error)}")
         return None
 
 
@@ -119,11 +121,11 @@ def _answers(experiment: Experiment, found: WorkDir, done: Artefact) -> Answers:
 
 
 def _images_missing(experiment: Experiment, found: WorkDir) -> str:
-    """Why the networks cannot be tried on the test images; empty if they can."""
+    """The reason why the networks cannot be evaluated on the test images; empty if they can."""
     try:
         data = experiment.data
     except InputError as error:
         return f"the images cannot be read ({first_line(error)})"
     if found.student.record["inputs"].get("data") != data.fingerprint:
-        return "the images are others than those that the student was trained on"
+        return "the images differ from those that the student was trained on"
     return ""
