@@ -51,3 +51,17 @@ def test_what_has_nothing_to_do_with_networks_does_not_wait_for_pytorch(words: l
 def test_a_wrong_setting_waits_for_pytorch_alone(name: str) -> None:
     more = ["weights.pth"] if name == "test" else []
     assert imported(command(name, "digits/resnet20-resnet8", *more, "student.epoch=3")) == {"torch"}
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+def test_threads_wait_without_keeping_a_processor_busy(
+    given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "true")  # OpenMP then prints what it has read
+    code = "from factor_transfer.cli import main; main(['show', 'taps', 'resnet8'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"OMP_WAIT_POLICY = '{expected.upper()}'" in done.stderr

@@ -14,6 +14,7 @@ from factor_transfer.cli import deploy as deploy_cli
 from factor_transfer.cli.common import Debug, Overrides, TrustCode, announce, console
 from factor_transfer.cli.exit import report_errors
 from factor_transfer.distributed.launch import launch_info
+from factor_transfer.distributed.threads import wait_passively
 from factor_transfer.errors import InputError, choose
 from factor_transfer.versions import OURS, versions
 
@@ -276,6 +277,7 @@ deploy_cli.add_to(app)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point."""
+    wait_passively()
     given = sys.argv[1:] if arguments is None else list(arguments)
     with report_errors(debug="--debug" in given, last=arguments is None):
         app(args=given, prog_name="factor-transfer")
