@@ -69,7 +69,7 @@ def names_key_and_place(message: str, overrides: tuple[str, ...] = ()) -> bool:
         ("beta = 50", f"x = {'[' * 5000}", "not valid TOML: line 32 is nested too deeply"),
         ("beta = 50", f"{'a.' * 500}b = 1", "line 32: transfer.factor.a.*nested too deeply"),
         ("beta = 50", "x = [\n1,", "not valid TOML: .*at line 34, the end"),
-        ("beta = 50", '"\\u001b[2J\\n" = 3', r"line 32: unknown key 'transfer\.factor\.'\\x1b\[2J\\n''; valid names are"),
+        ("beta = 50", '"\\u001b[2J\\n" = 3', r"line 32: unknown key 'transfer\.factor\.'\\x1b\[2J\\n''; valid names"),
         ("train = 96", 'root = "a\\u0000b"', "line 4: data.root: a string should not contain the character 0"),
     ],
 )  # fmt: skip
