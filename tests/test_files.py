@@ -185,7 +185,7 @@ def test_what_is_no_regular_file_is_not_waited_for(
     for name in ("w.pth", "w.safetensors"):
         Path(name).touch()
         put(Path(name))
-        with pytest.raises(InputError, match=rf"{name}: is a (FIFO|device|folder)"):
+        with pytest.raises(InputError, match=rf"{name} is a (FIFO|device|folder)"):
             checkpoint.read_weights(Path(name))
 
 

@@ -132,7 +132,7 @@ def test_words_of_all_languages_stay_readable() -> None:
 @pytest.mark.parametrize("key", ["name", "num_classes", "in_channels", "pretrained"])
 def test_settings_do_not_say_which_network_it_is(own: str, tiny: Path, run: Run, key: str) -> None:
     override = f"teacher={{model='timm:resnet18', epochs=1, args={{{key}='{own}'}}}}"
-    refused(run("teacher", tiny, override), f"teacher.args: '{key}' is no setting")
+    refused(run("teacher", tiny, override), f"teacher.args: '{key}' is not a setting")
     assert not Path("ran").exists()
 
 

@@ -139,8 +139,11 @@ def test_an_error_is_told_though_a_signal_comes(tiny: Path, run: Run, monkeypatc
         ({"SLURM_NTASKS": "2"}, "srun needs --ntasks-per-node in addition to --ntasks"),
         ({"SLURM_NTASKS": "two"}, "must set the environment variable SLURM_NTASKS to a number, but it is 'two'"),
         ({"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2(x3)"}, "SLURM_PROCID|SLURM_NTASKS_PER_NODE"),
-        ({"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "x"}, "SLURM_PROCID to a number: 'x'"),
-        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0"}, "WORLD_SIZE to a number: None"),
+        (
+            {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "x"},
+            "SLURM_PROCID to a number, but it is 'x'",
+        ),
+        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0"}, "WORLD_SIZE to a number, but it is None"),
     ],
 )
 def test_a_launcher_that_says_too_little(

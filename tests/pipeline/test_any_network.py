@@ -191,7 +191,7 @@ def test_a_network_without_feature_maps_learns_from_answers(run: Run) -> None:
     Path("flat.py").write_text(FLAT)
     result = run("run", recipe, "transfer.method=kd")
     assert result.code == 0, result.err
-    refused(run("run", recipe), "factor transfer needs a feature map of the student; name one as student.tap")
+    refused(run("run", recipe), "factor transfer needs a feature map of the student; set student.tap")
     refused(run("run", recipe, "transfer.method=at"), "no stage that returns a feature map; name a tap")
 
 
