@@ -101,7 +101,7 @@ def test_an_exported_file_and_a_package(digits_run: Path, pictures: Path, run: R
     (out / "student.onnx").write_bytes((out / "student.onnx").read_bytes() + b"\n")
     refused(run("predict", out / "student.onnx", pictures), "was exported from another student, or has changed since")
     (out / "export.json").unlink()
-    refused(run("predict", out / "student.onnx", pictures), r"has no export\.json beside it")
+    refused(run("predict", out / "student.onnx", pictures), r"export\.json is missing")
 
 
 def save(image: Image.Image, path: Path) -> Path:
