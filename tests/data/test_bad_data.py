@@ -27,7 +27,7 @@ def test_a_truncated_or_corrupted_data_file(tiny: Path, tmp_path: Path, run: Run
     batch = tmp_path / "c" / "cifar-10-batches-bin" / "data_batch_3.bin"
     whole = batch.read_bytes()
     batch.write_bytes(whole[:-1])
-    refused(run("teacher", tiny, override), r"data_batch_3\.bin: 30,729 bytes")
+    refused(run("teacher", tiny, override), r"data_batch_3\.bin: has 30,729 bytes")
     batch.write_bytes(b"\x0b" + whole[1:])
     refused(run("teacher", tiny, override), r"data_batch_3\.bin: image 0 has label 11")
     batch.unlink()
@@ -64,7 +64,7 @@ def test_images_of_differing_sizes_without_size(tiny: Path, tmp_path: Path, run:
 def test_one_class_or_a_class_without_training_images(tiny: Path, tmp_path: Path, run: Run) -> None:
     override = pictures(tmp_path / "p")
     shutil.rmtree(tmp_path / "p" / "b")
-    refused(run("teacher", tiny, override), "one class only, 'a'")
+    refused(run("teacher", tiny, override), "only one class, 'a'")
     refused(run("teacher", tiny, "data.limit=3"), "no training image of class 'pattern .*' is left")
 
 

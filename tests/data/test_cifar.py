@@ -46,7 +46,7 @@ def test_binary_is_preferred_and_the_test_file_read_late(tmp_path: Path) -> None
     (folder / "test_batch.bin").write_bytes(b"damaged")
     source = load_cifar10(root=str(tmp_path))
     assert len(source.train) == 10
-    with pytest.raises(InputError, match=r"test_batch\.bin: 7 bytes, expected records of 3,073"):
+    with pytest.raises(InputError, match=r"test_batch\.bin: has 7 bytes, expected records of 3,073"):
         source.test()
 
 
@@ -55,7 +55,7 @@ def test_class_names_come_from_the_meta_file(tmp_path: Path) -> None:
     (folder / "batches.meta.txt").write_text("\n".join("abcdefghij") + "\n\n")
     assert load_cifar10(root=str(tmp_path)).classes == tuple("abcdefghij")
     (folder / "batches.meta.txt").write_text("a\nb\n")
-    with pytest.raises(InputError, match=r"batches\.meta\.txt: names 2 classes, expected 10"):
+    with pytest.raises(InputError, match=r"batches\.meta\.txt: has the names of 2 classes, expected 10"):
         load_cifar10(root=str(tmp_path))
 
 
@@ -140,7 +140,7 @@ def test_damaged_binary_files(tmp_path: Path) -> None:
         ({"data": b"x", "labels": []}, "'data' is bytes"),
         ({"data": pixels(1).astype(np.float32), "labels": [0]}, "array of 'f4', expected 'u1'"),
         ([1, 2], "expected a dict, found a list"),
-        ({"data": [pickle.PickleBuffer]}, r"asks for .*PickleBuffer"),
+        ({"data": [pickle.PickleBuffer]}, r"refers to .*PickleBuffer"),
         ({"data": {1}}, "opcode EMPTY_SET, which no CIFAR file contains"),
         ({"data": pixels(1), 1: 2}, "a dict with a int as a key"),
         ({"data": pixels(1), "labels": [1.0]}, "not a list of numbers"),
@@ -244,7 +244,7 @@ NESTED = b")" + b"".join(b"q\x00h\x00\x86" for _ in range(60))
         (b"](NNu.", "sets items of a list"),
         (ENCODE + b"}" + text(b"a") + b"Nsb.", "sets the state of an object that has none"),
         (b"cnumpy\nndarray\n)R(NN" + b"cnumpy\ndtype\n" + NESTED + b"\x85RNNtb.", "an array of tuple, expected 'u1'"),
-        (b"c" + b"x" * 5000 + b"\n\x1b[2J\n.", r"asks for 'x{70,80}, which"),
+        (b"c" + b"x" * 5000 + b"\n\x1b[2J\n.", r"refers to 'x{70,80}, which"),
     ],
 )
 def test_what_would_cost_much_is_refused_at_once(tmp_path: Path, content: bytes, message: str) -> None:
@@ -326,7 +326,7 @@ def test_another_file_of_a_published_name_is_refused_unless_it_is_meant(
 ) -> None:
     folder = write_cifar10(tmp_path, python=False)
     monkeypatch.setitem(published.SUMS, "data_batch_2.bin", (2, "sha256", "0" * 64))
-    with pytest.raises(InputError, match=r"data_batch_2\.bin: damaged, or not the published one.*data\.verify=false"):
+    with pytest.raises(InputError, match=r"data_batch_2\.bin: damaged, or not the published file.*data\.verify=false"):
         load_cifar10(root=str(tmp_path))
     assert len(load_cifar10(root=str(tmp_path), verify=False).train) == 10
     (folder / "data_batch_2.bin").write_bytes((folder / "data_batch_2.bin").read_bytes()[:3073])
@@ -357,5 +357,5 @@ def test_one_flipped_bit_of_the_real_cifar10(tmp_path: Path) -> None:
     content = bytearray((CIFAR10 / "cifar-10-batches-bin" / "data_batch_1.bin").read_bytes())
     content[12_345_678] ^= 1
     (tmp_path / "data_batch_1.bin").write_bytes(content)
-    with pytest.raises(InputError, match=r"data_batch_1\.bin: damaged, or not the published one"):
+    with pytest.raises(InputError, match=r"data_batch_1\.bin: damaged, or not the published file"):
         load_cifar10(root=str(tmp_path))

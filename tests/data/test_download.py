@@ -102,7 +102,9 @@ def test_a_break_is_continued_within_a_call(server: Server, tmp_path: Path) -> N
 
 def test_a_break_is_continued_by_the_next_call(server: Server, tmp_path: Path) -> None:
     server.breaks = [100_000, 0]
-    with pytest.raises(InputError, match=r"ended after 100,000 of 300,000 bytes; .*\.part .* again continues"):
+    with pytest.raises(
+        InputError, match=r"ended after 100,000 of 300,000 bytes; .*\.part .* the next attempt resumes it"
+    ):
         fetch(server.url, MD5, tmp_path)
     assert (tmp_path / "a file.bin.part").read_bytes() == CONTENT[:100_000]
     assert fetch(server.url, MD5, tmp_path).read_bytes() == CONTENT

@@ -182,7 +182,7 @@ def one_folder_as_two_classes(root: Path) -> None:
             r"holdout has folders of the same classes as 'train', but its name is not the name of a split; rename it",
         ),
         (splits_within_classes, r"apple would be a class, but contains folders that are splits \(test, train\)"),
-        (a_folder_too_high, r"pictures would be a class, .* give data\.root=.*/pictures$"),
+        (a_folder_too_high, r"pictures would be a class, .* set data\.root=.*/pictures$"),
         (one_folder_as_two_splits, r"test and .*train are two splits, but a link makes them the same folder"),
         (one_folder_as_two_classes, r"plum and .*prune are two classes, but a link makes them the same folder"),
     ],

@@ -101,7 +101,7 @@ def test_an_exported_file_and_a_package(digits_run: Path, pictures: Path, run: R
     (out / "student.onnx").write_bytes((out / "student.onnx").read_bytes() + b"\n")
     refused(run("predict", out / "student.onnx", pictures), "was exported from another student, or has changed since")
     (out / "export.json").unlink()
-    refused(run("predict", out / "student.onnx", pictures), r"has no export\.json beside it")
+    refused(run("predict", out / "student.onnx", pictures), r"export\.json is missing")
 
 
 def save(image: Image.Image, path: Path) -> Path:
@@ -112,7 +112,7 @@ def save(image: Image.Image, path: Path) -> Path:
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
-        ("RGB", r"has 3 channels \(RGB\); the network takes 1"),
+        ("RGB", r"has 3 channels \(RGB\), but the network takes 1"),
         ("LA", r"has 2 channels \(LA\), one of them alpha"),
         ("RGBA", r"has 4 channels \(RGBA\), one of them alpha"),
         ("I;16", "does not have 8 bits per channel"),
@@ -167,6 +167,6 @@ def test_a_folder_is_read_as_training_images_are(digits_run: Path, run: Run, tmp
 
 
 def test_what_is_no_network(digits_run: Path, run: Run, tmp_path: Path, pictures: Path) -> None:
-    refused(run("predict", tmp_path / "nowhere", pictures), "there is no run .*nowhere")
+    refused(run("predict", tmp_path / "nowhere", pictures), "nowhere does not exist; give the folder")
     refused(run("predict", tmp_path / "nowhere.pte", pictures), r"the file .*nowhere\.pte does not exist")
     refused(run("predict", digits_run / "teacher", pictures), "contains a teacher, not a student")

@@ -72,7 +72,7 @@ def test_a_run_that_is_not_finished_or_none(digits_run: Path, run: Run, tmp_path
     refused(run("export", digits_run / "teacher"), "contains a teacher, not a student")
     work = Path(shutil.copytree(digits_run, tmp_path / "work"))
     (work / STUDENT / "recipe.toml").unlink()
-    refused(run("export", work), r"has no recipe\.toml", "once more")
+    refused(run("export", work), r"has no recipe\.toml", "Repeat its training command")
     record = json.loads((work / STUDENT / "stage.json").read_text())
     (work / STUDENT / "stage.json").write_text(json.dumps(record | {"finished": False}))
     for command in (["export", work], ["package", work, "--out", tmp_path / "out"], ["predict", work, tmp_path]):

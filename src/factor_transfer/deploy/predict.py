@@ -106,8 +106,8 @@ def _exported(path: Path) -> Network:
     record_path = path.parent / RECORD
     if not record_path.is_file():
         raise InputError(
-            f"there is no {RECORD} beside {path}, which contains the names of its classes; `factor-transfer export` "
-            "writes both files"
+            f"{record_path} is missing, which contains the names of the classes of {path.name}; "
+            "`factor-transfer export` writes both files"
         )
     record = read_record(record_path, FileRecord)
     if sha256(path) != record.file.sha256:

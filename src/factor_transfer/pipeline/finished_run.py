@@ -52,8 +52,8 @@ class Run:
         path = self.student.folder / artefact.RECIPE
         if not path.is_file():
             raise InputError(
-                f"{self.student.folder} has no {artefact.RECIPE}: the student was trained by an older version. Run the "
-                "command that trained it again to write the recipe; what is up to date is not trained again"
+                f"{self.student.folder} has no {artefact.RECIPE}: the student was trained by an older version. Repeat "
+                "its training command to write the recipe; what is up to date is not trained again"
             )
         return read_recipe(path, overrides)
 

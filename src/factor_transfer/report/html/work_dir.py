@@ -190,8 +190,8 @@ def read_work_dir(folder: Path) -> WorkDir:
     path = done.folder / artefact.RECIPE
     if not path.is_file():
         raise InputError(
-            f"{done.folder} has no {artefact.RECIPE}; run the command that trained it again to write the recipe: what "
-            "is up to date is not trained again"
+            f"{done.folder} has no {artefact.RECIPE}; repeat its training command to write the recipe: what is up to "
+            "date is not trained again"
         )
     return WorkDir(
         folder,
