@@ -14,12 +14,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when PyTorch is impo
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from factor_transfer.cli import main
 
 # One thread: tests are small, and sums come out the same whatever else the machine is doing.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# The same examples in every run, however slow the machine is.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -67,7 +67,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(share=st.floats(0, 0.999))
 def test_a_truncated_file_is_an_error_that_names_it(written: Path, tmp_path: Path, share: float) -> None:
     for name, read in (("w.safetensors", checkpoint.read_weights), ("last.ckpt", training_state.read_training)):

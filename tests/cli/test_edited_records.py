@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -78,12 +78,7 @@ VALUES = st.one_of(
     st.lists(st.floats(0.1, 1), max_size=4),
     st.lists(st.text("abcdefghijk", min_size=1, max_size=3), min_size=8, max_size=12),
 )
-often = settings(
-    max_examples=25,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+often = settings(max_examples=25)
 
 
 def ends_well(result: Outcome, before: Outcome, same: bool) -> None:

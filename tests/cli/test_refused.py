@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import Run, refused
@@ -135,7 +135,7 @@ def last_state(stage: Path) -> dict[str, torch.Tensor]:
     return found.last_state()
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(name=st.sampled_from(artefact.STATES), share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_any_flipped_or_missing_byte_of_a_stages_weights_is_named(
     stage: Path, name: str, share: float, bit: int

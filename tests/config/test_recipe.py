@@ -2,7 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factor_transfer.config.read import read_recipe, shipped
@@ -91,7 +91,7 @@ def to_toml(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(keys=st.lists(KEYS, min_size=1, max_size=3), value=VALUES)
 def test_any_override_gives_a_recipe_or_one_message(tiny: Path, keys: list[str], value: object) -> None:
     message = ""
@@ -102,7 +102,7 @@ def test_any_override_gives_a_recipe_or_one_message(tiny: Path, keys: list[str],
     assert len(message.splitlines()) < 12
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(max_size=60) | st.binary(max_size=60))
 def test_any_text_gives_a_recipe_or_one_message(tmp_path: Path, text: str | bytes) -> None:
     path = tmp_path / "any.toml"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import TINY, Run, refused
@@ -18,9 +18,7 @@ from factor_transfer.errors import InputError
 from factor_transfer.methods import TERMS
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
-FEW = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None, derandomize=True
-)
+FEW = settings(max_examples=30)
 LINES = TINY.split("\n")
 # Of a name or a model, other keys depend.
 SAYING = [number for number, line in enumerate(LINES, 1) if "=" in line and not line.startswith(("name", "model"))]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cifar_files import BATCHES, pixels, python2_pickle, write_cifar10
@@ -266,9 +266,7 @@ def test_a_pickle_that_would_fill_the_memory_is_one_message(tiny: Path, tmp_path
 OPCODES = [ord(opcode.code) for opcode in pickletools.opcodes]
 
 
-@settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(OPCODES).map(lambda code: bytes([code])) | st.binary(max_size=9), max_size=40))
 def test_any_program_is_read_or_refused(tmp_path: Path, parts: list[bytes]) -> None:
     (tmp_path / "batch").write_bytes(b"".join(parts) + b".")
@@ -280,7 +278,7 @@ SMALL = python2_pickle(pixels(1), "labels", [3])
 STRUCTURE = [at for at in range(len(SMALL)) if not 200 <= at < 200 + 3000]  # the pixels hold no opcodes
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(at=st.sampled_from(STRUCTURE), byte=st.none() | st.integers(0, 255))
 def test_any_damaged_byte_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, at: int, byte: int | None
@@ -300,7 +298,7 @@ def test_any_damaged_byte_is_read_or_refused(
 
 
 @pytest.mark.parametrize("kind", ["sha256", "md5"])
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 @given(data=st.data())
 def test_any_flipped_byte_of_a_published_file_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, data: st.DataObject

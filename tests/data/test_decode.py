@@ -67,7 +67,7 @@ def test_values_of_more_than_8_bits_are_refused(tmp_path: Path, form: str, mode:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_damaged_image_is_read_or_one_message(
     tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT, Run, refused
@@ -51,7 +51,7 @@ def test_it_is_read_from_each_layout(packed: bool, inside: str, tmp_path: Path) 
     assert torch.equal(source.train.images[:][:, 0], torch.from_numpy(expected))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(cut=st.integers(0, 40), place=st.integers(0, 15), value=st.integers(0, 255))
 def test_a_damaged_file_is_refused_or_read_whole(cut: int, place: int, value: int, tmp_path: Path) -> None:
     folder = write(tmp_path, packed=False)

@@ -364,7 +364,7 @@ def test_something_else_in_the_place_of_an_image(
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=12)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(st.lists(NAMES.map(lambda name: f"{name}.png") | NAMES | st.just(".png"), max_size=6, unique=True))
 def test_any_names_are_images_or_counted(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     folder = tmp_path_factory.mktemp("names")

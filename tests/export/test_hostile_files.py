@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -241,12 +241,7 @@ def device(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_executorch
-@settings(
-    max_examples=8,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=8)
 @given(share=st.floats(0, 1, exclude_max=True), change=st.binary(min_size=1, max_size=8))
 def test_any_changed_executorch_file_is_refused_or_answers(
     run: Run, device: Path, picture: Path, share: float, change: bytes

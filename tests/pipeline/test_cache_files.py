@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factor_transfer.data import Augment, Batches, Split, Views
@@ -58,7 +58,7 @@ def test_only_whole_views_count(tmp_path: Path) -> None:
 ALL = sum(2 * 3 * 4 * size for size in (6, 5))  # bytes
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(at=st.integers(0, ALL - 1), bit=st.integers(0, 7))
 def test_any_flipped_bit_names_file_and_view(tmp_path: Path, at: int, bit: int) -> None:
     if not (tmp_path / "progress.json").exists():
