@@ -57,3 +57,10 @@ html_theme_options = {
 def setup(app: Sphinx) -> None:
     """Fill the places of the pages that are made from the code."""
     app.connect("source-read", made.fill)
+    app.connect("autodoc-process-docstring", _without_type, priority=400)  # before napoleon's
+
+
+def _without_type(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Keep napoleon from taking the words before a colon, in the first line about a property, for a type."""
+    if what == "property" and lines:
+        lines[0] = lines[0].replace(": ", " – ", 1)

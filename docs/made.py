@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from types import NoneType, UnionType
+from types import ModuleType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -200,9 +200,21 @@ def _meanings(sources: Iterable[Any]) -> dict[str, str]:
     for source in sources:
         target = source.func if isinstance(source, partial) else source
         for parameter in parse(target.__doc__ or "", DocstringStyle.GOOGLE).params:
-            text = " ".join((parameter.description or "").split())
+            text = _named(" ".join((parameter.description or "").split()), sys.modules[target.__module__])
             found.setdefault(parameter.arg_name, text[:1].upper() + text[1:] if text[:1].isascii() else text)
     return found
+
+
+def _named(text: str, module: ModuleType) -> str:
+    """A text with the values of the constants that it names: a reader of a page need not know the code."""
+
+    def value(found: re.Match[str]) -> str:
+        constant = getattr(module, found[1], None)
+        if isinstance(constant, int):
+            return f"{constant >> 30} GiB" if constant >= 2**30 else f"{constant:,}"
+        return ", ".join(f"`{name}`" for name in constant) if isinstance(constant, Mapping) else found[0]
+
+    return re.sub(r"``([A-Z_]+)``", value, text)
 
 
 def _summary(function: Any) -> str:

@@ -104,14 +104,14 @@ def open_data(
     """Open a data set and, where it has no validation split, cut one from its training images.
 
     Args:
-        name: one of ``DATASETS``, such as ``"folder"``.
+        name: one of ``DATASETS``.
         validation: the share of the training images that is kept for validation, 0..1; stratified. Not used where the
             data set has a validation split of its own, such as a folder ``val``.
         limit: use only so many of the training images; stratified.
         split_seed: of the random splits. It is apart from the seeds of training, so that runs of several
             seeds share their validation images.
-        mean: of each channel, 0..1; measured on the training images if left out, on 4,096 of them if they are on
-            the disk.
+        mean: of each channel, 0..1; measured on the training images if left out, on ``STATISTICS_IMAGES`` of them if
+            they are on the disk.
         std: of each channel, 0..1; likewise.
         options: the data set's own keyword arguments, such as ``root``.
 

@@ -69,7 +69,7 @@ class Side:
 
     @cached_property
     def classes(self) -> int:
-        """The number of classes that it tells apart, K of its logits (B, K)."""
+        """How many it tells apart: K of its logits (B, K)."""
         logits, _ = self.see([])
         if logits is None or logits.dim() != 2:
             shape = None if logits is None else tuple(logits.shape)

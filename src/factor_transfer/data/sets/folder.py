@@ -66,7 +66,7 @@ def load_folder(
         test_fraction: the share of test images where there is no test folder, 0..1.
         split_seed: which images those are is a function of the images' order and this.
         in_memory: decode all images once and hold them, or leave them on the disk and decode each when it is needed;
-            in memory if all take less than 4 GiB, if left out. What is trained is the same.
+            in memory if all take less than ``IN_MEMORY``, if left out. What is trained is the same.
         workers: processes that decode images from the disk while training goes on; 0 leaves it to the training's own
             process. One a core, up to 8, if left out.
 
