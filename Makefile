@@ -1,6 +1,7 @@
 # make demo   all stages on a part of Fashion-MNIST, in two to three minutes
 # make test   the test suite
 # make check  lint and types
+# make docs   the documentation as a site, in docs/_build/html, in about a minute; its warnings are errors
 # make slurm  the launchers on a real Slurm, for two minutes on this machine (needs root, or skips)
 # Each sets up .venv first, once. Needs python3 >= 3.11.4; PYTHON=… names another one.
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test check slurm clean
+.PHONY: demo test check docs slurm clean
 
 demo: .venv/installed
 	$(BIN)/factor-transfer demo
@@ -20,6 +21,10 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed-docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	@echo "The site is at docs/_build/html/index.html"
 
 slurm: .venv/installed-dev
 	bash tests/slurm/run.sh
@@ -38,5 +43,9 @@ slurm: .venv/installed-dev
 	$(INSTALL) '.[dev]'
 	@touch $@
 
+.venv/installed-docs: .venv/installed
+	$(INSTALL) '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv docs/_build

@@ -11,9 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from conftest import Run
+from factor_transfer.cli.main import app
+from factor_transfer.config.read import read_recipe
 from factor_transfer.data import open_data
 from factor_transfer.data.decode import ENDINGS
 from factor_transfer.data.sets.folder import SPLITS
@@ -21,6 +24,87 @@ from factor_transfer.data.sets.image_files import SYSTEM
 from factor_transfer.methods import TERMS
 
 DOCS = Path(__file__).parents[1] / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The blocks of a page's code in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+def test_the_recipes_are_some(tmp_path: Path) -> None:
+    (recipe,), (fast,), (robust,) = (blocks(page, "toml") for page in ("tutorial.md", "speed.md", "cluster.md"))
+    (transfer,) = blocks("methods.md", "toml")
+    (preset,) = blocks("coming-from.md", "toml")
+    (tmp_path / "pictures.toml").write_text(recipe)
+    assert read_recipe(tmp_path / "pictures.toml").name == "pictures"
+    (tmp_path / "sum.toml").write_text(recipe[: recipe.index("[transfer.factor]")] + transfer)
+    assert read_recipe(tmp_path / "sum.toml").method == "factor+kd"
+    (tmp_path / "preset.toml").write_text(preset + recipe)
+    assert read_recipe(tmp_path / "preset.toml").terms["factor"].model_dump()["attention"]
+    (tmp_path / "fast.toml").write_text(fast[: fast.index("[cache]")] + recipe + fast[fast.index("[cache]") :])
+    assert read_recipe(tmp_path / "fast.toml").cache.views == 8
+    top, stages = robust.split("[student] # and the other stages\n")
+    settings = re.findall(r"(\w+) = ([\d.]+)", stages)
+    assert [name for name, _ in settings] == ["accumulate", "clip_norm"]
+    (tmp_path / "robust.toml").write_text(f"{top}\n{recipe}")
+    said = read_recipe(tmp_path / "robust.toml", [f"student.{name}={value}" for name, value in settings])
+    plain = read_recipe(tmp_path / "pictures.toml", ["student.clip_norm=5.0", "name=robust"])
+    assert said.model_dump() == plain.model_dump()  # all others are the defaults
+
+
+def test_every_term_is_described() -> None:
+    page = (DOCS / "methods.md").read_text()
+    assert [name for name in TERMS if f"| `{name}` |" not in page] == []
+    assert [name for name in TERMS if f"### `{name}`\n" not in page or f"<!-- made: term {name} -->" not in page] == []
+
+
+def test_the_examples_run() -> None:
+    for page, made in (("results.md", "student"), ("library.md", "losses")):
+        (code,) = blocks(page, "python")
+        names: dict[str, object] = {}
+        exec(code, names)
+        assert names[made] is not None
+
+
+# Which of the page's blocks need which library: the first two begin all others.
+LOOPS = {"torch": 2, "pytorch_lightning": 3, "transformers": 4}
+
+
+@pytest.mark.parametrize("library", LOOPS)
+@pytest.mark.filterwarnings("ignore")  # of other libraries
+def test_the_loops_run(library: str, torchvision_operators: None) -> None:
+    needed = [library, "accelerate"] if library == "transformers" else [library]
+    if missing := [name for name in needed if find_spec(name) is None]:
+        pytest.skip(f"{missing[0]} is not installed")
+    begin, plain, *others = blocks("loops.md", "python")
+    names: dict[str, object] = {}
+    exec(begin, names)
+    student = names["student"]
+    assert isinstance(student, torch.nn.Module)
+    exec(plain, names)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    teacher = {name: value.clone() for name, value in names["teacher"].state_dict().items()}  # type: ignore[attr-defined]
+    exec(others[LOOPS[library] - 2], names)
+    assert all(torch.equal(value, teacher[name]) for name, value in names["teacher"].state_dict().items())  # type: ignore[attr-defined]
+    if library == "torch":
+        names["loss"].backward()  # type: ignore[attr-defined]
+        assert student.get_parameter("conv1.weight").grad is not None
+    else:
+        assert not all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_described(command: str, run: Run) -> None:
+    page = (DOCS / "command-line.md").read_text()
+    assert f"    factor-transfer {command} " in page
+    result = run(command, "--help")
+    assert result.code == 0
+    options = set(re.findall(r"--[a-z-]+", page))
+    missing = [option for option in re.findall(r"--[a-z-]+", result.out) if option not in options | {"--help"}]
+    assert missing == []
 
 
 def test_how_a_folder_is_read_is_said_in_full() -> None:

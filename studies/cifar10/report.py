@@ -21,7 +21,7 @@ from factor_transfer.training.log import duration
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
-PAGES = HERE / "README.md", ROOT / "README.md"
+PAGES = HERE / "README.md", ROOT / "README.md", ROOT / "docs" / "results.md"
 
 Record = Mapping[str, Any]
 
@@ -197,16 +197,16 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]], note: str) -> st
 
 
 def _networks(records: Mapping[str, Record], group: str) -> str:
-    """The networks of the zoo, with links to their files."""
+    """The networks of the zoo, with links to their files from a page in ``docs``."""
     lines = []
     for name, entry in read_json(ROOT / "zoo" / "zoo.json").items():
         if entry["top1"] is not None:
-            folder = f"zoo/{name}".replace("+", "%2B")
+            folder = f"../zoo/{name}".replace("+", "%2B")
             files = f"[weights]({folder}/weights.safetensors), [log]({folder}/metrics.jsonl)"
             if not (ROOT / "zoo" / name).is_dir():
                 files = f"too large; `{entry['command']}`"
             figures = [f"{entry[key]:.2f}" for key in ("top1", "top5")]
-            recipe = f"[recipe]({entry['recipe']})"
+            recipe = f"[recipe](../{entry['recipe']})"
             lines.append([entry["data"], f"`{name}`", entry["network"], *figures, recipe, files])
     head = ["data set", "name", "network", "top-1 %", "top-5 %", "recipe", "files"]
     return _table(head, lines, "On the 10,000 test images.")
