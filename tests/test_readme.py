@@ -60,6 +60,8 @@ def test_the_tree_names_every_module() -> None:
 @pytest.mark.parametrize(
     "command",
     [
+        "compress",
+        "init",
         "demo",
         "check",
         "run",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from factor_transfer.cli import compress as compress_cli
 from factor_transfer.cli import deploy as deploy_cli
 from factor_transfer.cli.common import Debug, Overrides, TrustCode, announce, console
 from factor_transfer.cli.exit import report_errors
@@ -271,6 +272,7 @@ def show(
     console().print(listing.taps(model, size) if model is not None else getattr(listing, what)())
 
 
+compress_cli.add_to(app)
 deploy_cli.add_to(app)
 
 

@@ -1,10 +1,12 @@
 """One image, from its file to its pixels."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from factor_transfer.errors import InputError
 from factor_transfer.files import open_regular
@@ -26,6 +28,7 @@ if "avif" in features.modules and features.check("avif"):  # since pillow 11.3
 ENDINGS = frozenset(ending for endings in FORMATS.values() for ending in endings)
 
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
+_GREY = {"1", "L", "LA"}  # modes without colours
 
 
 # What is as it should be, where nothing may be converted. A palette's colours are colours.
@@ -51,26 +54,46 @@ def decode(path: Path, size: int | None, channels: Literal[1, 3], convert: bool 
         InputError: the file is missing, damaged, too large, not of 8 bits a channel, or not as it should be; or what is
             there is no regular file.
     """
+    with _opened(path) as file:
+        if file.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in file.tile):
+            raise InputError(f"{path}: its values are not of 8 bits (mode {file.mode}); convert it first")
+        if not convert:
+            _refuse_others(path, file, channels)
+        image: Image.Image = ImageOps.exif_transpose(file)
+        if "transparency" in image.info:  # a palette's transparent colours, which only RGBA can hold
+            image = image.convert("RGBA")
+        image = image.convert(_MODES[channels])
+        if size is not None:
+            # Scaling the centre alone gives what a crop afterwards would, to half a pixel, for less work.
+            side = min(image.size)
+            left, top = (image.width - side) / 2, (image.height - side) / 2
+            square = (left, top, left + side, top + side)
+            image = image.resize((size, size), Image.Resampling.BILINEAR, box=square)
+        return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def read_header(path: Path) -> tuple[Literal[1, 3], int]:
+    """The channels of an image, and its shorter side in pixels; only the file's first bytes are read.
+
+    Args:
+        path: the file, of any of ``FORMATS``.
+
+    Raises:
+        InputError: the file is missing, or no image; or what is there is no regular file.
+    """
+    with _opened(path) as file:
+        return 1 if file.mode in _GREY else 3, min(file.size)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """An image file, of which the header is read; what goes wrong with it becomes an ``InputError``."""
     try:
         # Opening reads the header alone, and refuses what has twice the pixels that pillow warns at.
         with open_regular(path) as content, Image.open(content, formats=tuple(FORMATS)) as file:
             if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:
                 raise InputError(f"{path}: refused, {file.width}×{file.height} pixels are too many")
-            if file.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in file.tile):
-                raise InputError(f"{path}: its values are not of 8 bits (mode {file.mode}); convert it first")
-            if not convert:
-                _refuse_others(path, file, channels)
-            image: Image.Image = ImageOps.exif_transpose(file)
-            if "transparency" in image.info:  # a palette's transparent colours, which only RGBA can hold
-                image = image.convert("RGBA")
-            image = image.convert(_MODES[channels])
-            if size is not None:
-                # Scaling the centre alone gives what a crop afterwards would, to half a pixel, for less work.
-                side = min(image.size)
-                left, top = (image.width - side) / 2, (image.height - side) / 2
-                square = (left, top, left + side, top + side)
-                image = image.resize((size, size), Image.Resampling.BILINEAR, box=square)
-            return np.asarray(image).reshape(image.height, image.width, channels)
+            yield file
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -60,7 +60,7 @@ def export_student(experiment: Experiment, run: Run, options: ExportOptions, out
         load_network(student, trusted_code=experiment.trusted_code or ()),
         Normalize(student.record["mean"], student.record["std"]),
     )
-    folder = out or student.folder / "export" / f"{options.format}-{options.precision}"
+    folder = out or export_folder(student, options)
     _check_own(folder, student)
     images = calibration(data.train, options.calibration) if options.precision == "int8" else experiment.examples.cpu()
     alone = bare(network, normalize, images)
@@ -97,6 +97,11 @@ def export_student(experiment: Experiment, run: Run, options: ExportOptions, out
     for former in (name, RECORD):
         (folder / f"{former}{REJECTED}").unlink(missing_ok=True)
     return record
+
+
+def export_folder(student: Artefact, options: ExportOptions) -> Path:
+    """The folder of a student's file in the student's own."""
+    return student.folder / "export" / f"{options.format}-{options.precision}"
 
 
 def _check_own(folder: Path, student: Artefact) -> None:

@@ -1,7 +1,9 @@
 """What may not be there: a zoo's library, and the servers that its weights lie on."""
 
 import os
+import shlex
 import socket
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,6 +24,11 @@ def installed(library: str) -> bool:
     return find_spec(library) is not None
 
 
+def pip_install(extra: str) -> str:
+    """The command that installs an extra of this package for the Python that runs."""
+    return f"{shlex.quote(sys.executable or 'python')} -m pip install 'factor-transfer[{extra}]'"
+
+
 def library(name: str) -> Any:
     """Import a zoo's library.
 
@@ -32,7 +39,7 @@ def library(name: str) -> Any:
         InputError: it is not installed, or cannot be imported.
     """
     if not installed(name):
-        raise InputError(f"{name} is not installed; pip install 'factor-transfer[{name}]'")
+        raise InputError(f"{name} is not installed; to install it: {pip_install(name)}")
     try:
         # timm needs torchvision, transformers takes it where it is: its own error says more than theirs.
         if installed("torchvision"):
@@ -45,7 +52,7 @@ def library(name: str) -> Any:
         raise InputError(
             f"torchvision{because} cannot be imported beside this torch: its operators were built for another build "
             f"of torch ({_brief(error)}). Install both anew from the same index, in one command: such as "
-            "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+            f"{shlex.quote(sys.executable or 'python')} -m pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu"
         ) from error
 
 
