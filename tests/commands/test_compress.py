@@ -154,7 +154,7 @@ def test_what_an_epoch_costs_is_measured(pictures: Path, run: Run, no_exporter: 
         (["pictures", "--teacher", "resnet20=none.pt"], "no file of weights none.pt"),
         (["pictures", "--to", "tflite"], "unknown format 'tflite'"),
         (["pictures", "--precision", "int4"], "unknown precision 'int4'"),
-        (["pictures", "--to", "onnx"], "onnx is not installed; to install it: .* -m pip install"),
+        (["pictures", "--to", "onnx"], "onnx is not installed; .* -m pip install"),
         (["pictures", "--precision", "int8"], "neither exporter is installed"),
         (["pictures", "--out", "pictures"], "pictures is not empty and was not made by compress"),
         (["pictures", "--out", "pictures/notes.txt"], "is a file, not a folder"),

@@ -80,7 +80,10 @@ def export(
 
 def predict(
     network: Annotated[
-        Path, typer.Argument(metavar="RUN|FILE", help="A run, weights, a packaged student, a .pte or .onnx file.")
+        Path,
+        typer.Argument(
+            metavar="RUN|FILE", help="A run, weights, a packaged student, a .pte or .onnx file or its folder."
+        ),
     ],
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGE...", help="Pictures, folders, or - : names on standard input.")

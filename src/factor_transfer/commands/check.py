@@ -13,23 +13,27 @@ from factor_transfer.methods import Distillation
 from factor_transfer.models import macs, parameters
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.stages.sizes import part_sizes, size_warnings
 from factor_transfer.pipeline.stages.student import build_student_method
 from factor_transfer.pipeline.stages.teacher import frozen_teacher
 from factor_transfer.pipeline.weights.look import look_at_teacher
+from factor_transfer.report.names import name_of
 from factor_transfer.taps.extract import Taps
 
 BATCHES = 3  # that losses and gradients are looked at with
 IMAGES = 500  # that accuracies are measured with, at most
 _FEATURES = 16  # images whose features are looked at
 _SECONDS = 3.0  # that any one look should take; of large networks it is one at fewer images
-NEGLIGIBLE, DROWNING = 0.05, 20.0  # a term's gradient, relative to the cross-entropy's
+NEGLIGIBLE = 0.05  # of the factor term's gradient, relative to the cross-entropy's
+DROWNING = 0.9  # of a term's share of the gradient
 
 
 def check(experiment: Experiment) -> dict[str, Any]:
     """Try a recipe: its networks as they are now, trained or not.
 
     Returns:
-        ``networks``, ``teacher``, ``taps``, ``paraphraser``, ``terms``, ``stages``, ``equal_images`` and ``warnings``.
+        ``networks``, ``teacher``, ``taps``, ``paraphraser``, ``sizes``, ``terms``, ``stages``, ``equal_images`` and
+        ``warnings``.
 
     Raises:
         InputError: what could not work later does not work now either.
@@ -49,15 +53,18 @@ def check(experiment: Experiment) -> dict[str, Any]:
     }
     teacher = frozen_teacher(experiment, now.teacher, now.of_teacher)
     method = build_student_method(experiment, now.student, now.of_student, teacher, now.paraphrasers)
-    terms = {}
+    terms, sizes = {}, {}
     if isinstance(method, Distillation):
+        sizes = part_sizes(experiment, method, now.paraphrasers)
+        warnings += size_warnings(sizes)
         # As many images as the teacher was found to afford.
         images = min(64, max(8, found["teacher"]["images"] // 8))
         terms = _terms(experiment, method, images, warnings, found["teacher"]["state"] != "untrained")
     # Last, for its steps change what is trained.
     stages = {name: budget._asdict() for name, budget in measure_stages(experiment, now, method).items()}
     equal = _equal_images(experiment, warnings)
-    return {**found, "terms": terms, "stages": stages, "equal_images": equal, "warnings": warnings}
+    parts = {name: size._asdict() for name, size in sizes.items()}
+    return {**found, "sizes": parts, "terms": terms, "stages": stages, "equal_images": equal, "warnings": warnings}
 
 
 def _equal_images(experiment: Experiment, warnings: list[str]) -> dict[str, Any]:
@@ -158,16 +165,33 @@ def _terms(
             "share_of_loss": part["weighted"] / all_loss,
             "share_of_gradient": part["gradient"] / all_gradient,
         }
-    if "factor" in sums and sums["ce"]["gradient"] > 0:
-        ratio = sums["factor"]["gradient"] / sums["ce"]["gradient"]
-        beta = result["factor"]["weight"]
-        if beta and not NEGLIGIBLE < ratio < DROWNING and ratio > 0:
-            suggested = float(f"{beta / ratio:.1g}")
-            result["factor"]["suggested_beta"] = suggested
-            kind = "negligible" if ratio <= NEGLIGIBLE else "drowning the labels"
-            untaught = "" if taught else ", by an untrained teacher"
-            warnings.append(
-                f"the factor term is {kind}: its gradient is {ratio:.2g} times the cross-entropy's{untaught}; with "
-                f"transfer.factor.beta={suggested:g} they would be equal at the start"
-            )
+    warnings += _balance(result, "" if taught else ", by an untrained teacher")
     return result
+
+
+def _balance(terms: dict[str, dict[str, float]], untaught: str) -> list[str]:
+    """Warnings where one part of the loss leaves the others without effect; a better ``beta`` is put into ``terms``."""
+    found = []
+    share = {name: part["share_of_gradient"] for name, part in terms.items()}
+    if sum(value > 0 for value in share.values()) < 2:
+        return []
+    ratio = share.get("factor", 0.0) / share["ce"] if share["ce"] else 0.0
+    beta = terms["factor"]["weight"] if ratio else 0.0
+    remedy = ""
+    if beta and (share["factor"] >= DROWNING or ratio <= NEGLIGIBLE):
+        suggested = float(f"{beta / ratio:.1g}")
+        terms["factor"]["suggested_beta"] = suggested
+        remedy = f"; with transfer.factor.beta={suggested:g} it would be as long as the cross-entropy's at the start"
+        if ratio <= NEGLIGIBLE:
+            found.append(
+                f"the factor term is negligible: its gradient is {ratio:.2g} times the cross-entropy's{untaught} (a "
+                f"warning comes at {NEGLIGIBLE:g} times or less){remedy}"
+            )
+    for name, value in share.items():
+        if name != "ce" and value >= DROWNING:
+            end = remedy if name == "factor" and remedy else "; a lower weight lets the labels have their say"
+            found.append(
+                f"{name_of(name)} is drowning the other parts of the loss: {value:.1%} of the gradient is its own"
+                f"{untaught} (a warning comes from {DROWNING:.0%} on){end}"
+            )
+    return found

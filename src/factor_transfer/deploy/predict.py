@@ -50,7 +50,7 @@ def open_network(path: Path, announce: Announce = lambda _: None, trusted_code: 
 
     Args:
         path: of a run or a student in it, its weights, a folder that ``package`` wrote, or a ``.pte`` or ``.onnx`` file
-            with its ``export.json`` beside it.
+            with its ``export.json`` beside it, or the folder of these two.
         announce: told of networks before they are built, since code from outside may make them.
         trusted_code: names, ``package.module:callable``, of code from outside that may be run.
 
@@ -61,6 +61,8 @@ def open_network(path: Path, announce: Announce = lambda _: None, trusted_code: 
         return _exported(path)
     if (path / CONFIG).is_file():
         return _network(open_student(path, trusted_code, announce), path)
+    if (path / RECORD).is_file():
+        return _exported(path / read_record(path / RECORD, FileRecord).file.name)
     if path.is_file():
         path = path.parent if path.name == artefact.WEIGHTS else path
     run = find_run(path)

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from factor_transfer.errors import InputError, printable, shown, suggest
-from factor_transfer.models.optional import installed
+from factor_transfer.models.optional import state
 from factor_transfer.models.outputs import return_logits
 from factor_transfer.models.zoos import ZOOS, Statistics
 
@@ -168,9 +168,9 @@ def source(name: str) -> Path | None:
     return Path(file) if file else None
 
 
-def zoos() -> dict[str, bool]:
-    """The zoos, and whether they are installed."""
-    return {zoo: installed(zoo) for zoo in ZOOS}
+def zoo_states() -> dict[str, str]:
+    """The zoos, and whether each can be used here, in words; those that are installed are imported to find out."""
+    return {zoo: state(zoo) for zoo in ZOOS}
 
 
 def _import(name: str) -> ModuleType:

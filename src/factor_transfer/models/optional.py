@@ -39,7 +39,7 @@ def library(name: str) -> Any:
         InputError: it is not installed, or cannot be imported.
     """
     if not installed(name):
-        raise InputError(f"{name} is not installed; to install it: {pip_install(name)}")
+        raise InputError(f"{name} is not installed; {pip_install(name)}")
     try:
         # timm needs torchvision, transformers takes it where it is: its own error says more than theirs.
         if installed("torchvision"):
@@ -54,6 +54,17 @@ def library(name: str) -> Any:
             f"of torch ({_brief(error)}). Install both anew from the same index, in one command: such as "
             f"{shlex.quote(sys.executable or 'python')} -m pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu"
         ) from error
+
+
+def state(name: str) -> str:
+    """Whether a zoo's library can be used, in words: ``"installed"``, ``"not installed"``, or why it fails."""
+    if not installed(name):
+        return "not installed"
+    try:
+        library(name)
+    except InputError as error:
+        return f"installed, but {error}"
+    return "installed"
 
 
 @contextmanager

@@ -59,6 +59,7 @@ class Experiment:
         self.display = console if isinstance(console, Display) else Display(console)
         self.trusted_code = trusted_code
         self.verified: set[Path] = set()  # folders whose sums were compared in this command
+        self._said: set[str] = set()
         self._test_logits: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
 
     def with_method(self, method: str, seed: int | None = None) -> Self:
@@ -74,6 +75,12 @@ class Experiment:
     def say(self, text: str) -> None:
         """A line for the person."""
         self.display.say(printable(text, newlines=True))
+
+    def say_first(self, text: str) -> None:
+        """A line that a command says once, however often it comes to it."""
+        if text not in self._said:
+            self._said.add(text)
+            self.display.say_once(printable(text, newlines=True))
 
     @property
     def console(self) -> Console:

@@ -8,7 +8,7 @@ from typing import Any
 from factor_transfer.commands.compress.look import Pictures
 from factor_transfer.errors import InputError, choose
 from factor_transfer.models import MODELS, is_external
-from factor_transfer.models.external import zoos
+from factor_transfer.models.zoos import ZOOS
 from factor_transfer.pipeline import artefact
 from factor_transfer.settings import settings
 
@@ -115,7 +115,7 @@ def parse_teacher(text: str) -> ChosenNetwork:
                 f"--teacher resnet18={text}"
             )
         known = _known("teacher", text)
-        return ChosenNetwork(known, weights="pretrained" if known.partition(":")[0] in zoos() else None)
+        return ChosenNetwork(known, weights="pretrained" if known.partition(":")[0] in ZOOS else None)
     path = Path(file)
     if not path.is_file():
         raise InputError(f"there is no file of weights {file or '(none)'}; --teacher takes NAME, or NAME=FILE")

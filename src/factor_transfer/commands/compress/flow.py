@@ -22,6 +22,7 @@ from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.lock import hold
 from factor_transfer.report.html.write import try_report
+from factor_transfer.report.results import next_lines
 from factor_transfer.training.log import Display
 
 RECIPE = "compress.toml"
@@ -78,7 +79,7 @@ def init(wish: Wish, out: Path | None, exporter: Exporter | None, console: Conso
     write_atomic(path, plan.text.encode())
     for line in plan.lines:
         display.say(line)
-    return ["", f"{path} is written. Next:", f"  {run_command(path)}"]
+    return ["", f"{path} is written.", *next_lines([(run_command(path), "trains by it")])]
 
 
 def compress(wish: Wish, out: Path | None, exporter: Exporter | None, console: Console) -> Compressed:
@@ -135,11 +136,11 @@ def next_steps(found: Compressed) -> list[str]:
         lines.append(f"file    {found.file}")
     if found.report is not None:
         lines.append(f"report  {found.report}")
-    lines += ["", "Next:", f"  {shlex.join(['factor-transfer', 'predict', str(found.file or folder)])} PICTURE"]
+    steps = [(f"{shlex.join(['factor-transfer', 'predict', str(found.file or folder)])} PICTURE", "its classes")]
     if found.file is None and found.refused is None:
-        lines.append(f"  {pip_install('executorch')}   and the same command again: a file for a device")
-    lines.append(f"  {run_command(folder / RECIPE, folder)}   after a change of the recipe")
-    return lines
+        steps.append((pip_install("executorch"), "then the same command again: a file for a device"))
+    steps.append((run_command(folder / RECIPE, folder), "after a change of the recipe"))
+    return [*lines, *next_lines(steps)]
 
 
 def _settle_threads(display: Display) -> None:

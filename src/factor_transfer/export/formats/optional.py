@@ -24,7 +24,7 @@ def need(extra: str) -> None:
     """
     for library in EXTRAS[extra]:
         if not installed(library):
-            raise InputError(f"{library} is not installed; to install it: {pip_install(extra)}")
+            raise InputError(f"{library} is not installed; {pip_install(extra)}")
 
 
 class Captured:

@@ -31,6 +31,7 @@ from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.provenance import frozen_provenance, training_provenance
 from factor_transfer.pipeline.stages.cache import Cache
 from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, new_paraphrasers, require_paraphraser
+from factor_transfer.pipeline.stages.sizes import say_sizes
 from factor_transfer.pipeline.stages.stage import StageTraining, in_work_dir, start_stage, train
 from factor_transfer.pipeline.stages.teacher import frozen_teacher, require_teacher
 from factor_transfer.pipeline.weights.initial import init_network
@@ -218,6 +219,8 @@ def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
         own, its = (other.normalize(other.statistics(section)) for section in (recipe.student, recipe.teacher))
         paraphrasers = new_paraphrasers(other, teacher, its) if other.recipe.needs_paraphraser else {}
         training = build_student_method(other, student, own, Teacher(teacher, its), paraphrasers)
+        if isinstance(training, Distillation):
+            say_sizes(other, training, paraphrasers)
         training.eval()
         device = experiment.fabric.device
         with torch.no_grad():
