@@ -12,7 +12,7 @@ from conftest import Outcome, Run, refused
 from factor_transfer.commands.compress.choose import ChosenNetwork, choose_batch_size, choose_networks, sizes
 from factor_transfer.commands.compress.look import Pictures, look
 from factor_transfer.commands.compress.measure import Measured, measure
-from factor_transfer.commands.compress.schedule import Costs, Epochs, plan_epochs
+from factor_transfer.commands.compress.schedule import Costs, Epochs, plan_epochs, shorten
 from factor_transfer.config.read import read_recipe
 from factor_transfer.distributed.threads import use_fast_threads
 from factor_transfer.errors import InputError
@@ -98,6 +98,20 @@ def test_a_folder_becomes_a_student_and_the_same_command_does_nothing_twice(
     (folder / "compress.toml").write_text(text.replace("beta = 500", "beta = 300"))
     refused(run("compress", pictures, *SMALL), "was changed since compress wrote it", "factor-transfer run .*--out")
     assert "beta = 300" in (folder / "compress.toml").read_text()
+
+
+def test_where_the_teacher_takes_too_long_the_students_are_trained_for_less(
+    pictures: Path, run: Run, quick: None, no_exporter: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factor_transfer.commands.compress.schedule._MOST", (6, 6))
+    fast = Costs(1e-6, 1e-6, 1e-6, 1e-6, once_s=0.01, memory_mb=500, disk_mb=1)  # what nothing can be in truth
+    monkeypatch.setattr("factor_transfer.commands.compress.measure.measure", lambda *_: Measured(fast, 9, 8))
+    result = compressed(run, pictures, *SMALL[:-1], "1")
+    assert "the students are trained for 5 epochs in place of 6" in result.out
+    recipe = read_recipe("compressed/pictures/compress.toml")
+    assert (recipe.teacher.epochs, recipe.student.epochs) == (6, 5)
+    assert result.out.count("epoch 5/5") == 2
+    assert compressed(run, pictures, *SMALL[:-1], "1").out.count("up to date") == 4
 
 
 def test_other_options_make_another_recipe_and_other_pictures_need_another_folder(
@@ -253,6 +267,15 @@ def test_the_time_decides_the_epochs() -> None:
     assert plan_epochs(COSTS, 1e6, 0, 50_000, 128, fine_tuned=True).teacher == 20
     with pytest.raises(InputError, match=r"for 6 epochs, .* about 76 minutes, .* 200 .* Give --minutes 76 or more"):
         plan_epochs(COSTS, 50, 0, 1000, 36, fine_tuned=False)
+
+
+def test_what_is_left_is_shortened_as_far_as_needed_and_no_further() -> None:
+    planned = Epochs(40, 7, 40)  # 7 * 100 + 40 * 300 + 800 seconds behind the teacher
+    assert shorten(planned, COSTS, 1.0, 13_500, least=5) == planned
+    assert shorten(planned, COSTS, 2.0, 27_000, least=5) == planned
+    assert shorten(planned, COSTS, 2.0, 13_500, least=5) == Epochs(40, 3, 18)
+    assert shorten(planned, COSTS, 2.0, 0, least=5) == Epochs(40, 3, 5)
+    assert shorten(planned, COSTS, 2.0, 0, least=60) == planned
 
 
 @pytest.mark.parametrize(

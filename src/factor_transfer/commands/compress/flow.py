@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from factor_transfer.commands.compress.measure import Exporter
-from factor_transfer.commands.compress.plan import Wish, make_plan, run_command
+from factor_transfer.commands.compress.plan import Plan, Wish, make_plan, run_command
 from factor_transfer.commands.compress.recipe_file import read_written, recipe_name
 from factor_transfer.commands.run import run
 from factor_transfer.config.read import read_recipe
@@ -21,6 +21,9 @@ from factor_transfer.models.optional import pip_install
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.lock import hold
+from factor_transfer.pipeline.stages.student import preflight
+from factor_transfer.pipeline.stages.teacher import make_teacher
+from factor_transfer.pipeline.weights.initial import check_networks
 from factor_transfer.report.html.write import try_report
 from factor_transfer.report.results import next_lines
 from factor_transfer.training.log import Display
@@ -99,7 +102,7 @@ def compress(wish: Wish, out: Path | None, exporter: Exporter | None, console: C
     folder = out or Path("compressed") / recipe_name(wish.pictures)
     path = folder / RECIPE
     kept = _is_kept(wish, path)
-    lines: list[str] = []
+    plan: Plan | None = None
     _settle_threads(display)
     if kept:
         display.say(
@@ -109,15 +112,16 @@ def compress(wish: Wish, out: Path | None, exporter: Exporter | None, console: C
     else:
         display.say(_MEASURING.format(wish.pictures))
         plan = make_plan(wish, run_command(path, folder), exporter, began)
-        lines = plan.lines
         with hold(folder):
             _is_kept(wish, path)  # somebody may have been faster
             artefact.claim(folder, recipe_name(wish.pictures))
             write_atomic(path, plan.text.encode())
     experiment = Experiment(read_recipe(path), folder, console, shlex.join([str(path), "--work-dir", str(folder)]))
     _ = experiment.data  # says what was found
-    for line in [*lines, f"recipe  {path}"]:
+    for line in [*(plan.lines if plan else []), f"recipe  {path}"]:
         experiment.say(line)
+    if plan is not None:
+        _train_teacher(experiment, plan, path, began)
     summary = run(experiment, baseline=True, report=False)
     file, export, refused = None, None, None
     if exporter is not None:
@@ -126,6 +130,19 @@ def compress(wish: Wish, out: Path | None, exporter: Exporter | None, console: C
         except InputError as error:  # what was trained is worth a table and a report nevertheless
             refused = error
     return Compressed(experiment, summary, file, export, refused, try_report(experiment))
+
+
+def _train_teacher(experiment: Experiment, plan: Plan, path: Path, began: float) -> None:
+    """Train the teacher; if that has taken too long, write a recipe with fewer epochs for what is left to do."""
+    preflight(experiment, [experiment.recipe.method])
+    check_networks(experiment)
+    done = make_teacher(experiment)
+    shorter = plan.after_teacher(float(done.record["seconds"]), time.perf_counter() - began)
+    if shorter is not None:
+        with hold(experiment.work_dir):
+            write_atomic(path, shorter.text.encode())
+        experiment.recipe = read_recipe(path)
+        experiment.say(shorter.lines[-1])
 
 
 def next_steps(found: Compressed) -> list[str]:

@@ -3,7 +3,7 @@
 import math
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from factor_transfer.commands.compress import measure as measuring
@@ -19,7 +19,7 @@ from factor_transfer.commands.compress.choose import (
 from factor_transfer.commands.compress.look import Pictures, look
 from factor_transfer.commands.compress.measure import Exporter, Measured
 from factor_transfer.commands.compress.recipe_file import TRANSFER, command_line, recipe_text
-from factor_transfer.commands.compress.schedule import Epochs, is_roomy, plan_epochs
+from factor_transfer.commands.compress.schedule import Costs, Epochs, is_roomy, least_epochs, plan_epochs, shorten
 from factor_transfer.distributed.fabric import find_device
 from factor_transfer.errors import InputError
 from factor_transfer.report.names import name_of
@@ -64,12 +64,52 @@ class Plan:
     """A recipe that is not written yet.
 
     Attributes:
-        text: of the recipe.
+        wish: what a person asks for.
+        pictures: the folder.
+        choice: what is trained.
+        costs: what was measured.
+        epochs: for how long each stage is trained.
         lines: what was chosen and why, and what it costs, for the person.
+        run: the command that trains by the recipe.
     """
 
-    text: str
+    wish: Wish
+    pictures: Pictures
+    choice: Choice
+    costs: Costs
+    epochs: Epochs
     lines: list[str]
+    run: str
+
+    @property
+    def text(self) -> str:
+        """The recipe."""
+        notes = [*self.lines, "", f"To train by it again, after a change: {self.run}"]
+        device = find_device("auto").type
+        return recipe_text(self.wish.command(), notes, self.pictures, self.choice, self.epochs, device)
+
+    def after_teacher(self, teacher_s: float, spent_s: float) -> "Plan | None":
+        """A shorter plan for what is left to do, where the teacher has taken longer than planned.
+
+        Args:
+            teacher_s: the seconds that its training took.
+            spent_s: the seconds of the whole time that are over.
+
+        Returns:
+            The plan; ``None`` if the present one still fits into the time.
+        """
+        planned_s = self.epochs.seconds(self.costs)["teacher"]
+        slower = max(1.0, teacher_s / planned_s) if planned_s else 1.0
+        least = least_epochs(self.pictures.training, self.choice.batch_size)
+        epochs = shorten(self.epochs, self.costs, slower, 60 * self.wish.minutes - spent_s, least)
+        if epochs == self.epochs:
+            return None
+        line = (
+            f"changed  the teacher took {teacher_s / 60:.1f} minutes where {planned_s / 60:.1f} were planned, since "
+            f"this device has become slower; to keep to the time, the students are trained for {epochs.student} "
+            f"epochs in place of {self.epochs.student}"
+        )
+        return replace(self, epochs=epochs, lines=[*self.lines, line])
 
 
 def make_plan(wish: Wish, run: str, exporter: Exporter | None, began: float) -> Plan:
@@ -103,8 +143,7 @@ def make_plan(wish: Wish, run: str, exporter: Exporter | None, began: float) -> 
         if is_roomy(epochs, pictures.training):
             break
     lines = _lines(pictures, choice, measured, epochs, wish.minutes, spent_s)
-    notes = [*lines, "", f"To train by it again, after a change: {run}"]
-    return Plan(recipe_text(wish.command(), notes, pictures, choice, epochs, device), lines)
+    return Plan(wish, pictures, choice, measured.costs, epochs, lines, run)
 
 
 def run_command(path: Path, work_dir: Path | None = None) -> str:

@@ -74,6 +74,11 @@ def most_epochs(images: int) -> int:
     return min(most, max(fewest, _MOST_IMAGES // images))
 
 
+def least_epochs(images: int, batch_size: int) -> int:
+    """With fewer epochs than these a network that sees so many training images has not begun to learn."""
+    return min(most_epochs(images), max(_LEAST, math.ceil(_LEAST_STEPS * batch_size / images)))
+
+
 def plan_epochs(costs: Costs, minutes: float, spent_s: float, images: int, batch_size: int, fine_tuned: bool) -> Epochs:
     """As many epochs as fit into the time; teacher and student are trained for equally many.
 
@@ -88,8 +93,7 @@ def plan_epochs(costs: Costs, minutes: float, spent_s: float, images: int, batch
     Raises:
         InputError: the time is too short for any network to learn something; it says how long it would have to be.
     """
-    most = most_epochs(images)
-    least = min(most, max(_LEAST, math.ceil(_LEAST_STEPS * batch_size / images)))
+    most, least = most_epochs(images), least_epochs(images, batch_size)
 
     def needed(epochs: int) -> float:
         """Minutes, rounded up to tenths."""
@@ -103,6 +107,31 @@ def plan_epochs(costs: Costs, minutes: float, spent_s: float, images: int, batch
             f"{most} epochs that are the most that does take {needed(most):g}. Give --minutes {needed(least):g} or more"
         )
     return _epochs(max(epochs for epochs in range(least, most + 1) if needed(epochs) <= minutes), costs, fine_tuned)
+
+
+def shorten(epochs: Epochs, costs: Costs, slower: float, left_s: float, least: int) -> Epochs:
+    """The epochs of what comes behind the teacher, where the device has become slower than it was measured to be.
+
+    Args:
+        epochs: as planned.
+        costs: as measured.
+        slower: how many times as long as planned the teacher took.
+        left_s: seconds that are left for the rest.
+        least: see ``least_epochs``.
+
+    Returns:
+        As many epochs as fit into what is left, but no more than planned, and no fewer than ``least``.
+    """
+
+    def needed(student: int) -> float:
+        later = Epochs(0, _share(student, _PARAPHRASER), student)
+        return slower * sum(later.seconds(costs).values())
+
+    fitting = [student for student in range(least, epochs.student) if needed(student) <= left_s]
+    if needed(epochs.student) <= left_s or least >= epochs.student:
+        return epochs
+    student = max(fitting, default=least)
+    return Epochs(epochs.teacher, _share(student, _PARAPHRASER), student)
 
 
 def _epochs(student: int, costs: Costs, fine_tuned: bool) -> Epochs:

@@ -66,8 +66,8 @@ def size_warnings(sizes: Mapping[str, Size]) -> list[str]:
         if part not in _NETWORKS and size.macs > sizes[beside].macs:
             found.append(
                 f"{_name(part)} costs more than the {beside}: {size.macs:,} multiply-accumulates for an image, where "
-                f"the {beside} has {sizes[beside].macs:,}, and {size.parameters:,} parameters. A tap with fewer channels "
-                "makes it smaller; `factor-transfer show taps MODEL` lists them"
+                f"the {beside} has {sizes[beside].macs:,}, and {size.parameters:,} parameters. A tap with fewer "
+                "channels makes it smaller; `factor-transfer show taps MODEL` lists them"
             )
     return found
 
