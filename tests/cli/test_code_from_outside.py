@@ -59,7 +59,7 @@ def test_a_command_says_whose_code_it_runs_before_it_does(own: str, tiny: Path, 
 
 
 def test_nothing_from_outside_is_not_announced(tiny: Path, run: Run) -> None:
-    assert "outside" not in run("teacher", tiny, "teacher.epochs=1").out
+    assert "code from outside" not in run("teacher", tiny, "teacher.epochs=1").out
 
 
 @pytest.mark.parametrize("model", [":", "a:", ".:x", "\u00e9 :x", "a.b:c:d"])

@@ -260,20 +260,20 @@ def test_the_last_batch_is_as_full_as_can_be() -> None:
 
 
 def test_the_time_decides_the_epochs() -> None:
-    assert plan_epochs(COSTS, 1000, 0, 1000, 36, fine_tuned=False) == Epochs(103, 17, 103)
+    assert plan_epochs(COSTS, 1000, 0, 1000, 36, fine_tuned=False) == Epochs(100, 30, 100)
     assert plan_epochs(COSTS, 1000, 30_000, 1000, 36, fine_tuned=False).student < 50
     assert plan_epochs(COSTS, 1e6, 0, 1000, 36, fine_tuned=False) == Epochs(200, 30, 200)
-    assert plan_epochs(COSTS, 1e6, 0, 50_000, 128, fine_tuned=False) == Epochs(60, 10, 60)
+    assert plan_epochs(COSTS, 1e6, 0, 50_000, 128, fine_tuned=False) == Epochs(60, 20, 60)
     assert plan_epochs(COSTS, 1e6, 0, 50_000, 128, fine_tuned=True).teacher == 20
     with pytest.raises(InputError, match=r"for 6 epochs, .* about 76 minutes, .* 200 .* Give --minutes 76 or more"):
         plan_epochs(COSTS, 50, 0, 1000, 36, fine_tuned=False)
 
 
 def test_what_is_left_is_shortened_as_far_as_needed_and_no_further() -> None:
-    planned = Epochs(40, 7, 40)  # 7 * 100 + 40 * 300 + 800 seconds behind the teacher
-    assert shorten(planned, COSTS, 1.0, 13_500, least=5) == planned
-    assert shorten(planned, COSTS, 2.0, 27_000, least=5) == planned
-    assert shorten(planned, COSTS, 2.0, 13_500, least=5) == Epochs(40, 3, 18)
+    planned = Epochs(40, 13, 40)  # 13 * 100 + 40 * 300 + 800 seconds behind the teacher
+    assert shorten(planned, COSTS, 1.0, 14_100, least=5) == planned
+    assert shorten(planned, COSTS, 1.0, 14_000, least=5) == Epochs(40, 13, 39)
+    assert shorten(planned, COSTS, 2.0, 13_500, least=5) == Epochs(40, 6, 17)
     assert shorten(planned, COSTS, 2.0, 0, least=5) == Epochs(40, 3, 5)
     assert shorten(planned, COSTS, 2.0, 0, least=60) == planned
 

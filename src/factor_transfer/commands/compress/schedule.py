@@ -11,7 +11,7 @@ _MOST_IMAGES, _MOST = 3_000_000, (60, 200)
 _LEAST, _LEAST_STEPS = 5, 150
 _PLANNED = 0.9  # the share of the time that is planned, since a machine is not always equally fast
 _GOOD = 30  # epochs; where a larger size of the images leaves fewer, a smaller size is better
-_PARAPHRASER = 6, 3, 30  # one of its epochs for so many of the teacher's, but at least and at most so many
+_PARAPHRASER = 3, 3, 30  # one of its epochs for so many of the teacher's, but at least and at most so many
 _FINE_TUNING = 3, 3, 30  # the same of a teacher that has been trained elsewhere
 
 
