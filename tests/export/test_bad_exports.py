@@ -99,7 +99,8 @@ def test_wrong_words(digits_run: Path, run: Run) -> None:
 @pytest.mark.parametrize("name", ["executorch", "onnx"])
 def test_a_missing_extra(digits_run: Path, run: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(libraries, "installed", lambda library: False)
-    refused(run("export", digits_run, "--format", name), rf"is not installed; pip install 'factor-transfer\[{name}\]'")
+    install = rf"is not installed; {sys.executable} -m pip install 'factor-transfer\[{name}\]'"
+    refused(run("export", digits_run, "--format", name), install)
     assert not (digits_run / STUDENT / "export").exists()
 
 

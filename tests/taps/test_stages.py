@@ -108,3 +108,27 @@ def test_channels_that_come_last_are_put_first() -> None:
     assert torch.allclose(feature.mean((2, 3)), model(IMAGES), atol=1e-6)
     with pytest.raises(InputError, match="unknown view of tap mix 'nchw'"):
         Taps(model, ["mix:nchw"])
+
+
+class Expansion(nn.Module):
+    """A 1x1 convolution behind the last block, which widens its output for the classifier."""
+
+    def __init__(self, widened: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            block(3, 4, 1),
+            nn.Sequential(block(4, 6, 2), block(6, 6, 1)),
+            nn.Sequential(nn.Conv2d(6, widened, 1), nn.BatchNorm2d(widened), nn.ReLU()),
+        )
+        self.fc = nn.Linear(widened, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.features(images).mean((2, 3)))
+
+
+def test_the_last_stage_ends_with_its_last_block_and_not_with_an_expansion_for_the_classifier() -> None:
+    assert stages(Expansion(40), IMAGES)[-1] == "features.1"
+    assert stages(Expansion(8), IMAGES)[-1] == "features"  # not much wider
+    assert stages(build_model("mobilenet_v2", 5), torch.randn(2, 3, 32, 32))[-1] == "features.17"
+    # The last convolution of a bottleneck is part of its block.
+    assert stages(build_model("resnet50", 5, stem="cifar", width=2), torch.randn(2, 3, 32, 32))[-1] == "layer4"

@@ -53,7 +53,7 @@ def export(
     choose("format", format, ["executorch", "onnx"])
     choose("precision", precision, ["float32", "int8"])
     from factor_transfer.export.build import ExportOptions
-    from factor_transfer.export.export import export_student
+    from factor_transfer.export.export import export_folder, export_student
     from factor_transfer.export.graph import InputSpec
     from factor_transfer.models import permit
     from factor_transfer.pipeline.artefact import RECIPE
@@ -74,13 +74,16 @@ def export(
     form = InputSpec(raw=not raw_input, dynamic=dynamic_batch)
     options = ExportOptions(format, precision, form, calibration, tolerance, qat)  # type: ignore[arg-type]
     record = export_student(experiment, found, options, out)
-    folder = out or found.student.folder / "export" / f"{format}-{precision}"
+    folder = out or export_folder(found.student, options)
     print_export(experiment.console, record, str(folder / record["file"]["name"]))
 
 
 def predict(
     network: Annotated[
-        Path, typer.Argument(metavar="RUN|FILE", help="A run, weights, a packaged student, a .pte or .onnx file.")
+        Path,
+        typer.Argument(
+            metavar="RUN|FILE", help="A run, weights, a packaged student, a .pte or .onnx file or its folder."
+        ),
     ],
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGE...", help="Pictures, folders, or - : names on standard input.")

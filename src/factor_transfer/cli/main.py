@@ -3,18 +3,19 @@
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from factor_transfer.cli import compress as compress_cli
 from factor_transfer.cli import deploy as deploy_cli
 from factor_transfer.cli.common import Debug, Overrides, TrustCode, announce, console
 from factor_transfer.cli.exit import report_errors
 from factor_transfer.distributed.launch import launch_info
-from factor_transfer.distributed.threads import wait_passively
+from factor_transfer.distributed.openmp import wait_passively
 from factor_transfer.errors import InputError, choose
 from factor_transfer.versions import OURS, versions
 
@@ -76,10 +77,11 @@ def run(
     experiment = _experiment(recipe, overrides, work_dir)
 
     from factor_transfer.commands.run import run as run_stages
-    from factor_transfer.report.results import print_results
+    from factor_transfer.report.results import after_run, next_lines, print_results
 
     summary = run_stages(experiment, baseline, fresh)
     print_results(experiment.console, [summary], len(experiment.test))
+    _say(experiment, next_lines(after_run(experiment)))
 
 
 @app.command()
@@ -94,8 +96,9 @@ def teacher(
     experiment = _tried(_experiment(recipe, overrides, work_dir))
 
     from factor_transfer.pipeline.stages.teacher import make_teacher
+    from factor_transfer.report.results import after_teacher, stage_lines
 
-    make_teacher(experiment, fresh)
+    _say(experiment, stage_lines(make_teacher(experiment, fresh), after_teacher(experiment)))
 
 
 @app.command()
@@ -110,8 +113,9 @@ def pretrain(
     experiment = _tried(_experiment(recipe, overrides, work_dir))
 
     from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
+    from factor_transfer.report.results import after_paraphraser, stage_lines
 
-    make_paraphraser(experiment, fresh)
+    _say(experiment, stage_lines(make_paraphraser(experiment, fresh), after_paraphraser(experiment)))
 
 
 @app.command()
@@ -125,9 +129,12 @@ def train(
     """Stage 3, distillation training: train the student with the teacher's factors."""
     experiment = _tried(_experiment(recipe, overrides, work_dir))
 
-    from factor_transfer.pipeline.stages.student import make_student
+    from factor_transfer.pipeline.stages.student import make_student, preflight
+    from factor_transfer.report.results import after_student, stage_lines
 
-    make_student(experiment, fresh)
+    preflight(experiment, [experiment.recipe.method])
+    done = make_student(experiment, fresh)
+    _say(experiment, stage_lines(done, after_student(done)))
 
 
 @app.command()
@@ -217,20 +224,44 @@ def check(
 
 @app.command()
 def test(
-    recipe: RecipeArgument,
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Weights, the folder of a stage, or a work dir.")
+    network: Annotated[
+        str, typer.Argument(metavar="RUN|RECIPE", help="A run, a student or teacher in it; or a recipe.")
     ],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CHECKPOINT]", help="Of a RECIPE: weights, the folder of a stage, or a work dir."),
+    ] = None,
     overrides: Overrides = None,
     metrics: Annotated[
         str,
         typer.Option("--metrics", "--eval", metavar="NAMES", help="Of accuracy, precision, recall, f1, calibration."),
     ] = "accuracy",
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures here.")] = None,
+    trust_code: TrustCode = None,
     debug: Debug = False,
 ) -> None:
     """Figures of a network on the test split, overall and a class."""
-    read = _recipe(recipe, overrides)
+    changes = list(overrides or [])
+    of_run = _is_place(network)
+    if of_run and checkpoint is not None and "=" in str(checkpoint):  # a run needs no checkpoint
+        changes, checkpoint = [str(checkpoint), *changes], None
+    if of_run and checkpoint is not None:
+        raise InputError(f"{network} is a run, which has its recipe and its weights; leave out {checkpoint}")
+    if not of_run and checkpoint is None:
+        raise InputError(
+            f"what is to be tested? Give a run's folder, or a recipe and CHECKPOINT; got {network!r} alone"
+        )
+
+    trusted: list[str] | None = None
+    if checkpoint is None:
+        from factor_transfer.commands.test import find_tested
+        from factor_transfer.models import permit
+
+        read, checkpoint, models = find_tested(Path(network), changes)
+        trusted = trust_code or []
+        announce(permit(models, trusted, checkpoint))
+    else:
+        read = _recipe(network, changes)
 
     from factor_transfer.commands.test import score
     from factor_transfer.files import write_json
@@ -239,7 +270,7 @@ def test(
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     screen = console()
     say = partial(screen.print, highlight=False, markup=False, soft_wrap=True)
-    result = score(read, checkpoint, names, say)
+    result = score(read, checkpoint, names, say, trusted)
     line = f"{checkpoint}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %"
     screen.print(line, markup=False, soft_wrap=True)
     if result.get("note"):
@@ -272,6 +303,7 @@ def show(
     console().print(listing.taps(model, size) if model is not None else getattr(listing, what)())
 
 
+compress_cli.add_to(app)
 deploy_cli.add_to(app)
 
 
@@ -293,6 +325,17 @@ def _experiment(recipe: str, overrides: list[str] | None, work_dir: Path | None)
     if launch_info().world > 1:
         _ = experiment.fabric  # the processes meet before any of them reads or writes
     return experiment
+
+
+def _say(experiment: "Experiment", lines: Iterable[str]) -> None:
+    for line in lines:
+        experiment.say(line)
+
+
+def _is_place(network: str) -> bool:
+    """Whether a name is a run's folder, or weights in it, and no recipe."""
+    path = Path(network)
+    return path.is_dir() or (path.suffix == ".safetensors" and path.is_file())
 
 
 def _tried(experiment: "Experiment") -> "Experiment":

@@ -1,65 +1,45 @@
 """Look before a long run: what ``factor-transfer check`` finds out on a few batches, and leaves no trace of."""
 
-import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from factor_transfer.commands.equal_images import equal_images
-from factor_transfer.commands.profile import Budget, first_of, measure_training
-from factor_transfer.config.recipe import Training
-from factor_transfer.data import Batch, Batches
-from factor_transfer.methods import Distillation, Paraphraser, ParaphraserTraining, Supervised
-from factor_transfer.methods.base import Method
-from factor_transfer.models import Normalize, macs, parameters
+from factor_transfer.commands.profile import Networks, first_of, measure_stages, networks_now, training_batches
+from factor_transfer.methods import Distillation
+from factor_transfer.models import macs, parameters
 from factor_transfer.models.inference import eval_mode
-from factor_transfer.pipeline import artefact
-from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
-from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, new_paraphrasers, paraphraser_provenance
+from factor_transfer.pipeline.stages.sizes import part_sizes, size_warnings
 from factor_transfer.pipeline.stages.student import build_student_method
-from factor_transfer.pipeline.stages.teacher import frozen_teacher, teacher_provenance
-from factor_transfer.pipeline.weights.initial import init_network
+from factor_transfer.pipeline.stages.teacher import frozen_teacher
 from factor_transfer.pipeline.weights.look import look_at_teacher
-from factor_transfer.settings import chosen
+from factor_transfer.report.names import name_of
 from factor_transfer.taps.extract import Taps
 
 BATCHES = 3  # that losses and gradients are looked at with
 IMAGES = 500  # that accuracies are measured with, at most
 _FEATURES = 16  # images whose features are looked at
 _SECONDS = 3.0  # that any one look should take; of large networks it is one at fewer images
-NEGLIGIBLE, DROWNING = 0.05, 20.0  # a term's gradient, relative to the cross-entropy's
-
-
-@dataclass
-class _Now:
-    """Networks as they are now: those of finished stages, or such as the stages would start from."""
-
-    teacher: nn.Module
-    student: nn.Module
-    of_teacher: Normalize
-    of_student: Normalize
-    paraphrasers: dict[str, Paraphraser]
-    done: Artefact | None  # the teacher's stage
-    pretrained: Artefact | None  # the paraphraser's
+NEGLIGIBLE = 0.05  # of the factor term's gradient, relative to the cross-entropy's
+DROWNING = 0.9  # of a term's share of the gradient
 
 
 def check(experiment: Experiment) -> dict[str, Any]:
     """Try a recipe: its networks as they are now, trained or not.
 
     Returns:
-        ``networks``, ``teacher``, ``taps``, ``paraphraser``, ``terms``, ``stages``, ``equal_images`` and ``warnings``.
+        ``networks``, ``teacher``, ``taps``, ``paraphraser``, ``sizes``, ``terms``, ``stages``, ``equal_images`` and
+        ``warnings``.
 
     Raises:
         InputError: what could not work later does not work now either.
     """
     warnings: list[str] = []
-    now = _now(experiment)
+    now = networks_now(experiment)
     image = now.of_student(experiment.examples[:1])
     networks = {}
     for name, model in (("teacher", now.teacher), ("student", now.student)):
@@ -73,51 +53,18 @@ def check(experiment: Experiment) -> dict[str, Any]:
     }
     teacher = frozen_teacher(experiment, now.teacher, now.of_teacher)
     method = build_student_method(experiment, now.student, now.of_student, teacher, now.paraphrasers)
-    terms = {}
+    terms, sizes = {}, {}
     if isinstance(method, Distillation):
+        sizes = part_sizes(experiment, method, now.paraphrasers)
+        warnings += size_warnings(sizes)
         # As many images as the teacher was found to afford.
         images = min(64, max(8, found["teacher"]["images"] // 8))
         terms = _terms(experiment, method, images, warnings, found["teacher"]["state"] != "untrained")
     # Last, for its steps change what is trained.
-    stages = {name: budget._asdict() for name, budget in _budgets(experiment, now, method)}
+    stages = {name: budget._asdict() for name, budget in measure_stages(experiment, now, method).items()}
     equal = _equal_images(experiment, warnings)
-    return {**found, "terms": terms, "stages": stages, "equal_images": equal, "warnings": warnings}
-
-
-def _now(experiment: Experiment) -> _Now:
-    recipe = experiment.recipe
-    done = _finished(experiment, "teacher", teacher_provenance(experiment))
-    if done:
-        teacher, record = experiment.load(done), done.record
-    else:
-        teacher, record = init_network(experiment, "teacher", recipe.teacher)
-    of_teacher = experiment.normalize((record["mean"], record["std"]))
-    student, record = init_network(experiment, "student", recipe.student)
-    of_student = experiment.normalize((record["mean"], record["std"]))
-    paraphrasers: dict[str, Paraphraser] = {}
-    pretrained: Artefact | None = None
-    if recipe.needs_paraphraser:
-        pretrained = _finished(experiment, "paraphraser", paraphraser_provenance(experiment, done)) if done else None
-        if pretrained:
-            paraphrasers = load_paraphrasers(experiment, pretrained)
-        else:
-            paraphrasers = new_paraphrasers(experiment, teacher, of_teacher)
-    return _Now(teacher, student, of_teacher, of_student, paraphrasers, done, pretrained)
-
-
-def _budgets(experiment: Experiment, now: _Now, method: Method) -> Iterator[tuple[str, Budget]]:
-    """Time and memory of each stage that is trained; teacher and paraphraser anew, for those at hand are frozen."""
-    recipe = experiment.recipe
-    if recipe.teacher.epochs is not None:
-        anew = Supervised(experiment.build(recipe.teacher), now.of_teacher)
-        yield "teacher", _budget(experiment, anew, recipe.teacher)
-    if now.paraphrasers and recipe.paraphraser and recipe.paraphraser.epochs is not None:
-        paraphrasers = new_paraphrasers(experiment, now.teacher, now.of_teacher)
-        distance = chosen(recipe.paraphraser, ParaphraserTraining)
-        teacher = frozen_teacher(experiment, now.teacher, now.of_teacher)
-        training = ParaphraserTraining(teacher, list(paraphrasers), list(paraphrasers.values()), **distance)
-        yield "paraphraser", _budget(experiment, training, recipe.paraphraser)
-    yield "student", _budget(experiment, method, recipe.student)
+    parts = {name: size._asdict() for name, size in sizes.items()}
+    return {**found, "sizes": parts, "terms": terms, "stages": stages, "equal_images": equal, "warnings": warnings}
 
 
 def _equal_images(experiment: Experiment, warnings: list[str]) -> dict[str, Any]:
@@ -141,14 +88,7 @@ def _equal_images(experiment: Experiment, warnings: list[str]) -> dict[str, Any]
     return found
 
 
-def _finished(experiment: Experiment, name: str, inputs: Mapping[str, Any]) -> Artefact | None:
-    """A stage, if it is up to date."""
-    folder = experiment.work_dir / name
-    done = artefact.find(folder)
-    return done if done and not artefact.differences(folder, inputs) else None
-
-
-def _teacher(experiment: Experiment, now: _Now, warnings: list[str]) -> dict[str, Any]:
+def _teacher(experiment: Experiment, now: Networks, warnings: list[str]) -> dict[str, Any]:
     """Its accuracy, under the recipe's own preprocessing."""
     done = now.done
     recorded = done.record["validation"].get("top1") if done and done.record.get("validation") else None
@@ -166,7 +106,7 @@ def _teacher(experiment: Experiment, now: _Now, warnings: list[str]) -> dict[str
     }
 
 
-def _taps(experiment: Experiment, now: _Now) -> dict[str, dict[str, list[int]]]:
+def _taps(experiment: Experiment, now: Networks) -> dict[str, dict[str, list[int]]]:
     """Tap and shape on both sides."""
     result = {}
     sides = ("teacher", now.teacher, now.of_teacher), ("student", now.student, now.of_student)
@@ -178,7 +118,7 @@ def _taps(experiment: Experiment, now: _Now) -> dict[str, dict[str, list[int]]]:
     return result
 
 
-def _paraphraser(experiment: Experiment, now: _Now) -> dict[str, Any]:
+def _paraphraser(experiment: Experiment, now: Networks) -> dict[str, Any]:
     """How much of the feature is not rebuilt: squared error over the feature's variance; its mean would have 1."""
     network = Taps(now.teacher, now.paraphrasers, now.of_teacher, logits=False)
     unexplained = {}
@@ -201,7 +141,7 @@ def _terms(
     weights = [parameter for parameter in method.student.parameters() if parameter.requires_grad]
     method.train()
     began, looks = time.perf_counter(), 0
-    for batch in islice(_batches(experiment, experiment.recipe.student), BATCHES):
+    for batch in islice(training_batches(experiment, experiment.recipe.student), BATCHES):
         if looks and time.perf_counter() - began > _SECONDS:
             break
         looks += 1
@@ -225,28 +165,33 @@ def _terms(
             "share_of_loss": part["weighted"] / all_loss,
             "share_of_gradient": part["gradient"] / all_gradient,
         }
-    if "factor" in sums and sums["ce"]["gradient"] > 0:
-        ratio = sums["factor"]["gradient"] / sums["ce"]["gradient"]
-        beta = result["factor"]["weight"]
-        if beta and not NEGLIGIBLE < ratio < DROWNING and ratio > 0:
-            suggested = float(f"{beta / ratio:.1g}")
-            result["factor"]["suggested_beta"] = suggested
-            kind = "negligible" if ratio <= NEGLIGIBLE else "drowning the labels"
-            untaught = "" if taught else ", by an untrained teacher"
-            warnings.append(
-                f"the factor term is {kind}: its gradient is {ratio:.2g} times the cross-entropy's{untaught}; with "
-                f"transfer.factor.beta={suggested:g} they would be equal at the start"
-            )
+    warnings += _balance(result, "" if taught else ", by an untrained teacher")
     return result
 
 
-def _batches(experiment: Experiment, section: Training) -> Iterator[Batch]:
-    data, device = experiment.data, experiment.fabric.device
-    return Batches(data.train, section.batch_size, section.seed, experiment.augment, device).epoch(0)
-
-
-def _budget(experiment: Experiment, method: Method, section: Training) -> Budget:
-    """Time and memory that a stage will take."""
-    assert section.epochs is not None
-    steps = section.epochs * max(1, math.ceil(len(experiment.data.train) / section.batch_size))
-    return measure_training(experiment.fabric, method, next(_batches(experiment, section)), section.optimization, steps)
+def _balance(terms: dict[str, dict[str, float]], untaught: str) -> list[str]:
+    """Warnings where one part of the loss leaves the others without effect; a better ``beta`` is put into ``terms``."""
+    found = []
+    share = {name: part["share_of_gradient"] for name, part in terms.items()}
+    if sum(value > 0 for value in share.values()) < 2:
+        return []
+    ratio = share.get("factor", 0.0) / share["ce"] if share["ce"] else 0.0
+    beta = terms["factor"]["weight"] if ratio else 0.0
+    remedy = ""
+    if beta and (share["factor"] >= DROWNING or ratio <= NEGLIGIBLE):
+        suggested = float(f"{beta / ratio:.1g}")
+        terms["factor"]["suggested_beta"] = suggested
+        remedy = f"; with transfer.factor.beta={suggested:g} it would be as long as the cross-entropy's at the start"
+        if ratio <= NEGLIGIBLE:
+            found.append(
+                f"the factor term is negligible: its gradient is {ratio:.2g} times the cross-entropy's{untaught} (a "
+                f"warning comes at {NEGLIGIBLE:g} times or less){remedy}"
+            )
+    for name, value in share.items():
+        if name != "ce" and value >= DROWNING:
+            end = remedy if name == "factor" and remedy else "; a lower weight lets the labels have their say"
+            found.append(
+                f"{name_of(name)} is drowning the other parts of the loss: {value:.1%} of the gradient is its own"
+                f"{untaught} (a warning comes from {DROWNING:.0%} on){end}"
+            )
+    return found

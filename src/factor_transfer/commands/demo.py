@@ -13,6 +13,7 @@ from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.report.comparison import print_comparison
 from factor_transfer.report.confidence import as_estimate
 from factor_transfer.report.html.write import REPORT
+from factor_transfer.report.results import next_lines
 
 RECIPE = "fashion-mnist/resnet20-resnet8"
 METHODS = ("student", "kd", "factor", "factor+kd")
@@ -48,12 +49,11 @@ def _summary(comparison: dict[str, Any], work_dir: Path, teacher: int, student: 
             f"training takes {factor['cost']:.2f} times as long as the student's alone. What is delivered is the same "
             f"network: {student:,} parameters, where the teacher has {teacher:,}.",
         ]
-    return [
-        *lines,
-        "",
-        "Next:",
-        f"  factor-transfer export {work_dir}/student-factor-seed0 --format onnx    the student as a file for a device",
-        f"  factor-transfer predict {work_dir}/student-factor-seed0 PICTURE         its classes for a picture",
-        f"  {work_dir / REPORT!s:<72}all of it on one page, for a browser",
-        '  README.md, "Your own images"                                            the same with your own pictures',
+    student_dir = work_dir / "student-factor-seed0"
+    steps = [
+        (f"factor-transfer export {student_dir} --format onnx", "the student as a file for a device"),
+        (f"factor-transfer predict {student_dir} PICTURE", "its classes for a picture"),
+        (str(work_dir / REPORT), "all of it on one page, for a browser"),
+        ("factor-transfer compress PICTURES", "the same with your own pictures"),
     ]
+    return [*lines, *next_lines(steps)]

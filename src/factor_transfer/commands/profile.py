@@ -1,19 +1,76 @@
-"""What a training costs: seconds and memory, from a few steps of it."""
+"""What the trainings of a recipe cost: seconds and memory, from a few steps of each."""
 
+import math
 import time
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
-from factor_transfer.data import Batch
-from factor_transfer.methods.base import Method
+from factor_transfer.config.recipe import Training
+from factor_transfer.data import Batch, Batches
+from factor_transfer.methods import Method, Paraphraser, ParaphraserTraining, Supervised
+from factor_transfer.models import Normalize
+from factor_transfer.pipeline import artefact
+from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, new_paraphrasers, paraphraser_provenance
+from factor_transfer.pipeline.stages.teacher import frozen_teacher, teacher_provenance
+from factor_transfer.pipeline.weights.initial import init_network
+from factor_transfer.settings import chosen
 from factor_transfer.training.optim import Optimization
 
 _STEP_S = 1.0  # a measured step should take no longer; if need be, it is one of fewer images
 _PROBE = 4  # images of the first step, which also warms up
 _STEPS = 2
+
+
+@dataclass
+class Networks:
+    """The networks of a recipe as they are now: those of finished stages, or such as the stages would start from.
+
+    Attributes:
+        teacher: the teacher.
+        student: the student.
+        of_teacher: the normalisation of the teacher's input.
+        of_student: the normalisation of the student's input.
+        paraphrasers: by tap; empty where the method needs none.
+        done: the teacher's stage, if it is up to date.
+        pretrained: the paraphraser's stage, if it is up to date.
+    """
+
+    teacher: nn.Module
+    student: nn.Module
+    of_teacher: Normalize
+    of_student: Normalize
+    paraphrasers: dict[str, Paraphraser]
+    done: Artefact | None
+    pretrained: Artefact | None
+
+
+def networks_now(experiment: Experiment) -> Networks:
+    """The networks of an experiment, trained or not."""
+    recipe = experiment.recipe
+    done = _finished(experiment, "teacher", teacher_provenance(experiment))
+    if done:
+        teacher, record = experiment.load(done), done.record
+    else:
+        teacher, record = init_network(experiment, "teacher", recipe.teacher)
+    of_teacher = experiment.normalize((record["mean"], record["std"]))
+    student, record = init_network(experiment, "student", recipe.student)
+    of_student = experiment.normalize((record["mean"], record["std"]))
+    paraphrasers: dict[str, Paraphraser] = {}
+    pretrained: Artefact | None = None
+    if recipe.needs_paraphraser:
+        pretrained = _finished(experiment, "paraphraser", paraphraser_provenance(experiment, done)) if done else None
+        if pretrained:
+            paraphrasers = load_paraphrasers(experiment, pretrained)
+        else:
+            paraphrasers = new_paraphrasers(experiment, teacher, of_teacher)
+    return Networks(teacher, student, of_teacher, of_student, paraphrasers, done, pretrained)
 
 
 class Budget(NamedTuple):
@@ -28,6 +85,51 @@ class Budget(NamedTuple):
     seconds: float
     memory_mb: float
     images_per_s: float
+
+
+def measure_stages(experiment: Experiment, networks: Networks, method: Method) -> dict[str, Budget]:
+    """Time and memory of each stage that is trained, by name.
+
+    Teacher and paraphraser are measured on new ones, since those at hand are frozen.
+
+    Args:
+        experiment: the experiment.
+        networks: its networks.
+        method: what trains the student. Its weights are left changed.
+    """
+    recipe, found = experiment.recipe, {}
+    if recipe.teacher.epochs is not None:
+        anew = Supervised(experiment.build(recipe.teacher), networks.of_teacher)
+        found["teacher"] = measure_stage(experiment, anew, recipe.teacher)
+    if networks.paraphrasers and recipe.paraphraser and recipe.paraphraser.epochs is not None:
+        paraphrasers = new_paraphrasers(experiment, networks.teacher, networks.of_teacher)
+        distance = chosen(recipe.paraphraser, ParaphraserTraining)
+        teacher = frozen_teacher(experiment, networks.teacher, networks.of_teacher)
+        training = ParaphraserTraining(teacher, list(paraphrasers), list(paraphrasers.values()), **distance)
+        found["paraphraser"] = measure_stage(experiment, training, recipe.paraphraser)
+    found["student"] = measure_stage(experiment, method, recipe.student)
+    return found
+
+
+def measure_stage(experiment: Experiment, method: Method, section: Training) -> Budget:
+    """Time and memory of one stage, trained as a section of the recipe says."""
+    assert section.epochs is not None
+    steps = section.epochs * max(1, math.ceil(len(experiment.data.train) / section.batch_size))
+    batch = next(training_batches(experiment, section))
+    return measure_training(experiment.fabric, method, batch, section.optimization, steps)
+
+
+def training_batches(experiment: Experiment, section: Training) -> Iterator[Batch]:
+    """The batches of a stage's first epoch."""
+    data, device = experiment.data, experiment.fabric.device
+    return Batches(data.train, section.batch_size, section.seed, experiment.augment, device).epoch(0)
+
+
+def _finished(experiment: Experiment, name: str, inputs: Mapping[str, Any]) -> Artefact | None:
+    """A stage, if it is up to date."""
+    folder = experiment.work_dir / name
+    done = artefact.find(folder)
+    return done if done and not artefact.differences(folder, inputs) else None
 
 
 def measure_training(fabric: Fabric, method: Method, batch: Batch, optimization: Optimization, steps: int) -> Budget:

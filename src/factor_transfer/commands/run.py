@@ -15,24 +15,25 @@ from factor_transfer.report.html.write import try_report
 from factor_transfer.report.results import network_figures
 
 
-def run(experiment: Experiment, baseline: bool = False, fresh: bool = False) -> dict[str, Any]:
+def run(experiment: Experiment, baseline: bool = False, fresh: bool = False, report: bool = True) -> dict[str, Any]:
     """Bring all stages up to date, look at the test split, and write ``summary.json``.
 
     Args:
         experiment: the recipe in its work dir.
         baseline: also train the student alone, with the same budget.
         fresh: make every stage anew.
+        report: also write ``report.html``.
 
     Returns:
         What ``summary.json`` says: the ``method``, and the figures of ``teacher``, ``student`` and ``baseline``.
     """
     preflight(experiment, [experiment.recipe.method])
     check_networks(experiment)
-    return _run_stages(experiment, baseline, fresh)
+    return _run_stages(experiment, baseline, fresh, report)
 
 
 @in_work_dir
-def _run_stages(experiment: Experiment, baseline: bool, fresh: bool) -> dict[str, Any]:
+def _run_stages(experiment: Experiment, baseline: bool, fresh: bool, report: bool) -> dict[str, Any]:
     terms = experiment.recipe.terms
     done = {"teacher": make_teacher(experiment, fresh)}
     if experiment.recipe.needs_paraphraser:
@@ -43,5 +44,6 @@ def _run_stages(experiment: Experiment, baseline: bool, fresh: bool) -> dict[str
     summary: dict[str, Any] = {"method": experiment.recipe.method, "teacher": None, "student": None, "baseline": None}
     summary |= {name: network_figures(experiment, artefact) for name, artefact in done.items()}
     collectives.on_rank_zero(lambda: write_json(experiment.work_dir / "summary.json", summary))
-    try_report(experiment)
+    if report:
+        try_report(experiment)
     return summary

@@ -16,7 +16,8 @@ from factor_transfer.config.read import shipped
 from factor_transfer.errors import InputError, choose, printable
 from factor_transfer.methods import TERMS
 from factor_transfer.models import MODELS, build_model, macs, parameters
-from factor_transfer.models.external import is_external, zoo_size, zoos
+from factor_transfer.models.external import is_external, zoo_size, zoo_states
+from factor_transfer.models.zoos import ZOOS
 from factor_transfer.pipeline.weights.zoo import entries
 from factor_transfer.settings import settings
 from factor_transfer.taps.extract import shapes
@@ -42,8 +43,8 @@ def models() -> Group:
             cost = macs(model, torch.zeros(1, 3, size, size))
         chosen = ", ".join(f"{key} = {p.default!r}" for key, p in settings(MODELS[name]).items())
         table.add_row(name, f"3 x {size} x {size}", f"{parameters(model):,}", f"{cost:,}", chosen)
-    names = ", ".join(f"{zoo}:NAME ({'installed' if here else 'not installed'})" for zoo, here in zoos().items())
-    return Group(table, Text(f"Networks from elsewhere: {names}, or your own package.module:callable."))
+    places = "\n".join(f"  {zoo}:NAME ({state})" for zoo, state in zoo_states().items())
+    return Group(table, Text(f"Networks from elsewhere:\n{places}\n  package.module:callable, your own"))
 
 
 def recipes() -> Table:
@@ -106,7 +107,7 @@ def taps(model: str, size: int | None = None) -> Table:
     """
     if is_external(model):
         network = build_model(model, 10)  # not on meta: what others write need not work there
-        size = size or zoo_size(model, network) or (224 if model.partition(":")[0] in zoos() else 32)
+        size = size or zoo_size(model, network) or (224 if model.partition(":")[0] in ZOOS else 32)
     else:
         size = size or _usual_size(choose("model", model, MODELS))
         with torch.device("meta"):

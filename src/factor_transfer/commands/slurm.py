@@ -10,7 +10,7 @@ from typing import Any
 
 from factor_transfer.config.recipe import needs_paraphraser
 from factor_transfer.errors import InputError, first_line
-from factor_transfer.models.optional import installed
+from factor_transfer.models.optional import installed, pip_install
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
@@ -33,7 +33,7 @@ class Jobs:
 
     def __init__(self, partition: str, settings: str = "") -> None:
         if not installed("submitit"):
-            raise InputError("submitit is not installed; pip install 'factor-transfer[slurm]'")
+            raise InputError(f"submitit is not installed; {pip_install('slurm')}")
         if shutil.which("sbatch") is None:
             raise InputError("sbatch is not here, so there is no Slurm to send jobs to; without --slurm they run here")
         self.parameters: dict[str, Any] = {"partition": partition, "time": _MINUTES}

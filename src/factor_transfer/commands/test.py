@@ -1,6 +1,6 @@
 """A checkpoint on the test split: what ``factor-transfer test`` does."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from factor_transfer.models import Normalize, build_model, zoo_statistics
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import EVALUATION_BATCH, check_fits, data_line, load_network, named_code
+from factor_transfer.pipeline.finished_run import find_run
 from factor_transfer.pipeline.records import check_logits
 from factor_transfer.pipeline.stages.student import student_folder
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
@@ -24,8 +25,35 @@ from factor_transfer.report.metrics import check_metrics, measure
 from factor_transfer.training.evaluate import predict
 
 
+def find_tested(place: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Path, list[dict[str, Any]]]:
+    """The network to test, by its folder alone: a run carries the recipe that it was trained by.
+
+    Args:
+        place: of a run, of a student or teacher in it, or of their weights.
+        overrides: of the recipe.
+
+    Returns:
+        The recipe, the checkpoint for ``score``, and what its record says of the network.
+
+    Raises:
+        InputError: there is no finished run.
+    """
+    folder = place.parent if place.name in artefact.STATES else place
+    is_teacher = folder.name == "teacher" and (folder / artefact.RECORD).exists()
+    run = find_run(folder.parent if is_teacher else folder)
+    done = run.teacher if is_teacher else run.student
+    if done is None:
+        raise InputError(f"{folder} is not finished; the command that began it goes on with it")
+    checkpoint = place if folder != place else done.folder
+    return run.recipe(overrides), checkpoint, run.models("teacher" if is_teacher else "student")
+
+
 def score(
-    recipe: Recipe, checkpoint: Path, metrics: Iterable[str], say: Callable[[str], None] = lambda _: None
+    recipe: Recipe,
+    checkpoint: Path,
+    metrics: Iterable[str],
+    say: Callable[[str], None] = lambda _: None,
+    trusted_code: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Figures of a network on the recipe's test split.
 
@@ -35,6 +63,7 @@ def score(
             of the recipe's method and seed.
         metrics: see ``evaluation.measure``.
         say: is told what images were found, in a line.
+        trusted_code: whose code may be run, for a recipe that was found in a folder; see ``Experiment``.
 
     Returns:
         See ``evaluation.measure``; and a ``note``, if the network was trained on other images than the recipe's.
@@ -50,7 +79,7 @@ def score(
     fabric = open_fabric(recipe.device, FULL)  # figures are measured in full precision
     data = open_data(**recipe.data.model_dump())
     say(data_line(data, fabric))
-    model, normalize, note = _network(recipe, data, path)
+    model, normalize, note = _network(recipe, data, path, trusted_code)
     network = fabric.to_device(nn.Sequential(normalize, model))
     place = collectives.rank(), collectives.world()
     logits, labels = predict(network, in_order(data.test(), EVALUATION_BATCH, fabric.device, *place))
@@ -68,11 +97,14 @@ def _student(work_dir: Path, recipe: Recipe) -> Path:
     raise InputError(f"which student of {work_dir}? It {which}; give the folder of a finished one")
 
 
-def _network(recipe: Recipe, data: Data, path: Path) -> tuple[nn.Module, Normalize, str]:
+def _network(
+    recipe: Recipe, data: Data, path: Path, trusted_code: Collection[str] | None
+) -> tuple[nn.Module, Normalize, str]:
     """The network whose weights are in ``path``, its normalisation, and what should be known of it."""
     done = artefact.find(path.parent) if path.name in artefact.STATES else None
     if done:
-        model = load_network(done, path.name == artefact.LAST, named_code(recipe, done))
+        trusted = named_code(recipe, done) if trusted_code is None else trusted_code
+        model = load_network(done, path.name == artefact.LAST, trusted)
         check_fits(done, data)
         return model, Normalize(done.record["mean"], done.record["std"]), compare_images(done, data)
     # Weights from elsewhere do not say what they are: they are the teacher's if they have just its layers.

@@ -79,18 +79,18 @@ def as_toml(recipe: "Recipe") -> str:
     # The settings of the preset are already merged, and must not replace settings that were removed since.
     document = recipe.model_dump(mode="json", exclude_none=True, exclude={"preset"})
     tables = {name: value for name, value in document.items() if isinstance(value, dict)}
-    lines = [f"{name} = {_value(value)}" for name, value in document.items() if name not in tables]
+    lines = [f"{name} = {toml_value(value)}" for name, value in document.items() if name not in tables]
     for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{_key(key)} = {_value(value)}" for key, value in table.items())]
+        lines += ["", f"[{name}]", *(f"{_key(key)} = {toml_value(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
     """A value as TOML, whose syntax is that of JSON except for tables."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(key)} = {_value(inner)}" for key, inner in value.items()) + " }"
+        return "{ " + ", ".join(f"{_key(key)} = {toml_value(inner)}" for key, inner in value.items()) + " }"
     if isinstance(value, list):
-        return "[" + ", ".join(_value(inner) for inner in value) + "]"
+        return "[" + ", ".join(toml_value(inner) for inner in value) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -1,10 +1,12 @@
 """Decoding of an image file into pixels."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from factor_transfer.errors import InputError
 from factor_transfer.files import open_regular
@@ -26,6 +28,7 @@ if "avif" in features.modules and features.check("avif"):  # available since pil
 ENDINGS = frozenset(ending for endings in FORMATS.values() for ending in endings)
 
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
+_GREY = {"1", "L", "LA"}  # the modes without colours
 
 
 # The modes that need no conversion, by the number of channels. A palette ("P") consists of colours.
@@ -52,26 +55,46 @@ def decode(path: Path, size: int | None, channels: Literal[1, 3], convert: bool 
         InputError: if the file is missing, damaged, too large or not a regular file, or has other than 8 bits per
             channel, or would need a conversion that ``convert`` does not allow.
     """
+    with _opened(path) as file:
+        if file.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in file.tile):
+            raise InputError(f"{path}: does not have 8 bits per channel (mode {file.mode}); convert it first")
+        if not convert:
+            _check_mode(path, file, channels)
+        image: Image.Image = ImageOps.exif_transpose(file)
+        if "transparency" in image.info:  # transparent colours of a palette, which only RGBA can represent
+            image = image.convert("RGBA")
+        image = image.convert(_MODES[channels])
+        if size is not None:
+            # Scaling only the centre is less work than cropping afterwards, and differs by at most half a pixel.
+            side = min(image.size)
+            left, top = (image.width - side) / 2, (image.height - side) / 2
+            square = (left, top, left + side, top + side)
+            image = image.resize((size, size), Image.Resampling.BILINEAR, box=square)
+        return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def read_header(path: Path) -> tuple[Literal[1, 3], int]:
+    """The number of channels of an image and the length of its shorter side in pixels; only its header is read.
+
+    Args:
+        path: the image file, in any of ``FORMATS``.
+
+    Raises:
+        InputError: if the file is missing, is not an image, or is not a regular file.
+    """
+    with _opened(path) as file:
+        return 1 if file.mode in _GREY else 3, min(file.size)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """A context in which an image file is open; its errors become ``InputError``."""
     try:
         # Opening reads only the header, and fails for images with twice the number of pixels that pillow warns at.
         with open_regular(path) as content, Image.open(content, formats=tuple(FORMATS)) as file:
             if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:
                 raise InputError(f"{path}: refused, {file.width}×{file.height} pixels are too many")
-            if file.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in file.tile):
-                raise InputError(f"{path}: does not have 8 bits per channel (mode {file.mode}); convert it first")
-            if not convert:
-                _check_mode(path, file, channels)
-            image: Image.Image = ImageOps.exif_transpose(file)
-            if "transparency" in image.info:  # transparent colours of a palette, which only RGBA can represent
-                image = image.convert("RGBA")
-            image = image.convert(_MODES[channels])
-            if size is not None:
-                # Scaling only the centre is less work than cropping afterwards, and differs by at most half a pixel.
-                side = min(image.size)
-                left, top = (image.width - side) / 2, (image.height - side) / 2
-                square = (left, top, left + side, top + side)
-                image = image.resize((size, size), Image.Resampling.BILINEAR, box=square)
-            return np.asarray(image).reshape(image.height, image.width, channels)
+            yield file
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -49,8 +49,8 @@ def open_network(path: Path, announce: Announce = lambda _: None, trusted_code: 
     """Open a trained network for classifying images.
 
     Args:
-        path: the folder of a run or of a student in it, its weights file, a folder that ``package`` wrote, or a
-            ``.pte`` or ``.onnx`` file with its ``export.json`` in the same folder.
+        path: the folder of a run or of a student in it, its weights file, a folder that ``package`` wrote, a ``.pte``
+            or ``.onnx`` file with its ``export.json`` in the same folder, or the folder of these two.
         announce: a function that is called with the network's record before it is built, since that may run code
             outside this package.
         trusted_code: the code outside this package that may be run, as ``package.module:callable``.
@@ -63,6 +63,8 @@ def open_network(path: Path, announce: Announce = lambda _: None, trusted_code: 
         return _exported(path)
     if (path / CONFIG).is_file():
         return _network(open_student(path, trusted_code, announce), path)
+    if (path / RECORD).is_file():
+        return _exported(path / read_record(path / RECORD, FileRecord).file.name)
     if path.is_file():
         path = path.parent if path.name == artefact.WEIGHTS else path
     run = find_run(path)

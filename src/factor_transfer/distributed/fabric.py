@@ -36,6 +36,7 @@ def open_fabric(device: str, precision: Any) -> Fabric:
         InputError: there is no such device here, or not one for each process.
     """
     here = launch_info()
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets each process, and names the precision
     try:
         if here.world == 1:
             # Said aloud, so that no launcher is guessed at that has started this process alone.
@@ -50,7 +51,6 @@ def open_fabric(device: str, precision: Any) -> Fabric:
             precision=precision,
             plugins=[launcher],
         )
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets each of them
         fabric.launch()
     except (RuntimeError, ValueError) as error:
         raise InputError(f"device {device!r} cannot be used here: {error}") from error

@@ -60,7 +60,7 @@ def export_student(experiment: Experiment, run: Run, options: ExportOptions, out
         load_network(student, trusted_code=experiment.trusted_code or ()),
         Normalize(student.record["mean"], student.record["std"]),
     )
-    folder = out or student.folder / "export" / f"{options.format}-{options.precision}"
+    folder = out or export_folder(student, options)
     _check_folder(folder, student)
     images = calibration(data.train, options.calibration) if options.precision == "int8" else experiment.examples.cpu()
     exportable = bare(network, normalize, images)
@@ -97,6 +97,11 @@ def export_student(experiment: Experiment, run: Run, options: ExportOptions, out
     for accepted in (name, RECORD):
         (folder / f"{accepted}{REJECTED}").unlink(missing_ok=True)
     return record
+
+
+def export_folder(student: Artefact, options: ExportOptions) -> Path:
+    """The default folder of an exported file, inside the folder of its student."""
+    return student.folder / "export" / f"{options.format}-{options.precision}"
 
 
 def _check_folder(folder: Path, student: Artefact) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from factor_transfer.errors import InputError, printable, shown, suggest
-from factor_transfer.models.optional import installed
+from factor_transfer.models.optional import state
 from factor_transfer.models.outputs import return_logits
 from factor_transfer.models.zoos import ZOOS, Statistics
 
@@ -172,9 +172,9 @@ def source(name: str) -> Path | None:
     return Path(file) if file else None
 
 
-def zoos() -> dict[str, bool]:
-    """The names of the zoos, and whether each is installed."""
-    return {zoo: installed(zoo) for zoo in ZOOS}
+def zoo_states() -> dict[str, str]:
+    """The state of each zoo by name: whether it can be used, or why not. Installed ones are imported to find out."""
+    return {zoo: state(zoo) for zoo in ZOOS}
 
 
 def _import(name: str) -> ModuleType:

@@ -1,7 +1,9 @@
 """Optional dependencies that may be missing: the libraries of zoos, and the servers that provide their weights."""
 
 import os
+import shlex
 import socket
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,6 +24,11 @@ def installed(library: str) -> bool:
     return find_spec(library) is not None
 
 
+def pip_install(extra: str) -> str:
+    """The command that installs an extra of this package for the Python that runs."""
+    return f"{shlex.quote(sys.executable or 'python')} -m pip install 'factor-transfer[{extra}]'"
+
+
 def library(name: str) -> Any:
     """Import a zoo's library.
 
@@ -32,7 +39,7 @@ def library(name: str) -> Any:
         InputError: if the library is not installed or cannot be imported.
     """
     if not installed(name):
-        raise InputError(f"{name} is not installed; pip install 'factor-transfer[{name}]'")
+        raise InputError(f"{name} is not installed; {pip_install(name)}")
     try:
         # timm needs torchvision, and transformers uses it if it is installed. Its own error is clearer than theirs.
         if installed("torchvision"):
@@ -45,8 +52,20 @@ def library(name: str) -> Any:
         raise InputError(
             f"torchvision{cause} cannot be imported with this torch: its operators were built for another build of "
             f"torch ({_brief(error)}). Reinstall both from the same index in one command, for example "
-            "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+            f"{shlex.quote(sys.executable or 'python')} -m pip install --force-reinstall torch torchvision "
+            "--index-url https://download.pytorch.org/whl/cpu"
         ) from error
+
+
+def state(name: str) -> str:
+    """Whether a zoo's library can be used, in words: ``"installed"``, ``"not installed"``, or why it fails."""
+    if not installed(name):
+        return "not installed"
+    try:
+        library(name)
+    except InputError as error:
+        return f"installed, but {error}"
+    return "installed"
 
 
 @contextmanager

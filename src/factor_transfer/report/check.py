@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from factor_transfer.errors import printable
+from factor_transfer.pipeline.stages.sizes import Size, size_line
 from factor_transfer.report.names import name_of
 from factor_transfer.training.log import duration
 
@@ -57,10 +58,17 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     for name, taps in found["taps"].items():
         shapes = (f"{tap} ({' x '.join(str(length) for length in shape)})" for tap, shape in taps.items())
         lines.append(f"{name}  tap {', '.join(shapes)}")
+    sizes = {name: Size(**size) for name, size in found["sizes"].items()}
+    if sizes.keys() - {"teacher", "student"}:
+        lines.append(size_line(sizes))
     if found["paraphraser"]:
         for tap, share in found["paraphraser"]["unexplained_variance"].items():
-            state = found["paraphraser"]["state"]
-            lines.append(f"paraphraser of {tap}  {state}, leaves {share:.1%} of the feature's variance unexplained")
+            if found["paraphraser"]["state"] == "finished":
+                lines.append(
+                    f"paraphraser of {tap}  trained; it rebuilds the feature but for {share:.1%} of its variance"
+                )
+            else:
+                lines.append(f"paraphraser of {tap}  not trained yet, so it does not rebuild the feature")
     return lines
 
 

@@ -1,6 +1,7 @@
 """The results of a run: figures on the test images, and the table that is printed."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,6 +18,7 @@ from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.report.names import name_of
 from factor_transfer.training.evaluate import top
+from factor_transfer.training.log import describe
 
 
 def network_figures(experiment: Experiment, done: Artefact) -> dict[str, Any]:
@@ -78,6 +80,60 @@ def _pattern(paths: Sequence[str]) -> str:
     """One pattern for several paths, with an asterisk for the end of each part that differs."""
     parts = zip(*[Path(path).parts for path in paths], strict=True)
     return str(Path(*[part[0] if len(set(part)) == 1 else os.path.commonprefix(part) + "*" for part in parts]))  # noqa: RUF071 (strings it is)
+
+
+def stage_lines(done: Artefact, following: Sequence[tuple[str, str]]) -> list[str]:
+    """What a finished stage reached on the validation images, if it was measured, and what to do next.
+
+    Args:
+        done: the stage.
+        following: see ``next_lines``.
+    """
+    reached = {f"validation_{key}": value for key, value in (done.record.get("validation") or {}).items()}
+    figures = describe(reached)
+    return [*([f"{done.folder.name}  {figures}"] if figures else []), *next_lines(following)]
+
+
+def next_lines(following: Sequence[tuple[str, str]]) -> list[str]:
+    """What to do next, in lines.
+
+    Args:
+        following: commands or files, and what comes of each in a few words.
+    """
+    width = max(len(step) for step, _ in following) + 4
+    return ["", "Next:", *(f"  {step:<{width}}{words}".rstrip() for step, words in following)]
+
+
+def after_teacher(experiment: Experiment) -> list[tuple[str, str]]:
+    """The command behind ``teacher``."""
+    if experiment.recipe.needs_paraphraser:
+        return [(f"factor-transfer pretrain {experiment.command}", "the paraphraser, on this teacher's features")]
+    return after_paraphraser(experiment)
+
+
+def after_paraphraser(experiment: Experiment) -> list[tuple[str, str]]:
+    """The command behind ``pretrain``."""
+    return [(f"factor-transfer train {experiment.command}", "the student")]
+
+
+def after_student(done: Artefact) -> list[tuple[str, str]]:
+    """The commands behind ``train``."""
+    folder = shlex.quote(str(done.folder))
+    return [(f"factor-transfer test {folder}", "its accuracy on the test images"), *_in_use(folder)]
+
+
+def after_run(experiment: Experiment) -> list[tuple[str, str]]:
+    """The commands behind ``run``, and its report."""
+    page = experiment.work_dir / "report.html"
+    steps = _in_use(shlex.quote(str(experiment.work_dir)))
+    return [*steps, (str(page), "all of it on one page, for a browser")] if page.is_file() else steps
+
+
+def _in_use(place: str) -> list[tuple[str, str]]:
+    return [
+        (f"factor-transfer export {place}", "the student as a file for a device"),
+        (f"factor-transfer predict {place} PICTURE", "its classes for a picture"),
+    ]
 
 
 def spread(values: Sequence[float]) -> str:

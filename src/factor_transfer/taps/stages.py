@@ -3,6 +3,8 @@
 Everything is observed by running the network once on a few images, so it works for any architecture.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from factor_transfer.errors import InputError
@@ -42,7 +44,9 @@ def stages(model: nn.Module, images: Tensor) -> list[str]:
     """The taps at the ends of a network's stages, one per resolution.
 
     The end of a stage is the last of the modules with that resolution that contain at least two thirds as many layers
-    as the largest of them, or a normalisation or activation that directly follows it.
+    as the largest of them, or a normalisation or activation that directly follows it. The last stage ends with its last
+    block: a 1x1 convolution that widens the output of the block for the classifier, as in MobileNetV2, is left out,
+    since a translator with that many channels would be larger than the network.
 
     Args:
         model: the network. It is run once, in evaluation mode.
@@ -74,7 +78,30 @@ def stages(model: nn.Module, images: Tensor) -> list[str]:
         ends = [paths[-1] for paths in sizes.values()]
     if not ends:
         raise InputError(f"{type(model).__name__} has no stage that returns a feature map; name a tap")
-    return ends
+    return [*ends[:-1], _before_expansion(modules, found, ends[-1])]
+
+
+def _before_expansion(modules: Mapping[str, nn.Module], found: Mapping[str, tuple[int, int, int]], end: str) -> str:
+    """The last block of a stage that ends with a 1x1 convolution with at least twice the block's channels.
+
+    Args:
+        modules: the modules of the network, by path.
+        found: the feature maps, see ``maps``.
+        end: the end of the stage, which is returned if there is no such convolution.
+    """
+    paths = list(found)
+    paths = paths[: paths.index(end) + 1]
+    convolutions = [path for path in paths if isinstance(modules[path], nn.Conv2d)]
+    if not convolutions:
+        return end
+    widens, last = convolutions[-1], modules[convolutions[-1]]
+    before = paths[paths.index(widens) - 1] if paths.index(widens) else end
+    assert isinstance(last, nn.Conv2d)
+    expands = last.kernel_size == (1, 1) and last.groups == 1 and last.out_channels >= 2 * last.in_channels
+    # Inside a block, as the last convolution of a ResNet-50, it is preceded by a layer, not by a whole block.
+    block = sum(isinstance(child, nn.Conv2d) for child in modules[before].modules()) > 1
+    fits = found[before] == (last.in_channels, *found[end][1:]) and found[end][0] == last.out_channels
+    return before if expands and block and fits else end
 
 
 def _has_children(module: nn.Module) -> bool:

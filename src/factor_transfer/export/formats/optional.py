@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
 from factor_transfer.errors import InputError
-from factor_transfer.models.optional import installed
+from factor_transfer.models.optional import installed, pip_install
 
 # The extras of this package, and the libraries that they install.
 EXTRAS = {"executorch": ("executorch", "torchao"), "onnx": ("onnx", "onnxscript", "onnxruntime")}
@@ -27,7 +27,7 @@ def need(extra: str) -> None:
     """
     for library in EXTRAS[extra]:
         if not installed(library):
-            raise InputError(f"{library} is not installed; pip install 'factor-transfer[{extra}]'")
+            raise InputError(f"{library} is not installed; {pip_install(extra)}")
 
 
 class Captured:

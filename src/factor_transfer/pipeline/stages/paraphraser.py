@@ -9,7 +9,7 @@ from torch import nn
 from factor_transfer.errors import InputError
 from factor_transfer.files import load_into
 from factor_transfer.methods import Paraphraser, ParaphraserTraining
-from factor_transfer.models import Normalize
+from factor_transfer.models import Normalize, parameters
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.provenance import frozen_provenance, training_provenance, weights_provenance
@@ -57,6 +57,7 @@ def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
     torch.manual_seed(section.seed)
     paraphrasers = new_paraphrasers(experiment, model, normalize)
     product = as_product(paraphrasers)
+    experiment.say(f"paraphraser  {parameters(product):,} parameters, of {', '.join(taps)}")
     record: dict[str, Any] = {
         "in_channels": {tap: paraphraser.in_channels for tap, paraphraser in paraphrasers.items()}
     }

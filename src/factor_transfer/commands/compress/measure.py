@@ -1,0 +1,130 @@
+"""What a training costs on this device, from a few steps of each stage and a file of the untrained student."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from torch import nn
+
+from factor_transfer.commands.compress.look import UNREAD, Pictures
+from factor_transfer.commands.compress.schedule import Costs
+from factor_transfer.commands.profile import Budget, measure_stage, measure_stages, networks_now
+from factor_transfer.config.read import read_recipe, toml_value
+from factor_transfer.methods import Supervised
+from factor_transfer.models import Normalize, parameters
+from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.stages.student import build_student_method
+from factor_transfer.pipeline.stages.teacher import frozen_teacher
+
+_LOOP = 1.1  # what a training takes, relative to its steps: its batches are made, its figures are looked at
+_EPOCH_S = 0.1  # what comes after each epoch: its checkpoint is written
+_FORWARD = 1 / 3  # a step without its backward pass
+_FILES = 3  # exports, in the time of one: the student's, and the teacher's, which is larger
+_TESTING_S, _REPORT_S, _START_S = 8.0, 20.0, 5.0
+_PROCESS_MB, _REPORT_MB = 600.0, 3.0
+
+
+class Exporter(Protocol):
+    """What turns the student into a file for a device."""
+
+    @property
+    def extra(self) -> str:
+        """Which extra of this package it is, such as ``"onnx"``."""
+
+    def try_on(self, experiment: Experiment, network: nn.Module, normalize: Normalize) -> None:
+        """Export an untrained student into nothing.
+
+        Raises:
+            InputError: a student like this cannot be exported.
+        """
+
+    def export(self, experiment: Experiment) -> tuple[Path, dict[str, Any]]:
+        """The path of the exported file, and what ``export.json`` says; a file that is up to date is not made anew.
+
+        Raises:
+            InputError: the file is not as good as it should be.
+        """
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a few steps said.
+
+    Attributes:
+        costs: of an epoch of each stage.
+        teacher: the teacher's number of parameters.
+        student: the student's.
+    """
+
+    costs: Costs
+    teacher: int
+    student: int
+
+
+def measure(draft: str, pictures: Pictures, exporter: Exporter | None) -> Measured:
+    """Try what is to be trained, and measure what an epoch of each stage costs.
+
+    Args:
+        draft: a recipe with one epoch of each stage.
+        pictures: the folder.
+        exporter: what will write the file, if one is wanted.
+
+    Raises:
+        InputError: what cannot work: a network or term that does not fit, a student that cannot be exported.
+    """
+    unread = UNREAD | {key: UNREAD[key][: pictures.channels] for key in ("mean", "std")}
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "draft.toml"
+        path.write_text(draft, encoding="utf-8")
+        recipe = read_recipe(path, [f"data.{key}={toml_value(value)}" for key, value in unread.items()])
+        experiment = Experiment(recipe, Path(place) / "work", Console(quiet=True), str(path))
+        networks = networks_now(experiment)
+        exporting_s = 0.0
+        if exporter is not None:
+            began = time.perf_counter()
+            exporter.try_on(experiment, networks.student, networks.of_student)
+            exporting_s = _FILES * (time.perf_counter() - began)
+        teacher = frozen_teacher(experiment, networks.teacher, networks.of_teacher)
+        method = build_student_method(experiment, networks.student, networks.of_student, teacher, networks.paraphrasers)
+        budgets = measure_stages(experiment, networks, method)
+        alone = Supervised(experiment.build(recipe.student), networks.of_student)
+        budgets["alone"] = measure_stage(experiment, alone, recipe.student)
+        validation = len(experiment.data.validation)
+    decoding_s = (pictures.training + validation + pictures.test) * pictures.decoding_s
+    in_memory = pictures.in_memory(recipe.data.size)  # type: ignore[attr-defined]
+    # In memory they are decoded once; what stays on the disk is decoded in each epoch, beside the steps.
+    per_epoch_s = 0.0 if in_memory else decoding_s
+
+    def epoch_s(name: str) -> float:
+        budget = budgets.get(name)
+        if budget is None:
+            return 0.0
+        looks = 1 + _FORWARD * validation / pictures.training
+        return max(_LOOP * looks * budget.seconds, per_epoch_s) + _EPOCH_S
+
+    tests_s = sum(pictures.test * _FORWARD / budget.images_per_s for budget in budgets.values())
+    once_s = _START_S + decoding_s + tests_s + _REPORT_S + (exporting_s + _TESTING_S if exporter is not None else 0.0)
+    sizes = {
+        name: sum(value.nbytes for value in model.state_dict().values()) / 1e6
+        for name, model in (("teacher", networks.teacher), ("student", networks.student), ("method", method))
+    }
+    images_mb = (pictures.training + pictures.test) * pictures.channels * recipe.data.size**2 / 1e6  # type: ignore[attr-defined]
+    costs = Costs(
+        epoch_s("teacher"),
+        epoch_s("paraphraser"),
+        epoch_s("student"),
+        epoch_s("alone"),
+        once_s,
+        max(budget.memory_mb for budget in budgets.values()) + _PROCESS_MB + (images_mb if in_memory else 0.0),
+        _disk_mb(sizes["teacher"], sizes["student"], sizes["method"], budgets),
+    )
+    return Measured(costs, parameters(networks.teacher), parameters(networks.student))
+
+
+def _disk_mb(teacher: float, student: float, method: float, budgets: dict[str, Budget]) -> float:
+    """Weights and exported files of the networks; and, while a stage is trained, two checkpoints of it."""
+    largest = max(teacher if "teacher" in budgets else 0.0, method)
+    return 2 * teacher + 3 * student + method + 6 * largest + _REPORT_MB
