@@ -44,7 +44,7 @@ def test_a_pickle_as_a_cifar_batch_does_not_run(tiny: Path, run: Run) -> None:
     for batch in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
         (folder / batch).write_bytes(pickle.dumps({"data": Runs(), "labels": [1]}))
     refused(
-        run("teacher", tiny, "data={name='cifar10', root='.'}"), r"data_batch_1: refused, .* asks for posix\.system"
+        run("teacher", tiny, "data={name='cifar10', root='.'}"), r"data_batch_1: refused, .* refers to posix\.system"
     )
     assert not Path("ran").exists()
 

@@ -315,7 +315,9 @@ def test_parts_of_a_batch_come_to_the_same(tmp_path: Path, parts: int) -> None:
 
 
 def test_parts_that_a_batch_cannot_be_divided_into(tiny: Path, run: Run) -> None:
-    refused(run("teacher", tiny, "teacher.accumulate=5"), "24 images cannot be divided into 5 parts", "multiple of 5")
+    refused(
+        run("teacher", tiny, "teacher.accumulate=5"), "24 images cannot be divided into 5 equal parts", "multiple of 5"
+    )
     assert run("teacher", tiny, "teacher.accumulate=4").code == 0
 
 

@@ -137,7 +137,7 @@ def _loading(config: Mapping[str, Any]) -> list[str]:
 def _provenance(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     return [
-        "## Provenance",
+        "## Origin",
         "",
         "- `recipe.toml` is the recipe: `factor-transfer run recipe.toml` trains the model again.",
         f"- Trained with {versions}, on {facts['machine']}.",
