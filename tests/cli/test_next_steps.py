@@ -64,7 +64,7 @@ def test_code_that_a_run_names_is_not_run_for_that_reason(work: Path, run: Run) 
     record = json.loads((work / STUDENT / "stage.json").read_text())
     record["model"]["name"] = "nowhere.at_all:network"
     (work / STUDENT / "stage.json").write_text(json.dumps(record))
-    refused(run("test", work), "a network that code from outside makes, .*--trust-code nowhere.at_all:network")
+    refused(run("test", work), "a network that external code, .*--trust-code nowhere.at_all:network")
 
 
 def test_finished_epochs_stay_as_rows_in_a_terminal(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_folder_becomes_a_student_and_the_same_command_does_nothing_twice(
     result = compressed(run, pictures, *SMALL)
     for words in (
         "2 classes (bright, dark)",
-        "passed over: .txt: 1",
+        "skipped: .txt: 1",
         "images of 9×9 pixels; the shorter sides of the pictures are 8 to 10 pixels, 9 in the middle",
         "resnet8 (300,000 parameters) teaches resnet8 (80,000)",
         "of 70 minutes: teacher 16.7 (5 epochs), paraphraser 5.0 (3 epochs), student 16.7 (5 epochs)",
