@@ -121,7 +121,7 @@ def test_factors_and_what_stands_in_for_them_are_not_taken_for_each_other(work: 
     assert run("run", tiny, *VIEWS, "--work-dir", work).code == 0
     result = run("run", tiny, *VIEWS, "transfer.factor.paraphrase=false", "--work-dir", work)
     assert result.code == 0, result.err
-    assert "cache  factor is made anew: paraphrase: absent then, False now" in " ".join(result.out.split("\n"))
+    assert "cache  factor is computed again: paraphrase: absent then, False now" in " ".join(result.out.split("\n"))
 
 
 def test_what_is_kept_is_what_the_teacher_says(work: Path, tiny: Path, run: Run) -> None:
@@ -201,8 +201,8 @@ def test_another_paraphraser_or_other_bytes_make_it_anew(work: Path, tiny: Path,
     assert run("run", tiny, *VIEWS, "--work-dir", work).code == 0
     before = cached(work)
     result = run("run", tiny, *VIEWS, "paraphraser.seed=3", "--work-dir", work)
-    assert "cache  factor is made anew: paraphraser: " in result.out
-    assert "cache  teacher is made anew" not in result.out
+    assert "cache  factor is computed again: paraphraser: " in result.out
+    assert "cache  teacher is computed again" not in result.out
     changed = {name for name, content in cached(work).items() if content != before[name]}
     assert changed == {"cache/factor/0.bin"}
 
@@ -210,21 +210,21 @@ def test_another_paraphraser_or_other_bytes_make_it_anew(work: Path, tiny: Path,
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     result = run("train", tiny, *VIEWS, "paraphraser.seed=3", "student.seed=5", "--work-dir", work)
-    assert f"cache  factor is made anew: {path} is damaged in view 2\n" in result.out
+    assert f"cache  factor is computed again: {path} is damaged in view 2\n" in result.out
     assert path.read_bytes() == whole
     path.write_bytes(whole[::-1])  # whole, but of another teacher, or of a machine that rounds otherwise
     halves = whole[::-1][: len(whole) // 2], whole[::-1][len(whole) // 2 :]
     sums = [[hashlib.sha256(half).hexdigest()] for half in halves]
     path.with_name("progress.json").write_text(json.dumps({"sha256": sums}))
     result = run("train", tiny, *VIEWS, "paraphraser.seed=3", "student.seed=7", "--work-dir", work)
-    assert "cache  factor is made anew: other figures now" in result.out
+    assert "cache  factor is computed again: the teacher's outputs are different now" in result.out
     path.with_name("progress.json").write_text("[]")
     result = run("train", tiny, *VIEWS, "paraphraser.seed=3", "student.seed=8", "--work-dir", work)
-    assert "cache  factor is made anew: " in result.out
+    assert "cache  factor is computed again: " in result.out
     assert "progress.json is damaged" in result.out
     path.write_bytes(b"")
     result = run("train", tiny, *VIEWS, "paraphraser.seed=3", "student.seed=6", "--work-dir", work)
-    assert "cache  factor is made anew: it is not whole" in result.out
+    assert "cache  factor is computed again: it is incomplete" in result.out
 
 
 def test_no_room_is_one_message_and_nothing_is_lost(

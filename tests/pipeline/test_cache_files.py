@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from factor_transfer.data import Augment, Batches, Split, Views
 from factor_transfer.errors import InputError
-from factor_transfer.pipeline.stages.cache_files import Store, room
+from factor_transfer.pipeline.stages.cache_files import Store, check_room
 
 SHAPES = [(2, 3), (5,)]
 
@@ -111,9 +111,9 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10**9))
     small, large = Store(tmp_path / "a", [(1000,)], 1000, 8), Store(tmp_path / "b", [(1000,)], 50_000, 8)
-    room(tmp_path, [small])
+    check_room(tmp_path, [small])
     with pytest.raises(InputError, match=r"needs 0\.82 GB, the disk has 1\.00 GB free; give fewer views"):
-        room(tmp_path, [small, large])
+        check_room(tmp_path, [small, large])
     assert not list(tmp_path.rglob("*.bin"))
 
 

@@ -52,18 +52,18 @@ class Checkpoint(Options):
 
 
 class Training(Options):
-    """What each stage says of its training, beside the settings of ``Optimization``.
+    """The settings of a stage's training, besides those of ``Optimization``.
 
     Attributes:
-        epochs: over the training images.
-        batch_size: images a step.
-        seed: of initial weights, order and augmentation.
-        keep: the epoch that is ``"best"`` on the validation split, or the ``"last"``.
-        weights: where it starts from: a file; ``"zoo:NAME"`` of `show zoo`; or ``"pretrained"``, for a network of timm,
-            torchvision or transformers.
-        weights_key: of a file that holds several weights, the name of those to take, such as ``"model_ema"``.
-        accumulate: parts that each batch is divided into where memory is short; their gradients are summed up, so that
-            only batch norm can tell.
+        epochs: the number of passes over the training images.
+        batch_size: the number of images per step, over all processes.
+        seed: the seed of initial weights, order and augmentation.
+        keep: which epoch's weights are delivered: the ``"best"`` on the validation split, or the ``"last"``.
+        weights: the initial weights: a file; ``"zoo:NAME"``, see ``factor-transfer show zoo``; or ``"pretrained"``, for
+            a network of timm, torchvision or transformers.
+        weights_key: the name of the weights to take from a file that has several, such as ``"model_ema"``.
+        accumulate: the number of parts that each batch is divided into where memory is short. Their gradients are
+            summed, so that only the statistics of batch norm differ.
     """
 
     epochs: Annotated[int, Ge(1)] | None = None

@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from factor_transfer.distributed.launch import launch_info
 from factor_transfer.errors import InputError
 
-# How long a process waits for the others: the first may be filling a cache. One that has died is noticed at once.
-_PATIENCE = timedelta(hours=24)
-# Statistics of batch norm are the first process's; they are handed round when they are used, not at every step.
+# How long a process waits for the others, since the first one may be filling a cache. A dead one is noticed at once.
+_TIMEOUT = timedelta(hours=24)
+# The statistics of batch norm are those of the first process. They are sent to the others when they are used, not in
+# every step.
 _STATISTICS: dict[str, Any] = {
     max({"forward_sync_buffers", "broadcast_buffers"} & {*signature(DistributedDataParallel).parameters}): False
 }
@@ -30,19 +31,23 @@ def find_device(device: str) -> torch.device:
 
 
 def open_fabric(device: str, precision: Any) -> Fabric:
-    """A device, by the recipe's name, and the precision of training on it; and the other processes, if there are any.
+    """Device, precision and processes of a training.
+
+    Args:
+        device: the name of the device in a recipe, such as ``"auto"`` or ``"cuda"``.
+        precision: ``"32-true"`` or ``"bf16-mixed"``.
 
     Raises:
-        InputError: there is no such device here, or not one for each process.
+        InputError: if there is no such device here, or not one for each process.
     """
     here = launch_info()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets each process, and names the precision
     try:
         if here.world == 1:
-            # Said aloud, so that no launcher is guessed at that has started this process alone.
+            # Explicit, since Fabric would otherwise guess a launcher from the environment.
             return Fabric(accelerator=device, devices=1, precision=precision, plugins=[LightningEnvironment()])
         launcher = TorchElasticEnvironment() if here.launcher == "torchrun" else SLURMEnvironment(auto_requeue=False)
-        strategy = DDPStrategy(timeout=_PATIENCE, **_STATISTICS)
+        strategy = DDPStrategy(timeout=_TIMEOUT, **_STATISTICS)
         fabric = Fabric(
             accelerator=device,
             devices=here.beside,

@@ -6,16 +6,16 @@ import torch
 
 FULL, HALF = "32-true", "bf16-mixed"
 
-# Flags of processors that multiply matrices of bfloat16 in hardware; others emulate it, and are slower than in float32.
+# Flags of processors that multiply matrices of bfloat16 in hardware. Others emulate it, slower than float32.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 def fast_precision(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """``"bf16-mixed"`` where a device computes faster in bfloat16, ``"32-true"`` elsewhere.
+    """``"bf16-mixed"`` if a device computes faster in bfloat16, ``"32-true"`` otherwise.
 
     Args:
-        device: a GPU is asked through CUDA.
-        cpuinfo: what Linux says of the processor. Where there is no such file, the answer is float32.
+        device: the device of the training.
+        cpuinfo: the file in which Linux lists the processor's features. If it does not exist, the result is float32.
     """
     if device.type == "cuda":
         return HALF if torch.cuda.is_bf16_supported(including_emulation=False) else FULL

@@ -1,4 +1,4 @@
-"""Compiled networks: fewer passes over memory on a CPU, fewer launches on a GPU."""
+"""Compilation of networks: fewer passes over memory on a CPU, fewer kernel launches on a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,88 +11,89 @@ from factor_transfer.data import Batch
 from factor_transfer.methods import Method, Teacher, load_trained_state, trained_state
 from factor_transfer.taps.extract import Taps
 
-# Compiling takes a CPU about a minute and saves about a fifth of each step: below so much arithmetic it does not pay.
-# The bound is in operations, not in seconds, so that a training is the same one wherever and whenever it goes on.
+# On a CPU, compiling takes about a minute and saves about a fifth of each step, so it only pays above this much
+# arithmetic. The bound is in operations, not in seconds, so that a resumed training decides as it did before.
 _WORTHWHILE_FLOPS = 30e12
-_WORTHWHILE_STEPS = 1000  # on a GPU, where small networks wait for launches
+_WORTHWHILE_STEPS = 1000  # on a GPU, where small networks wait for kernel launches
 
-# How far a compiled gradient may be from the plain one, relative to its length: in float32, and where bfloat16 is used;
-# or, of a deep network whose gradient every rounding changes, so many times as far as that of weights rounded anew.
-_NEAR, _NEAR_HALF, _TIMES = 0.01, 0.1, 5.0
-_ROUNDED = 1e-6
+# How far a compiled gradient may be from the eager one, relative to its norm: in float32, and in bfloat16. In a deep
+# network, where rounding changes every gradient, it may also be this many times as far as the gradient of weights with
+# a relative perturbation of _PERTURBATION.
+_TOLERANCE, _TOLERANCE_HALF, _TIMES = 0.01, 0.1, 5.0
+_PERTURBATION = 1e-6
 
 
 def worthwhile(macs: int, images: int, steps: int, device: torch.device) -> bool:
-    """Whether a training is long enough to be compiled.
+    """Whether a training is long enough for compilation to pay.
 
     Args:
-        macs: of a forward pass of one image.
-        images: of all epochs; a backward pass costs two forward ones.
-        steps: of all epochs.
-        device: where it is trained.
+        macs: the multiply-accumulate operations of a forward pass of one image; a backward pass costs two of these.
+        images: the number of training images, over all epochs.
+        steps: the number of steps, over all epochs.
+        device: the device of the training.
     """
     return steps >= _WORTHWHILE_STEPS if device.type == "cuda" else 6 * macs * images >= _WORTHWHILE_FLOPS
 
 
 def compile_networks(fabric: Fabric, method: Method, batch: Batch) -> str | None:
-    """Compile the networks of a method, in place; try them once, and leave nothing changed by that.
+    """Compile the networks of a method in place, and compare their gradient with the eager one.
 
-    The terms between them are small, and stay as they are: of a normalised map, PyTorch's compiler (2.13, on a CPU) has
-    been seen to return a wrong gradient. So what it makes of a network is compared with what the network says itself.
+    Only networks are compiled, not the small terms between them, because PyTorch's compiler (2.13, on a CPU) has been
+    seen to return a wrong gradient for a normalised map. The comparison leaves weights and statistics unchanged.
 
     Args:
         fabric: device and precision.
-        method: in training mode. ``set_eager`` undoes it.
-        batch: of the size that all steps have.
+        method: the method, in training mode. ``set_eager`` undoes the compilation.
+        batch: a batch with the size that all steps have.
 
     Returns:
-        ``None``, or why it cannot be; the method is then as it was.
+        ``None`` if the networks are compiled; otherwise the reason why not, and the method is unchanged.
     """
     state = {key: value.clone() for key, value in trained_state(method).items()}
-    plain = _gradient(fabric, method, batch)
-    _round_otherwise(method)
-    noise = _distance(_gradient(fabric, method, batch), plain)
-    # Shapes are known and stay: kernels for them are faster than for any. Random numbers are those of the plain step.
+    eager = _gradient(fabric, method, batch)
+    _perturb(method)
+    noise = _distance(_gradient(fabric, method, batch), eager)
+    # Static shapes allow faster kernels. The random numbers are those of an eager step.
     options = {"fallback_random": True, **({"triton.cudagraphs": True} if fabric.device.type == "cuda" else {})}
     for teacher in _teachers(method):
-        teacher.prepare_network()  # where its features come from a cache, no step has run it yet, and validation will
+        teacher.prepare_network()  # no step has run it yet if its features are cached, but validation will run it
     try:
         for network in _networks(method):
-            if network._compiled_call_impl is None:  # a shared teacher may be it already
+            if network._compiled_call_impl is None:  # a shared teacher may be compiled already
                 network.hold()
                 network.compile(dynamic=False, options=options)
         for teacher in _teachers(method):
-            teacher.whole = True  # a compiled network has its own way to keep memory low
+            teacher.whole = True  # a compiled network needs no parts to keep memory low
         load_trained_state(method, state)
         compiled = _gradient(fabric, method, batch)
-    except Exception as error:  # a compiler fails in many ways, and none of them needs to end a training
+    except Exception as error:  # compilers fail in many ways, none of which should end a training
         set_eager(method)
         return (str(error).splitlines() or [type(error).__name__])[0][:200]
     finally:
         load_trained_state(method, state)
-    distance = _distance(compiled, plain)
-    near = _NEAR if fabric.strategy.precision.precision == "32-true" else _NEAR_HALF
-    if not distance <= max(near, _TIMES * noise):
+    distance = _distance(compiled, eager)
+    tolerance = _TOLERANCE if fabric.strategy.precision.precision == "32-true" else _TOLERANCE_HALF
+    if not distance <= max(tolerance, _TIMES * noise):
         set_eager(method)
-        return f"its gradient would be another one, by {distance:.1%} of its length"
+        return f"its gradient would differ by {distance:.1%} of its norm"
     return None
 
 
-def _distance(gradient: Tensor, plain: Tensor) -> float:
-    return float((gradient - plain).norm() / plain.norm())
+def _distance(gradient: Tensor, eager: Tensor) -> float:
+    return float((gradient - eager).norm() / eager.norm())
 
 
 @torch.no_grad()
-def _round_otherwise(method: Method) -> None:
+def _perturb(method: Method) -> None:
     generator = torch.Generator().manual_seed(0)
     for parameter in method.parameters():
         if parameter.requires_grad:
             noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
-            parameter.mul_(1 + _ROUNDED * noise)
+            parameter.mul_(1 + _PERTURBATION * noise)
 
 
 def _gradient(fabric: Fabric, method: Method, batch: Batch) -> Tensor:
-    """Of all that is trained, as one vector."""
+    """The gradient of all trained parameters, as one vector."""
     torch.manual_seed(0)
     with fabric.autocast():
         loss = method(*batch)["loss"]
@@ -113,7 +114,7 @@ def set_eager(method: nn.Module) -> None:
 
 @contextmanager
 def eagerly(yes: bool = True) -> Iterator[None]:
-    """While it lasts, what is compiled runs as it was before, such as for a last batch of another size."""
+    """A context in which compiled networks run eagerly, for example for a last batch of another size."""
     if not yes:
         yield
         return
@@ -126,5 +127,5 @@ def _teachers(method: nn.Module) -> list[Teacher]:
 
 
 def _networks(method: nn.Module) -> list[Taps]:
-    """Those that are compiled, the trained ones and the teacher's."""
+    """The networks that are compiled: the trained ones and the teacher's."""
     return [module for module in method.modules() if isinstance(module, Taps)]

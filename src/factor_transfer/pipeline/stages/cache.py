@@ -1,7 +1,7 @@
-"""The factor cache: what the teacher says to fixed views of the training images, worked out once in the whole pipeline.
+"""The factor cache: the teacher's outputs for fixed views of the training images, computed once in the whole pipeline.
 
-``[cache] views = V`` in a recipe. In the work dir, ``cache/teacher`` has the features that stage 2 learns from, and the
-logits; ``cache/factor``, ``cache/kd`` … have the targets of the terms. All methods and seeds share them.
+``[cache] views = V`` in a recipe switches it on. In the work dir, ``cache/teacher`` has the features that stage 2 learns
+from, and the logits; ``cache/factor``, ``cache/kd`` … have the targets of the terms. All methods and seeds share them.
 """
 
 import shutil
@@ -23,198 +23,203 @@ from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import EVALUATION_BATCH, Experiment
 from factor_transfer.pipeline.provenance import cache_provenance
-from factor_transfer.pipeline.stages.cache_files import Store, room
+from factor_transfer.pipeline.stages.cache_files import Store, check_room
 from factor_transfer.pipeline.stages.teacher import frozen_teacher
 from factor_transfer.taps.extract import Seen
 from factor_transfer.training.log import duration
 
-_LOOKS = 4  # images whose tensors are worked out again before what is kept is trusted
-_NEAR = 0.02  # of those from the kept ones, relative to the largest: bfloat16 has eight bits
+_SAMPLES = 4  # images whose tensors are computed again before those on disk are used
+# How far a tensor on disk may be from one computed now, relative to the largest value: bfloat16 has eight bits.
+_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """Something to keep.
+class _Entry:
+    """Something that is computed from the teacher's outputs and cached.
 
     Attributes:
-        name: of its folder.
-        taps: of the teacher, that it is made from.
-        logits: whether it is made from those, too.
-        answer: makes it from what the teacher says.
-        settings: that it depends on besides.
+        name: the name of its folder.
+        taps: the taps of the teacher that it is computed from.
+        logits: whether it is also computed from the logits.
+        compute: turns the teacher's outputs into the tensors to store.
+        settings: the other settings that it depends on.
     """
 
     name: str
     taps: Sequence[str]
     logits: bool
-    answer: Callable[[Seen], Tensor | Sequence[Tensor]]
+    compute: Callable[[Seen], Tensor | Sequence[Tensor]]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Indices int64 (B,) of images and the number of a view -> what the teacher says to them.
-_See = Callable[[Tensor, int], Seen]
+# Indices int64 (B,) of images and the number of a view -> the teacher's outputs for them.
+_Outputs = Callable[[Tensor, int], Seen]
 
 
 class Cache:
-    """What is kept of a teacher.
+    """The cached outputs of a teacher.
 
     Args:
-        experiment: whose work dir it is in.
-        taught: the teacher.
-        views: of the training images.
+        experiment: the experiment whose work dir has the cache.
+        teacher: the finished teacher.
+        views: the fixed views of the training images.
     """
 
-    def __init__(self, experiment: Experiment, taught: Artefact, views: Views) -> None:
-        self.experiment, self.taught, self.views = experiment, taught, views
+    def __init__(self, experiment: Experiment, teacher: Artefact, views: Views) -> None:
+        self.experiment, self.teacher, self.views = experiment, teacher, views
         self.folder = experiment.work_dir / "cache"
 
     def features(self) -> CachedTargets:
-        """The teacher's features at its taps, for stage 2; worked out now, as far as that is not done."""
+        """The teacher's features at its taps, for stage 2; those that are not cached yet are computed now."""
         taps = self.experiment.taps[0]
-        return lambda indices, views: self._teacher(indices, views)[: len(taps)]
+        return lambda indices, views: self._features_and_logits(indices, views)[: len(taps)]
 
     def targets(self, terms: dict[str, Term]) -> dict[str, CachedTargets]:
-        """The targets of terms, by name; worked out now, as far as that is not done."""
-        wanted = {
-            name: _Wanted(name, list(term.teacher_taps), term.teacher_logits, term.target, term.target_settings())
+        """The targets of terms, by name; those that are not cached yet are computed now."""
+        entries = {
+            name: _Entry(name, list(term.teacher_taps), term.teacher_logits, term.target, term.target_settings())
             for name, term in terms.items()
         }
-        # What stage 2 has kept is enough for some; for all others together the teacher is asked once more.
-        there = (self.folder / "teacher" / artefact.RECORD).exists()
-        known = self.experiment.taps[0] if there else []
-        enough = [one for one in wanted.values() if known and set(one.taps) <= set(known)]
-        others = [one for one in wanted.values() if one not in enough]
-        kept: dict[str, CachedTargets] = {}
-        if enough:
-            kept |= self._keep(enough, self._remembered)
-        if others:
-            kept |= self._keep(others, self._asked(others))
-        return kept
+        # Some targets can be computed from the features that stage 2 has cached. For all others together, the teacher
+        # is run once more.
+        has_features = (self.folder / "teacher" / artefact.RECORD).exists()
+        cached_taps = self.experiment.taps[0] if has_features else []
+        from_features = [entry for entry in entries.values() if cached_taps and set(entry.taps) <= set(cached_taps)]
+        from_teacher = [entry for entry in entries.values() if entry not in from_features]
+        targets: dict[str, CachedTargets] = {}
+        if from_features:
+            targets |= self._cached(from_features, self._cached_outputs)
+        if from_teacher:
+            targets |= self._cached(from_teacher, self._teacher_outputs(from_teacher))
+        return targets
 
     @cached_property
-    def _teacher(self) -> CachedTargets:
+    def _features_and_logits(self) -> CachedTargets:
         taps = self.experiment.taps[0]
 
-        def answer(seen: Seen) -> Sequence[Tensor]:
-            assert seen.logits is not None
-            return [*(seen.features[tap] for tap in taps), seen.logits]
+        def compute(outputs: Seen) -> Sequence[Tensor]:
+            assert outputs.logits is not None
+            return [*(outputs.features[tap] for tap in taps), outputs.logits]
 
-        wanted = _Wanted("teacher", taps, True, answer)
-        return self._keep([wanted], self._asked([wanted]))["teacher"]
+        entry = _Entry("teacher", taps, True, compute)
+        return self._cached([entry], self._teacher_outputs([entry]))["teacher"]
 
-    def _remembered(self, indices: Tensor, view: int) -> Seen:
-        *features, logits = self._teacher(indices, torch.full_like(indices, view))
+    def _cached_outputs(self, indices: Tensor, view: int) -> Seen:
+        *features, logits = self._features_and_logits(indices, torch.full_like(indices, view))
         return Seen(logits, dict(zip(self.experiment.taps[0], features, strict=True)))
 
-    def _asked(self, wanted: Iterable[_Wanted]) -> _See:
+    def _teacher_outputs(self, entries: Iterable[_Entry]) -> _Outputs:
         experiment = self.experiment
-        teacher = frozen_teacher(experiment, experiment.load(self.taught), experiment.normalize(self.taught))
-        for one in wanted:
-            teacher.want(one.taps, one.logits)
+        teacher = frozen_teacher(experiment, experiment.load(self.teacher), experiment.normalize(self.teacher))
+        for entry in entries:
+            teacher.want(entry.taps, entry.logits)
         images, draws, device = experiment.data.train.images, self.views.draws, experiment.fabric.device
 
-        def see(indices: Tensor, view: int) -> Seen:
-            where = indices.cpu()
-            return teacher(experiment.augment.apply(images[where].to(device), draws[view, where].to(device)))
+        def outputs(indices: Tensor, view: int) -> Seen:
+            chosen = indices.cpu()
+            return teacher(experiment.augment.apply(images[chosen].to(device), draws[view, chosen].to(device)))
 
-        return see
+        return outputs
 
-    def _keep(self, wanted: Sequence[_Wanted], see: _See) -> dict[str, CachedTargets]:
-        """What is kept of each, whole; what is there is used if it is what would be written now."""
+    def _cached(self, entries: Sequence[_Entry], outputs: _Outputs) -> dict[str, CachedTargets]:
+        """The complete tensors of each entry; those on disk are used if they are what would be written now."""
         train = self.experiment.data.train
-        some = torch.linspace(0, len(train) - 1, _LOOKS, device=self.experiment.fabric.device).long()
+        samples = torch.linspace(0, len(train) - 1, _SAMPLES, device=self.experiment.fabric.device).long()
         with self.experiment.fabric.autocast():
-            seen = see(some, 0)
-        answers: dict[str, list[Tensor]] = {}
+            sample_outputs = outputs(samples, 0)
+        expected: dict[str, list[Tensor]] = {}
         stores: dict[str, Store] = {}
-        kept: dict[str, CachedTargets] = {}
-        for one in wanted:
+        cached: dict[str, CachedTargets] = {}
+        for entry in entries:
             with torch.no_grad():
-                now = one.answer(seen)
-            answers[one.name] = several = [now] if isinstance(now, Tensor) else list(now)
-            if any(len(value) != _LOOKS for value in several):
-                raise InputError(f"{one.name} cannot be kept in a cache: its target is not one of each image")
-            shapes = [value.shape[1:] for value in several]
-            store = stores[one.name] = Store(self.folder / one.name, shapes, len(train), self.views.count)
-            kept[one.name] = _first(store) if isinstance(now, Tensor) else store
+                value = entry.compute(sample_outputs)
+            expected[entry.name] = tensors = [value] if isinstance(value, Tensor) else list(value)
+            if any(len(tensor) != _SAMPLES for tensor in tensors):
+                raise InputError(f"{entry.name} cannot be cached: its target does not have one row per image")
+            shapes = [tensor.shape[1:] for tensor in tensors]
+            store = stores[entry.name] = Store(self.folder / entry.name, shapes, len(train), self.views.count)
+            cached[entry.name] = _single(store) if isinstance(value, Tensor) else store
 
-        def make() -> None:
-            missing = [one for one in wanted if not self._trusted(one, stores[one.name], some, answers[one.name])]
+        def complete() -> None:
+            missing = [
+                entry
+                for entry in entries
+                if not self._is_complete(entry, stores[entry.name], samples, expected[entry.name])
+            ]
             if missing:
-                self._fill(missing, stores, see)
+                self._fill(missing, stores, outputs)
 
-        collectives.on_rank_zero(make)
+        collectives.on_rank_zero(complete)
         if collectives.rank():
             for store in stores.values():
                 store.open()
-        return kept
+        return cached
 
-    def _trusted(self, one: _Wanted, store: Store, some: Tensor, now: Sequence[Tensor]) -> bool:
-        """Whether all of it is there, and as it should be; what is not is removed, unless it can be gone on with."""
-        inputs = cache_provenance(self.experiment, self.taught, one.name, one.taps, one.settings)
-        there = (store.folder / artefact.RECORD).exists()
-        changed = artefact.differences(store.folder, inputs) if there else []
-        if there and not changed and store.is_reserved():
+    def _is_complete(self, entry: _Entry, store: Store, samples: Tensor, expected: Sequence[Tensor]) -> bool:
+        """Whether an entry is complete and valid; what is invalid is removed, what is only incomplete is continued."""
+        inputs = cache_provenance(self.experiment, self.teacher, entry.name, entry.taps, entry.settings)
+        exists = (store.folder / artefact.RECORD).exists()
+        changed = artefact.differences(store.folder, inputs) if exists else []
+        if exists and not changed and store.is_reserved():
             store.open()
             try:
                 if store.folder not in self.experiment.verified:
                     store.verify()
                     self.experiment.verified.add(store.folder)
-                whole = store.done == store.views
-                near = [_near(a, b) for a, b in zip(store(some, torch.zeros_like(some)), now, strict=True)]
-                if all(near) or not store.done:
-                    return whole
-                changed = ["other figures now"]
+                found = store(samples, torch.zeros_like(samples))
+                if not store.done or all(_is_near(a, b) for a, b in zip(found, expected, strict=True)):
+                    return store.done == store.views
+                changed = ["the teacher's outputs are different now"]
             except InputError as error:
                 changed = [str(error)]
         if store.folder.exists():
-            why = "; ".join(changed) or "it is not whole"
-            self.experiment.say(f"cache  {one.name} is made anew: {why}")
+            reason = "; ".join(changed) or "it is incomplete"
+            self.experiment.say(f"cache  {entry.name} is computed again: {reason}")
             shutil.rmtree(store.folder)
         artefact.begin(store.folder, inputs)
         return False
 
-    def _fill(self, missing: Sequence[_Wanted], stores: dict[str, Store], see: _See) -> None:
-        """Ask view by view, for all together."""
-        filled = [stores[one.name] for one in missing]
-        room(self.folder, filled)
+    def _fill(self, missing: Sequence[_Entry], stores: dict[str, Store], outputs: _Outputs) -> None:
+        """Compute missing entries together, view by view."""
+        filled = [stores[entry.name] for entry in missing]
+        check_room(self.folder, filled)
         for store in filled:
             store.reserve()
             self.experiment.say(
                 f"cache  {store.folder.name}: {store.views} views of {store.images:,} images, "
                 f"{store.nbytes / 1e9:.2f} GB in {store.folder}"
             )
-        began, first = time.perf_counter(), min(store.done for store in filled)
+        start, first = time.perf_counter(), min(store.done for store in filled)
         try:
             for view in range(first, self.views.count):
-                for indices in self._parts():
+                for indices in self._batches():
                     with torch.no_grad(), self.experiment.fabric.autocast():
-                        seen = see(indices, view)
-                        for one, store in zip(missing, filled, strict=True):
+                        batch_outputs = outputs(indices, view)
+                        for entry, store in zip(missing, filled, strict=True):
                             if store.done <= view:
-                                answer = one.answer(seen)
-                                store.write(view, indices, [answer] if isinstance(answer, Tensor) else answer)
+                                value = entry.compute(batch_outputs)
+                                store.write(view, indices, [value] if isinstance(value, Tensor) else value)
                 for store in filled:
                     store.finish(view)
-                left = (time.perf_counter() - began) / (view + 1 - first) * (self.views.count - view - 1)
+                left = (time.perf_counter() - start) / (view + 1 - first) * (self.views.count - view - 1)
                 self.experiment.say(f"cache  view {view + 1} of {self.views.count}  {duration(left)} left")
             for store in filled:
                 artefact.complete(store.folder, {"stage": "cache", "shapes": store.shapes})
         except (KeyboardInterrupt, Interrupted) as error:
             raise Interrupted(
-                f"stopped while the cache was filled; {filled[0].done} of {self.views.count} views are kept in "
-                f"{self.folder}\nThe same command goes on from there",
+                f"the cache has {filled[0].done} of {self.views.count} views, which are saved in {self.folder}\n"
+                "The same command resumes from there",
                 getattr(error, "signal", 2),
             ) from None
 
-    def _parts(self) -> Iterator[Tensor]:
+    def _batches(self) -> Iterator[Tensor]:
         everything = torch.arange(len(self.experiment.data.train), device=self.experiment.fabric.device)
         return iter(everything.split(EVALUATION_BATCH))
 
 
-def _first(store: Store) -> CachedTargets:
+def _single(store: Store) -> CachedTargets:
     return lambda indices, views: store(indices, views)[0]
 
 
-def _near(kept: Tensor, now: Tensor) -> bool:
-    return bool((kept - now.float()).abs().max() <= _NEAR * now.abs().max())
+def _is_near(cached: Tensor, computed: Tensor) -> bool:
+    return bool((cached - computed.float()).abs().max() <= _TOLERANCE * computed.abs().max())

@@ -1,4 +1,4 @@
-"""What a teacher says to each fixed view of each training image: tensors in memory-mapped files."""
+"""Memory-mapped files with the outputs of a teacher for each fixed view of each training image."""
 
 import hashlib
 import os
@@ -20,15 +20,15 @@ _PROGRESS = "progress.json"
 
 
 class Store:
-    """Tensors of each view of each image, in bfloat16, on disk; the views are written one after the other.
+    """Tensors of each view of each image, in bfloat16 on disk; the views are written one after the other.
 
-    A kill loses the view that is being written, and no more. Of each view that is written, the sum is kept.
+    A kill loses only the view that is being written. The checksum of each finished view is stored.
 
     Args:
-        folder: of its files.
-        shapes: of each tensor, of one image.
-        images: N.
-        views: V.
+        folder: the folder of the files.
+        shapes: the shape of each tensor, for one image.
+        images: the number of images N.
+        views: the number of views V.
     """
 
     def __init__(self, folder: Path, shapes: Sequence[Sequence[int]], images: int, views: int) -> None:
@@ -38,33 +38,33 @@ class Store:
 
     @property
     def done(self) -> int:
-        """How many views are written.
+        """The number of finished views.
 
         Raises:
-            InputError: what says so is damaged.
+            InputError: if the record of the finished views is damaged.
         """
         return len(self._sums())
 
     @property
     def nbytes(self) -> int:
-        """Of all its files."""
+        """The size of all files in bytes."""
         return sum(self._sizes()) * _BYTES
 
     def is_reserved(self) -> bool:
-        """Whether its files are there, and as large as they should be."""
+        """Whether all files exist and have their full size."""
         return all(path.is_file() and path.stat().st_size == size * _BYTES for path, size in self._files())
 
     def reserve(self) -> None:
-        """Take the room on the disk; what is there stays.
+        """Reserve the room on the disk; the content of existing files stays.
 
         Raises:
-            InputError: there is not so much.
+            InputError: if the disk has too little room.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path, size in self._files():
                 with path.open("ab") as file:
-                    if hasattr(os, "posix_fallocate"):  # Linux: the disk gives the room now or never
+                    if hasattr(os, "posix_fallocate"):  # on Linux, the room is taken now
                         os.posix_fallocate(file.fileno(), 0, size * _BYTES)
                     else:
                         file.truncate(size * _BYTES)
@@ -73,7 +73,7 @@ class Store:
         self.open()
 
     def open(self) -> None:
-        """Map its files into memory."""
+        """Map the files into memory."""
         self._maps = [np.memmap(path, dtype=np.uint16, mode="r+", shape=(size,)) for path, size in self._files()]
         self._tensors = [
             torch.from_numpy(file).view(torch.bfloat16).view(self.views, self.images, *shape)
@@ -81,10 +81,10 @@ class Store:
         ]
 
     def verify(self) -> None:
-        """Read all that is written once more, and see that it is what was written.
+        """Compare all finished views with their checksums.
 
         Raises:
-            InputError: it is not; it names the file and the view.
+            InputError: if a view is damaged; the message names the file and the view.
         """
         for view, sums in enumerate(self._sums()):
             for (path, _), expected, found in zip(self._files(), sums, self._digests(view), strict=True):
@@ -95,24 +95,24 @@ class Store:
         """Write a part of a view: tensors (B, …) of the images int64 (B,).
 
         Raises:
-            Diverged: a value that is not finite.
+            Diverged: if a value is not finite.
         """
         for tensor, value in zip(self._tensors, values, strict=True):
             if not value.isfinite().all():
-                raise Diverged("what the teacher says is not finite, so it cannot be learned from")
+                raise Diverged("the teacher's outputs are not finite, so no student can learn from them")
             tensor[view, indices.cpu()] = value.to(torch.bfloat16).cpu()
 
     def finish(self, view: int) -> None:
-        """All of a view is written: from now on it counts."""
+        """Mark a view as finished, after all of it was written."""
         if self.done <= view:
             for file in self._maps:
                 file.flush()
             write_json(self.folder / _PROGRESS, {"sha256": [*self._sums(), self._digests(view)]})
 
     def __call__(self, indices: Tensor, views: Tensor) -> tuple[Tensor, ...]:
-        """The tensors (B, …) of images int64 (B,) in views int64 (B,); float32, on the indices' device."""
+        """The tensors (B, …) of images int64 (B,) in views int64 (B,); float32, on the device of the indices."""
         if indices.device.type == "cuda" and not self._tensors[0].is_cuda and self.nbytes < _free(indices.device) / 2:
-            self._tensors = [tensor.to(indices.device) for tensor in self._tensors]  # no step waits for the host then
+            self._tensors = [tensor.to(indices.device) for tensor in self._tensors]  # then no step waits for the host
         where = views.to(self._tensors[0].device), indices.to(self._tensors[0].device)
         return tuple(tensor[where].to(indices.device).float() for tensor in self._tensors)
 
@@ -130,7 +130,7 @@ class Store:
         return sums
 
     def _digests(self, view: int) -> list[str]:
-        """SHA-256 of a view as its files have it now; they are read through the memory map, a page at a time."""
+        """SHA-256 of the current content of a view, one per file; it is read through the memory map, page by page."""
         return [hashlib.sha256(file.reshape(self.views, -1)[view].data).hexdigest() for file in self._maps]
 
     def _sizes(self) -> list[int]:
@@ -141,15 +141,15 @@ class Store:
 
 
 def _free(device: torch.device) -> int:
-    """Bytes of a GPU's memory."""
+    """The free memory of a GPU, in bytes."""
     return torch.cuda.mem_get_info(device)[0]
 
 
-def room(folder: Path, stores: Iterable[Store]) -> None:
-    """See that a disk has room for stores, before anything is written.
+def check_room(folder: Path, stores: Iterable[Store]) -> None:
+    """Check that a disk has room for stores, before anything is written.
 
     Raises:
-        InputError: it has not.
+        InputError: if it has too little.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
