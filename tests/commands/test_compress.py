@@ -104,10 +104,12 @@ def test_where_the_teacher_takes_too_long_the_students_are_trained_for_less(
     pictures: Path, run: Run, quick: None, no_exporter: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("factor_transfer.commands.compress.schedule._MOST", (6, 6))
+    monkeypatch.setattr("factor_transfer.commands.compress.plan._FEW", 6)
     fast = Costs(1e-6, 1e-6, 1e-6, 1e-6, once_s=0.01, memory_mb=500, disk_mb=1)  # what nothing can be in truth
     monkeypatch.setattr("factor_transfer.commands.compress.measure.measure", lambda *_: Measured(fast, 9, 8))
     result = compressed(run, pictures, *SMALL[:-1], "1")
     assert "the students are trained for 5 epochs in place of 6" in result.out
+    assert "made anew" not in result.out  # the images are shown to all stages alike
     recipe = read_recipe("compressed/pictures/compress.toml")
     assert (recipe.teacher.epochs, recipe.student.epochs) == (6, 5)
     assert result.out.count("epoch 5/5") == 2
@@ -249,6 +251,13 @@ def test_the_other_network_suits_the_one_that_is_named() -> None:
     assert teacher.args == {"stem": "cifar", "width": 16}
     assert student == ChosenNetwork("resnet18", {"stem": "cifar", "width": 16})
     assert choose_networks(128, "cuda", None, None)[1].args == {"stem": "imagenet"}
+
+
+def test_fewer_images_are_trained_with_a_stronger_weight_decay() -> None:
+    network = ChosenNetwork("resnet8")
+    assert network.optimization(1080, 36) == ("sgd", 0.11, 0.003)
+    assert network.optimization(50_000, 128) == ("sgd", 0.2, 0.0005)
+    assert ChosenNetwork("timm:resnet18", weights="pretrained").optimization(1080, 32) == ("adamw", 0.0003, 0.01)
 
 
 def test_the_last_batch_is_as_full_as_can_be() -> None:

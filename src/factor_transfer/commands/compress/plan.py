@@ -25,6 +25,7 @@ from factor_transfer.errors import InputError
 from factor_transfer.report.names import name_of
 
 _ONE = Epochs(1, 1, 1)
+_FEW = 10  # epochs; in fewer, networks do not see enough of the images to be shown them shifted
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Plan:
         choice: what is trained.
         costs: what was measured.
         epochs: for how long each stage is trained.
+        shifted: whether the images are shown shifted. It stays as planned, since all stages share the images.
         lines: what was chosen and why, and what it costs, for the person.
         run: the command that trains by the recipe.
     """
@@ -78,6 +80,7 @@ class Plan:
     choice: Choice
     costs: Costs
     epochs: Epochs
+    shifted: bool
     lines: list[str]
     run: str
 
@@ -86,7 +89,7 @@ class Plan:
         """The recipe."""
         notes = [*self.lines, "", f"To train by it again, after a change: {self.run}"]
         device = find_device("auto").type
-        return recipe_text(self.wish.command(), notes, self.pictures, self.choice, self.epochs, device)
+        return recipe_text(self.wish.command(), notes, self.pictures, self.choice, self.epochs, self.shifted, device)
 
     def after_teacher(self, teacher_s: float, spent_s: float) -> "Plan | None":
         """A shorter plan for what is left to do, where the teacher has taken longer than planned.
@@ -130,7 +133,7 @@ def make_plan(wish: Wish, run: str, exporter: Exporter | None, began: float) -> 
     candidates = sizes(pictures, device, teacher)
     for size in candidates:
         choice = Choice(size, *choose_networks(size, device, teacher, student), batch_size)
-        draft = recipe_text(wish.command(), [], pictures, choice, _ONE, device)
+        draft = recipe_text(wish.command(), [], pictures, choice, _ONE, shifted=True, device=device)
         measured = measuring.measure(draft, pictures, exporter)
         spent_s = time.perf_counter() - began
         fine_tuned = choice.teacher.weights is not None
@@ -143,7 +146,7 @@ def make_plan(wish: Wish, run: str, exporter: Exporter | None, began: float) -> 
         if is_roomy(epochs, pictures.training):
             break
     lines = _lines(pictures, choice, measured, epochs, wish.minutes, spent_s)
-    return Plan(wish, pictures, choice, measured.costs, epochs, lines, run)
+    return Plan(wish, pictures, choice, measured.costs, epochs, epochs.student >= _FEW, lines, run)
 
 
 def run_command(path: Path, work_dir: Path | None = None) -> str:
