@@ -12,13 +12,14 @@ from factor_transfer.commands.compress.choose import (
     ChosenNetwork,
     choose_batch_size,
     choose_networks,
+    choose_transfer,
     parse_student,
     parse_teacher,
     sizes,
 )
 from factor_transfer.commands.compress.look import Pictures, look
 from factor_transfer.commands.compress.measure import Exporter, Measured
-from factor_transfer.commands.compress.recipe_file import TRANSFER, command_line, recipe_text
+from factor_transfer.commands.compress.recipe_file import command_line, recipe_text
 from factor_transfer.commands.compress.schedule import Costs, Epochs, is_roomy, least_epochs, plan_epochs, shorten
 from factor_transfer.distributed.fabric import find_device
 from factor_transfer.errors import InputError
@@ -132,7 +133,8 @@ def make_plan(wish: Wish, run: str, exporter: Exporter | None, began: float) -> 
     batch_size = choose_batch_size(pictures.training, device)
     candidates = sizes(pictures, device, teacher)
     for size in candidates:
-        choice = Choice(size, *choose_networks(size, device, teacher, student), batch_size)
+        networks = choose_networks(size, device, teacher, student)
+        choice = Choice(size, *networks, batch_size, choose_transfer(pictures.training))
         draft = recipe_text(wish.command(), [], pictures, choice, _ONE, shifted=True, device=device)
         measured = measuring.measure(draft, pictures, exporter)
         spent_s = time.perf_counter() - began
@@ -168,7 +170,7 @@ def _lines(
         why = ": same family, less depth, which is where Factor Transfer gains most"
     terms = ", ".join(
         f"{name_of(term)} ({', '.join(f'{key} = {value:g}' for key, value in settings.items())})"
-        for term, settings in TRANSFER.items()
+        for term, settings in choice.transfer.items()
     )
     seconds = {name: value for name, value in epochs.seconds(costs).items() if value}
     planned = f"{(spent_s + sum(seconds.values())) / 60:.1f}"
@@ -183,7 +185,7 @@ def _lines(
         f"chosen  images of {choice.size}×{choice.size} pixels; the shorter sides of the pictures {own}",
         f"chosen  {teacher.model}{origin} ({measured.teacher:,} parameters) teaches {student.model} "
         f"({measured.student:,}){why}",
-        f"chosen  the student learns from labels, {terms}; batches of {choice.batch_size}, cosine schedule",
+        f"chosen  the student learns from labels and by {terms}; batches of {choice.batch_size}, cosine schedule",
         f"cost    {planned} of {minutes:g} minutes: {', '.join(parts)}, this look {spent_s / 60:.1f}",
         f"cost    about {costs.memory_mb:,.0f} MB of memory and {math.ceil(costs.disk_mb):,} MB on the disk",
     ]

@@ -14,9 +14,6 @@ from factor_transfer.commands.compress.schedule import Epochs
 from factor_transfer.config.read import toml_value
 from factor_transfer.errors import printable
 
-# Weights of the terms, of studies/cifar10.
-TRANSFER: dict[str, dict[str, float]] = {"factor": {"beta": 500}, "kd": {"alpha": 0.5, "temperature": 4}}
-
 _SUM = "# By this sum of what stands above it, compress knows the file as its own: "
 
 
@@ -91,8 +88,8 @@ def recipe_text(
     paraphraser |= {"learning_rate": 0.003, "weight_decay": 0.0, "schedule": "cosine", "keep": "last"}
     lines += ["", "[paraphraser] # factors have half as many channels as the teacher's feature", *_table(paraphraser)]
     lines += ["", "[student]", *_network(choice.student, pictures, choice.batch_size, epochs.student)]
-    lines += ["", "[transfer]", f"method = {toml_value('+'.join(TRANSFER))}"]
-    for term, settings in TRANSFER.items():
+    lines += ["", "[transfer]", f"method = {toml_value('+'.join(choice.transfer))}"]
+    for term, settings in choice.transfer.items():
         lines += ["", f"[transfer.{term}]", *_table(settings)]
     text = "\n".join([*lines, "", ""])
     return f"{text}{_SUM}{_digest(text)}\n"
