@@ -12,19 +12,21 @@ from factor_transfer.commands.compress.choose import (
     ChosenNetwork,
     choose_batch_size,
     choose_networks,
+    choose_transfer,
     parse_student,
     parse_teacher,
     sizes,
 )
 from factor_transfer.commands.compress.look import Pictures, look
 from factor_transfer.commands.compress.measure import Exporter, Measured
-from factor_transfer.commands.compress.recipe_file import TRANSFER, command_line, recipe_text
+from factor_transfer.commands.compress.recipe_file import command_line, recipe_text
 from factor_transfer.commands.compress.schedule import Costs, Epochs, is_roomy, least_epochs, plan_epochs, shorten
 from factor_transfer.distributed.fabric import find_device
 from factor_transfer.errors import InputError
 from factor_transfer.report.names import name_of
 
 _ONE = Epochs(1, 1, 1)
+_FEW = 10  # epochs; in fewer, networks do not see enough of the images to be shown them shifted
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Plan:
         choice: what is trained.
         costs: what was measured.
         epochs: for how long each stage is trained.
+        shifted: whether the images are shown shifted. It stays as planned, since all stages share the images.
         lines: what was chosen and why, and what it costs, for the person.
         run: the command that trains by the recipe.
     """
@@ -78,6 +81,7 @@ class Plan:
     choice: Choice
     costs: Costs
     epochs: Epochs
+    shifted: bool
     lines: list[str]
     run: str
 
@@ -86,7 +90,7 @@ class Plan:
         """The recipe."""
         notes = [*self.lines, "", f"To train by it again, after a change: {self.run}"]
         device = find_device("auto").type
-        return recipe_text(self.wish.command(), notes, self.pictures, self.choice, self.epochs, device)
+        return recipe_text(self.wish.command(), notes, self.pictures, self.choice, self.epochs, self.shifted, device)
 
     def after_teacher(self, teacher_s: float, spent_s: float) -> "Plan | None":
         """A shorter plan for what is left to do, where the teacher has taken longer than planned.
@@ -129,8 +133,9 @@ def make_plan(wish: Wish, run: str, exporter: Exporter | None, began: float) -> 
     batch_size = choose_batch_size(pictures.training, device)
     candidates = sizes(pictures, device, teacher)
     for size in candidates:
-        choice = Choice(size, *choose_networks(size, device, teacher, student), batch_size)
-        draft = recipe_text(wish.command(), [], pictures, choice, _ONE, device)
+        networks = choose_networks(size, device, teacher, student)
+        choice = Choice(size, *networks, batch_size, choose_transfer(pictures.training))
+        draft = recipe_text(wish.command(), [], pictures, choice, _ONE, shifted=True, device=device)
         measured = measuring.measure(draft, pictures, exporter)
         spent_s = time.perf_counter() - began
         fine_tuned = choice.teacher.weights is not None
@@ -143,7 +148,7 @@ def make_plan(wish: Wish, run: str, exporter: Exporter | None, began: float) -> 
         if is_roomy(epochs, pictures.training):
             break
     lines = _lines(pictures, choice, measured, epochs, wish.minutes, spent_s)
-    return Plan(wish, pictures, choice, measured.costs, epochs, lines, run)
+    return Plan(wish, pictures, choice, measured.costs, epochs, epochs.student >= _FEW, lines, run)
 
 
 def run_command(path: Path, work_dir: Path | None = None) -> str:
@@ -165,7 +170,7 @@ def _lines(
         why = ": same family, less depth, which is where Factor Transfer gains most"
     terms = ", ".join(
         f"{name_of(term)} ({', '.join(f'{key} = {value:g}' for key, value in settings.items())})"
-        for term, settings in TRANSFER.items()
+        for term, settings in choice.transfer.items()
     )
     seconds = {name: value for name, value in epochs.seconds(costs).items() if value}
     planned = f"{(spent_s + sum(seconds.values())) / 60:.1f}"
@@ -180,7 +185,7 @@ def _lines(
         f"chosen  images of {choice.size}×{choice.size} pixels; the shorter sides of the pictures {own}",
         f"chosen  {teacher.model}{origin} ({measured.teacher:,} parameters) teaches {student.model} "
         f"({measured.student:,}){why}",
-        f"chosen  the student learns from labels, {terms}; batches of {choice.batch_size}, cosine schedule",
+        f"chosen  the student learns from labels and by {terms}; batches of {choice.batch_size}, cosine schedule",
         f"cost    {planned} of {minutes:g} minutes: {', '.join(parts)}, this look {spent_s / 60:.1f}",
         f"cost    about {costs.memory_mb:,.0f} MB of memory and {math.ceil(costs.disk_mb):,} MB on the disk",
     ]

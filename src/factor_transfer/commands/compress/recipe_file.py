@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factor_transfer.commands.compress.choose import Choice, ChosenNetwork, learning_rate
+from factor_transfer.commands.compress.choose import Choice, ChosenNetwork
 from factor_transfer.commands.compress.look import Pictures
 from factor_transfer.commands.compress.schedule import Epochs
 from factor_transfer.config.read import toml_value
 from factor_transfer.errors import printable
 
-# Weights of the terms, of studies/cifar10.
-TRANSFER: dict[str, dict[str, float]] = {"factor": {"beta": 500}, "kd": {"alpha": 0.5, "temperature": 4}}
-
 _SUM = "# By this sum of what stands above it, compress knows the file as its own: "
-_FEW = 10  # epochs in which networks do not see enough of the images to be shown them shifted
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ def recipe_name(folder: Path) -> str:
 
 
 def recipe_text(
-    command: str, notes: Iterable[str], pictures: Pictures, choice: Choice, epochs: Epochs, device: str
+    command: str, notes: Iterable[str], pictures: Pictures, choice: Choice, epochs: Epochs, shifted: bool, device: str
 ) -> str:
     """The recipe, with comments.
 
@@ -62,9 +58,9 @@ def recipe_text(
         pictures: the folder.
         choice: what is trained.
         epochs: for how long.
+        shifted: whether the images are shown shifted by a few pixels.
         device: ``"cpu"``, ``"cuda"`` …
     """
-    few = epochs.student < _FEW
     lines = [
         f"# {command}",
         *(f"# {printable(note)}".rstrip() for note in notes),
@@ -84,16 +80,16 @@ def recipe_text(
     if pictures.channels == 1:
         lines.append("channels = 1 # the pictures are grey")
     lines += ["", "[augment] # at random, each time that an image is shown"]
-    if not few:
+    if shifted:
         lines.append(f"crop_padding = {max(1, choice.size // 8)} # shifted by up to so many pixels")
     lines.append("flip = true # mirrored; remove this line where left and right matter, as in writing")
-    lines += ["", "[teacher]", *_network(choice.teacher, choice.batch_size, epochs.teacher)]
+    lines += ["", "[teacher]", *_network(choice.teacher, pictures, choice.batch_size, epochs.teacher)]
     paraphraser = {"rate": 0.5, "epochs": epochs.paraphraser, "batch_size": choice.batch_size, "optimizer": "adamw"}
     paraphraser |= {"learning_rate": 0.003, "weight_decay": 0.0, "schedule": "cosine", "keep": "last"}
     lines += ["", "[paraphraser] # factors have half as many channels as the teacher's feature", *_table(paraphraser)]
-    lines += ["", "[student]", *_network(choice.student, choice.batch_size, epochs.student)]
-    lines += ["", "[transfer]", f"method = {toml_value('+'.join(TRANSFER))}"]
-    for term, settings in TRANSFER.items():
+    lines += ["", "[student]", *_network(choice.student, pictures, choice.batch_size, epochs.student)]
+    lines += ["", "[transfer]", f"method = {toml_value('+'.join(choice.transfer))}"]
+    for term, settings in choice.transfer.items():
         lines += ["", f"[transfer.{term}]", *_table(settings)]
     text = "\n".join([*lines, "", ""])
     return f"{text}{_SUM}{_digest(text)}\n"
@@ -113,16 +109,15 @@ def read_written(path: Path) -> Written | None:
     return Written(first, root, edited=digest.strip() != _digest(above))
 
 
-def _network(network: ChosenNetwork, batch_size: int, epochs: int) -> list[str]:
+def _network(network: ChosenNetwork, pictures: Pictures, batch_size: int, epochs: int) -> list[str]:
     settings: dict[str, Any] = {"model": network.model}
     if network.args:
         settings["args"] = dict(network.args)
     if network.weights is not None:
         settings["weights"] = network.weights
     if network.trained:
-        optimizer, _, weight_decay = network.optimizer
-        settings |= {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer}
-        settings["learning_rate"] = learning_rate(network, batch_size)
+        optimizer, rate, weight_decay = network.optimization(pictures.training, batch_size)
+        settings |= {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "learning_rate": rate}
         if optimizer == "sgd":
             settings["nesterov"] = True
         settings |= {"weight_decay": weight_decay, "schedule": "cosine", "warmup_epochs": max(1, round(epochs / 20))}

@@ -11,7 +11,7 @@ _MOST_IMAGES, _MOST = 3_000_000, (60, 200)
 _LEAST, _LEAST_STEPS = 5, 150
 _PLANNED = 0.9  # the share of the time that is planned, since a machine is not always equally fast
 _GOOD = 30  # epochs; where a larger size of the images leaves fewer, a smaller size is better
-_PARAPHRASER = 3, 3, 30  # one of its epochs for so many of the teacher's, but at least and at most so many
+_PARAPHRASER = 3, 3, 30  # one of its epochs for so many of the student's, but at least and at most so many
 _FINE_TUNING = 3, 3, 30  # the same of a teacher that has been trained elsewhere
 
 
@@ -80,7 +80,10 @@ def least_epochs(images: int, batch_size: int) -> int:
 
 
 def plan_epochs(costs: Costs, minutes: float, spent_s: float, images: int, batch_size: int, fine_tuned: bool) -> Epochs:
-    """As many epochs as fit into the time; teacher and student are trained for equally many.
+    """As many epochs as fit into the time.
+
+    The teacher is trained for twice as many as the student, as far as that is of use: a student learns more from a
+    teacher that is better than it would be alone.
 
     Args:
         costs: what was measured.
@@ -97,16 +100,17 @@ def plan_epochs(costs: Costs, minutes: float, spent_s: float, images: int, batch
 
     def needed(epochs: int) -> float:
         """Minutes, rounded up to tenths."""
-        stages_s = sum(_epochs(epochs, costs, fine_tuned).seconds(costs).values())
+        stages_s = sum(_epochs(epochs, most, costs, fine_tuned).seconds(costs).values())
         return math.ceil((spent_s + stages_s) / _PLANNED / 6) / 10
 
     if needed(least) > minutes:
         raise InputError(
-            f"--minutes {minutes:g} is too short for {images:,} training images on this device: to train teacher and "
+            f"--minutes {minutes:g} is too short for {images:,} training images on this device: to train the "
             f"student for {least} epochs, the least that makes sense, takes about {needed(least):g} minutes, and the "
             f"{most} epochs that are the most that does take {needed(most):g}. Give --minutes {needed(least):g} or more"
         )
-    return _epochs(max(epochs for epochs in range(least, most + 1) if needed(epochs) <= minutes), costs, fine_tuned)
+    longest = max(epochs for epochs in range(least, most + 1) if needed(epochs) <= minutes)
+    return _epochs(longest, most, costs, fine_tuned)
 
 
 def shorten(epochs: Epochs, costs: Costs, slower: float, left_s: float, least: int) -> Epochs:
@@ -134,8 +138,8 @@ def shorten(epochs: Epochs, costs: Costs, slower: float, left_s: float, least: i
     return Epochs(epochs.teacher, _share(student, _PARAPHRASER), student)
 
 
-def _epochs(student: int, costs: Costs, fine_tuned: bool) -> Epochs:
-    teacher = 0 if not costs.teacher_s else _share(student, _FINE_TUNING) if fine_tuned else student
+def _epochs(student: int, most: int, costs: Costs, fine_tuned: bool) -> Epochs:
+    teacher = 0 if not costs.teacher_s else _share(student, _FINE_TUNING) if fine_tuned else min(2 * student, most)
     return Epochs(teacher, _share(student, _PARAPHRASER), student)
 
 

@@ -74,10 +74,8 @@ def size_warnings(sizes: Mapping[str, Size]) -> list[str]:
 
 def size_line(sizes: Mapping[str, Size]) -> str:
     """What is trained beside the student, in a line."""
-    extra = [f"{_name(part)} {size.parameters:,}" for part, size in sizes.items() if part != "student"]
-    return (
-        f"sizes  parameters of the student: {sizes['student'].parameters:,}; for the training alone: {', '.join(extra)}"
-    )
+    extra = ", ".join(f"{_name(part)} {size.parameters:,}" for part, size in sizes.items() if part not in _NETWORKS)
+    return f"sizes  parameters of the student: {sizes['student'].parameters:,}; for the training alone: {extra}"
 
 
 def say_sizes(experiment: Experiment, method: Distillation, paraphrasers: Mapping[str, Paraphraser]) -> None:
