@@ -62,8 +62,8 @@ def compress(
     print_compressed(experiment.console, result.summary, result.export, result.file, len(experiment.test))
     for line in next_steps(result):
         experiment.say(line)
-    if result.refused is not None:
-        raise result.refused
+    if result.export_error is not None:
+        raise result.export_error
 
 
 def init(

@@ -225,7 +225,7 @@ def _died(task: Task, code: int) -> str:
     how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
     return (
         f"the process of {task.name} ended {how}; it may have been killed, for example for lack of memory. The same "
-        "command resumes; fewer --jobs need less memory"
+        "command resumes the comparison; fewer --jobs need less memory"
     )
 
 

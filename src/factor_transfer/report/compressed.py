@@ -1,4 +1,4 @@
-"""What ``compress`` ends with: one table, and what to do next."""
+"""The table that ``compress`` prints at its end."""
 
 from collections.abc import Mapping
 from pathlib import Path

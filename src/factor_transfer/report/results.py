@@ -83,7 +83,7 @@ def _pattern(paths: Sequence[str]) -> str:
 
 
 def stage_lines(done: Artefact, following: Sequence[tuple[str, str]]) -> list[str]:
-    """What a finished stage reached on the validation images, if it was measured, and what to do next.
+    """The validation results of a finished stage, if there are any, and the next commands, in lines.
 
     Args:
         done: the stage.
@@ -95,7 +95,7 @@ def stage_lines(done: Artefact, following: Sequence[tuple[str, str]]) -> list[st
 
 
 def next_lines(following: Sequence[tuple[str, str]]) -> list[str]:
-    """What to do next, in lines.
+    """The next commands or files, in lines.
 
     Args:
         following: commands or files, each with a short description.

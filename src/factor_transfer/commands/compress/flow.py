@@ -41,7 +41,7 @@ class Compressed:
         summary: the figures of the networks, see ``commands.run.run``.
         file: the exported file, if there is one.
         export: the content of ``export.json``, if there is a file.
-        refused: the error of the export, if it failed.
+        export_error: the error of the export, if it failed.
         report: the path of ``report.html``, if it could be written.
     """
 
@@ -49,7 +49,7 @@ class Compressed:
     summary: dict[str, Any]
     file: Path | None
     export: dict[str, Any] | None
-    refused: InputError | None
+    export_error: InputError | None
     report: Path | None
 
 
@@ -123,13 +123,13 @@ def compress(request: Request, out: Path | None, exporter: Exporter | None, cons
     if plan is not None:
         _train_teacher(experiment, plan, path, began)
     summary = run(experiment, baseline=True, report=False)
-    file, export, refused = None, None, None
+    file, export, export_error = None, None, None
     if exporter is not None:
         try:
             file, export = exporter.export(experiment)
         except InputError as error:  # raised by the command after the table and the report
-            refused = error
-    return Compressed(experiment, summary, file, export, refused, try_report(experiment))
+            export_error = error
+    return Compressed(experiment, summary, file, export, export_error, try_report(experiment))
 
 
 def _train_teacher(experiment: Experiment, plan: Plan, path: Path, began: float) -> None:
@@ -159,7 +159,7 @@ def next_steps(result: Compressed) -> list[str]:
             "the classes of a picture",
         )
     ]
-    if result.file is None and result.refused is None:
+    if result.file is None and result.export_error is None:
         steps.append((pip_install("executorch"), "then run the same command again to export a file"))
     steps.append((run_command(folder / RECIPE, folder), "train again after a change of the recipe"))
     return [*lines, *next_lines(steps)]

@@ -18,7 +18,7 @@ from factor_transfer.errors import printable
 TRANSFER: dict[str, dict[str, float]] = {"factor": {"beta": 500}, "kd": {"alpha": 0.5, "temperature": 4}}
 
 _SUM = "# Checksum of the lines above, which tells compress whether this file was edited: "
-_FEW = 10  # with fewer epochs, random shifts do more harm than good
+_FEW = 10  # with fewer epochs, images are not shifted, since networks see each one too rarely
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Epochs:
 
 
 def is_roomy(epochs: Epochs, images: int) -> bool:
-    """Whether there are enough epochs that a smaller size of the images would be no better."""
+    """Whether there are enough epochs for this size of the images; otherwise, a smaller size is better."""
     return epochs.student >= min(_GOOD, most_epochs(images))
 
 
