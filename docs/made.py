@@ -116,12 +116,12 @@ def models(_: str) -> str:
 
 
 def presets(_: str) -> str:
-    """What each preset says."""
+    """The settings of each preset."""
     rows = []
     for name, document in PRESETS.items():
         lines = [f"`[{table}]` {', '.join(_flat(content))}" for table, content in document.items()]
         rows.append((f"`{name}`", "<br>".join(lines)))
-    return _table(["preset", "settings, where the recipe says nothing"], rows)
+    return _table(["preset", "settings, unless the recipe sets them"], rows)
 
 
 def file(path: str, place: Path) -> str:

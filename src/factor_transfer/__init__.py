@@ -61,12 +61,12 @@ __all__ = [
     "load_student",
 ]
 
-# Where the names are that are not in ``methods``.
+# The modules of the public names that are not in ``methods``.
 _ELSEWHERE = {"build_model": "factor_transfer.models", "load_student": "factor_transfer.deploy.student"}
 
 
 def __getattr__(name: str) -> Any:
-    """A public name is imported when it is first asked for: whoever loads a student needs no method to train one."""
+    """Import a public name when it is first used, so that loading a student does not import the training methods."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_ELSEWHERE.get(name, "factor_transfer.methods")), name)

@@ -95,7 +95,7 @@ def printable(text: str, newlines: bool = False) -> str:
     Args:
         text: any text. Control characters, escape sequences, marks that change the writing direction, and characters
             that cannot be encoded are replaced by Python's escapes.
-        newlines: whether line breaks are kept.
+        newlines: whether line breaks are left unescaped.
     """
     if text.isprintable():
         return text

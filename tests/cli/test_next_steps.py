@@ -51,11 +51,11 @@ def test_a_run_is_tested_without_its_recipe(finished: Path, tiny: Path, run: Run
 
 
 def test_what_cannot_be_tested_is_told(finished: Path, tiny: Path, work: Path, run: Run) -> None:
-    refused(run("test", finished, finished / STUDENT), "is a run, which has its recipe and its weights; leave out")
-    refused(run("test", tiny), "what is to be tested\\? Give a run's folder, or a recipe and CHECKPOINT")
-    refused(run("test", "."), "holds no student")
+    refused(run("test", finished, finished / STUDENT), "is a run, which contains its recipe and its weights; leave out")
+    refused(run("test", tiny), "there is nothing to test: give the folder of a run, or a recipe and CHECKPOINT")
+    refused(run("test", "."), "contains no student")
     shutil.copy(work / STUDENT / "weights.safetensors", "alone.safetensors")
-    refused(run("test", "alone.safetensors"), "there is no run alone.safetensors")
+    refused(run("test", "alone.safetensors"), "alone.safetensors does not exist; give the folder")
     (work / STUDENT / "recipe.toml").unlink()
     refused(run("test", work), "has no recipe.toml")
 
@@ -64,7 +64,7 @@ def test_code_that_a_run_names_is_not_run_for_that_reason(work: Path, run: Run) 
     record = json.loads((work / STUDENT / "stage.json").read_text())
     record["model"]["name"] = "nowhere.at_all:network"
     (work / STUDENT / "stage.json").write_text(json.dumps(record))
-    refused(run("test", work), "a network that external code, .*--trust-code nowhere.at_all:network")
+    refused(run("test", work), "a network that external code builds, .*--trust-code nowhere.at_all:network")
 
 
 def test_finished_epochs_stay_as_rows_in_a_terminal(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_given_teacher_near_chance_is_told(work: Path, tiny: Path, run: Run) -
     assert list(found["stages"]) == ["paraphraser", "student"]
 
 
-@pytest.mark.parametrize(("beta", "kind"), [(0.001, "negligible"), (1e6, "drowning")])
+@pytest.mark.parametrize(("beta", "kind"), [(0.001, "negligible"), (1e6, "drowns out")])
 def test_a_beta_that_is_off_gets_a_better_one(tiny: Path, run: Run, beta: float, kind: str) -> None:
     found, _ = looked(run, tiny, f"transfer.factor.beta={beta}")
     assert kind in found["warnings"][0]
@@ -132,7 +132,7 @@ def test_pictures_that_are_in_training_and_test_are_told(tiny: Path, tmp_path: P
     found, out = told(", validation=0.5")
     assert found["validation"]["count"] == 4
     assert "Warning: 4 of 8 validation images are among the training images, too: " in out
-    assert ", …. What is measured on them is too good" in out
+    assert ", …. The accuracy measured on them is too high" in out
 
 
 def test_images_without_files_are_named_by_their_place() -> None:

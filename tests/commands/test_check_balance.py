@@ -24,15 +24,15 @@ def test_a_term_is_called_drowning_from_nine_tenths_of_the_gradient_on(tiny: Pat
         found, out = looked(run, tiny, f"transfer.factor.beta={ratio * equal}")
         share = found["terms"]["factor"]["share_of_gradient"]
         assert share == pytest.approx(ratio / (1 + ratio), abs=0.005)
-        told = f"Factor Transfer is drowning the other parts of the loss: {share:.1%} of the gradient is its own"
+        told = f"Factor Transfer drowns out the other parts of the loss: {share:.1%} of the gradient comes from it"
         assert any(warning.startswith(told) for warning in found["warnings"]) == (share >= DROWNING)
-        assert ("(a warning comes from 90% on)" in out) == (share >= DROWNING)
+        assert ("(this warning appears from 90%)" in out) == (share >= DROWNING)
 
 
 def test_every_term_may_drown_the_others(tiny: Path, run: Run) -> None:
     found, _ = looked(run, tiny, "transfer.method=at", "transfer.at.weight=1e9")
-    assert found["warnings"][0].startswith("AT is drowning the other parts of the loss: ")
-    assert "a lower weight lets the labels have their say" in found["warnings"][0]
+    assert found["warnings"][0].startswith("AT drowns out the other parts of the loss: ")
+    assert "a lower weight gives the labels more influence" in found["warnings"][0]
 
 
 def test_an_untrained_paraphraser_is_called_that(tiny: Path, finished: Path, run: Run) -> None:
@@ -47,7 +47,7 @@ def test_a_translator_that_costs_more_than_the_student_is_told_before_training(t
     found, out = looked(run, tiny, wide, "data.size=32")
     sizes = found["sizes"]
     assert sizes["factor"]["macs"] > sizes["student"]["macs"]
-    told = f"the translator costs more than the student: {sizes['factor']['macs']:,} multiply-accumulates for an image"
+    told = f"the translator costs more than the student: {sizes['factor']['macs']:,} multiply-accumulates per image"
     assert any(warning.startswith(told) for warning in found["warnings"])
     assert f"the translator {sizes['factor']['parameters']:,}" in out
     # The tap that is found by itself is that of the last block.

@@ -163,7 +163,10 @@ def test_compare_leaves_figures_and_a_picture_and_does_nothing_twice(quick: Path
     other = run("compare", quick, "--methods", "kd,factor", "--seeds", "2", "--against", "kd")
     assert other.code == 0, other.err
     assert "difference from KD" in other.out
-    refused(run("compare", quick, "--methods", "kd", "--against", "at"), "--against names 'at', which is not compared")
+    refused(
+        run("compare", quick, "--methods", "kd", "--against", "at"),
+        "--against names 'at', which is not among the compared methods",
+    )
     again = run("compare", quick, "--methods", "student,kd", "--seeds", "2")
     assert again.out.count("up to date") == 2 + 2 * 2 - 1  # teacher (no paraphraser is asked for) and four students
     assert "epoch" not in again.out.replace("last epoch", "")
@@ -194,7 +197,7 @@ def test_methods_of_a_seed_start_from_the_same_weights_and_see_the_same_batches(
 def test_a_run_that_fails_is_a_row_that_says_so(quick: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     quick.write_text(quick.read_text() + "[transfer.at]\nweight = 1e38\n")
     result = run("compare", quick, "--methods", "at,kd", "--seeds", "1")
-    refused(result, "every seed failed, of these methods:\n  at: .*not finite")
+    refused(result, "every seed failed for these methods:\n  at: .*not finite")
     found = json.loads(Path("runs/tiny/comparison.json").read_text())
     failed, good = (next(entry for entry in found["runs"] if entry["method"] == name) for name in ("at", "kd"))
     assert failed["top1"] is None

@@ -69,10 +69,10 @@ def test_a_folder_becomes_a_student_and_the_same_command_does_nothing_twice(
     for words in (
         "2 classes (bright, dark)",
         "skipped: .txt: 1",
-        "images of 9×9 pixels; the shorter sides of the pictures are 8 to 10 pixels, 9 in the middle",
-        "resnet8 (300,000 parameters) teaches resnet8 (80,000)",
+        "images of 9×9 pixels; the shorter sides of the pictures are 8 to 10 pixels, with a median of 9",
+        "teacher resnet8 (300,000 parameters), student resnet8 (80,000)",
         "of 88 minutes: teacher 33.3 (10 epochs), paraphraser 5.0 (3 epochs), student 16.7 (5 epochs)",
-        "500 MB of memory and 1 MB on the disk",
+        "500 MB of memory and 1 MB on disk",
         "| student alone",
         "| student, Factor Transfer |",
         "-m pip install 'factor-transfer[executorch]'",
@@ -92,7 +92,7 @@ def test_a_folder_becomes_a_student_and_the_same_command_does_nothing_twice(
     assert (recipe.method, recipe.student.epochs, recipe.data.size) == ("factor", 5, 9)  # type: ignore[attr-defined]
     summary = (folder / "summary.json").read_bytes()
     again = compressed(run, pictures, *SMALL)
-    assert "compress.toml is there, written for the same pictures and options" in again.out
+    assert "compress.toml exists for the same pictures and options" in again.out
     assert again.out.count("up to date") == 4
     assert "epoch  1/5" not in again.out
     assert (folder / "summary.json").read_bytes() == summary
@@ -114,8 +114,8 @@ def test_where_the_teacher_takes_too_long_the_students_are_trained_for_less(
     fast = Costs(1e-6, 1e-6, 1e-6, 1e-6, once_s=0.01, memory_mb=500, disk_mb=1)  # what nothing can be in truth
     monkeypatch.setattr("factor_transfer.commands.compress.measure.measure", lambda *_: Measured(fast, 9, 8))
     result = compressed(run, pictures, *SMALL[:-1], "1")
-    assert "the students are trained for 5 epochs in place of 6" in result.out
-    assert "made anew" not in result.out  # the images are shown to all stages alike
+    assert "the students are trained for 5 epochs instead of 6" in result.out
+    assert "runs again" not in result.out  # the images stay the same for all stages
     recipe = read_recipe("compressed/pictures/compress.toml")
     assert (recipe.teacher.epochs, recipe.student.epochs) == (6, 5)
     assert result.out.count("epoch 5/5") == 2
@@ -133,7 +133,7 @@ def test_other_options_make_another_recipe_and_other_pictures_need_another_folde
     refused(run("compress", pictures, *SMALL[:-1], "500", "--out", "out"), "stopped")
     assert "--minutes 500 " in Path("out/compress.toml").read_text().partition("\n")[0]
     pictures.rename(pictures.with_name("others"))
-    refused(run("compress", "others", *SMALL, "--out", "out"), "out holds what was made of other pictures, .*pictures")
+    refused(run("compress", "others", *SMALL, "--out", "out"), "out has the results of other pictures, .*pictures")
 
 
 def test_init_writes_the_recipe_alone(pictures: Path, run: Run, quick: None, no_exporter: None) -> None:
@@ -146,7 +146,7 @@ def test_init_writes_the_recipe_alone(pictures: Path, run: Run, quick: None, no_
     assert run("init", pictures, *SMALL).code == 0  # nobody has changed it
     assert Path("pictures.toml").read_text() == text
     Path("pictures.toml").write_text(f"# mine\n{text}")
-    refused(run("init", pictures, *SMALL), "pictures.toml is there, and was changed")
+    refused(run("init", pictures, *SMALL), "pictures.toml exists, and was changed")
     assert run("init", pictures, *SMALL, "--out", "other.toml").code == 0
 
 
@@ -165,19 +165,19 @@ def test_what_an_epoch_costs_is_measured(pictures: Path, run: Run, no_exporter: 
     [
         (["nowhere"], "nowhere does not exist"),
         (["pictures/notes.txt"], "is a file, not a folder"),
-        (["pictures/dark"], "has no folders; expected one for each class"),
-        (["single"], "one class only, 'dark'"),
+        (["pictures/dark"], "has no folders; expected one folder per class"),
+        (["single"], "there is only one class, 'dark'"),
         (["empty"], "has no folders"),
-        (["pictures", "--minutes", "0"], "--minutes is 0, expected more than 0"),
+        (["pictures", "--minutes", "0"], "--minutes must be more than 0, got 0"),
         (["pictures", "--minutes", "9"], r"--minutes 9 is too short for 29 training images .* Give --minutes 85\.2"),
         (["pictures", "--student", "resnet9"], "unknown student 'resnet9'; did you mean"),
         (["pictures", "--teacher", "resnet9"], "unknown teacher 'resnet9'"),
-        (["pictures", "--teacher", "pictures/notes.txt"], "is a file, which does not say what network .* resnet18="),
+        (["pictures", "--teacher", "pictures/notes.txt"], "is a file, which does not name its network; .* resnet18="),
         (["pictures", "--teacher", "resnet20=none.pt"], "no file of weights none.pt"),
         (["pictures", "--to", "tflite"], "unknown format 'tflite'"),
         (["pictures", "--precision", "int4"], "unknown precision 'int4'"),
         (["pictures", "--to", "onnx"], "onnx is not installed; .* -m pip install"),
-        (["pictures", "--precision", "int8"], "neither exporter is installed"),
+        (["pictures", "--precision", "int8"], "no exporter is installed"),
         (["pictures", "--out", "pictures"], "pictures is not empty and was not made by compress"),
         (["pictures", "--out", "pictures/notes.txt"], "is a file, not a folder"),
     ],
@@ -197,7 +197,7 @@ def test_too_few_pictures_for_8_bits_are_told_before_anything_is_trained(picture
     pytest.importorskip("onnxruntime")
     refused(
         run("compress", pictures, *SMALL, "--to", "onnx", "--precision", "int8"),
-        "29 images to calibrate by are too few",
+        "29 calibration images are too few",
     )
     assert not Path("compressed").exists()
 

@@ -15,7 +15,9 @@ TOOLS = ROOT / "tools"
 
 def test_no_slurm_and_no_submitit(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    refused(run("compare", tiny, "--slurm", "gpu"), "sbatch is not here", "without --slurm they run here")
+    refused(
+        run("compare", tiny, "--slurm", "gpu"), "sbatch was not found", "without --slurm, compare runs on this machine"
+    )
     monkeypatch.setattr(slurm, "installed", lambda _: False)
     refused(run("compare", tiny, "--slurm", "gpu"), r"pip install 'factor-transfer\[slurm\]'")
 
@@ -25,7 +27,7 @@ def test_what_a_job_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = slurm.Jobs("gpu", "time=60 gpus_per_node=1 qos='a b'")
     assert jobs.parameters == {"partition": "gpu", "time": 60, "gpus_per_node": 1, "qos": "a b"}
     for wrong in ("time", "tiem=60", "setup=rm"):
-        with pytest.raises(ValueError, match=f"--slurm-args says '{wrong}'; valid are"):
+        with pytest.raises(ValueError, match=f"invalid --slurm-args '{wrong}'; valid are"):
             slurm.Jobs("gpu", wrong)
 
 

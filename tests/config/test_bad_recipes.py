@@ -80,6 +80,6 @@ def test_an_unknown_tap(tiny: Path, run: Run) -> None:
 
 def test_unknown_metrics_and_things_to_show(finished: Path, tiny: Path, run: Run) -> None:
     refused(run("test", tiny, finished / STUDENT, "--metrics", "f1,recal"), "unknown metric 'recal'.*'recall'")
-    refused(run("show", "model"), "unknown thing to show 'model'; did you mean 'models'")
+    refused(run("show", "model"), "unknown list 'model'; did you mean 'models'")
     refused(run("show", "taps", "resnet21"), "unknown model 'resnet21'")
-    refused(run("show", "taps"), "whose taps")
+    refused(run("show", "taps"), "show taps needs a network: `factor-transfer show taps MODEL`")

@@ -75,7 +75,7 @@ def test_testing_on_images_that_may_have_been_trained_on(tiny: Path, tmp_path: P
     )
     assert run("teacher", tiny, override, *small).code == 0
     assert run("test", tiny, "runs/tiny/teacher", override).code == 0
-    refused(run("test", tiny, "runs/tiny/teacher", override, "data.split_seed=1"), "another cut of the images")
+    refused(run("test", tiny, "runs/tiny/teacher", override, "data.split_seed=1"), "another split of the images")
 
 
 def test_other_channels(finished: Path, tiny: Path, run: Run) -> None:

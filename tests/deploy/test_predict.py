@@ -83,7 +83,7 @@ def test_an_image_of_another_size_is_scaled_and_said_so(
     large, own = json.loads(result.out)
     assert (large["resized"], own["resized"]) == (True, False)
     assert large["top"][0]["class"] == own["top"][0]["class"]
-    assert "Note: scaled to 8×8 pixels, their centre cut out: 1 of 2 images" in result.err
+    assert "Note: 1 of 2 images were scaled and centre-cropped to 8×8 pixels" in result.err
 
 
 @pytest.mark.skipif(find_spec("onnxruntime") is None, reason="the extra onnx is not installed")

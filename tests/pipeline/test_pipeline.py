@@ -172,11 +172,14 @@ def test_a_work_dir_means_its_finished_student(work: Path, tiny: Path, run: Run)
     assert result.code == 0, result.err
     assert whole in result.out
     assert run("test", tiny, work, "transfer.method=student").out != result.out
-    refused(run("test", tiny, work, "transfer.method=kd"), "has student-alone-seed0, student-factor-seed0, and not")
+    refused(
+        run("test", tiny, work, "transfer.method=kd"),
+        r"finished students \(student-alone-seed0, student-factor-seed0\), but not student-kd-seed0",
+    )
     shutil.rmtree(work / "student-alone-seed0")
     assert whole in run("test", tiny, work, "transfer.method=kd").out  # the only one
     shutil.rmtree(work / STUDENT)
-    refused(run("test", tiny, work), "It has none")
+    refused(run("test", tiny, work), "has no finished student")
 
 
 def test_a_network_is_tested_with_its_own_normalisation(finished: Path, tiny: Path, run: Run) -> None:

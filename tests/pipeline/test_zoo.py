@@ -142,7 +142,7 @@ def test_a_student_of_the_zoo_is_a_run(run: Run, tmp_path: Path) -> None:
     packed = run("package", STUDENT, "--out", tmp_path / "packed")
     assert packed.code == 0, packed.err
     assert load_student(tmp_path / "packed").classes == load_student(STUDENT).classes
-    refused(run("export", STUDENT), "is of the zoo, which nothing is written into; give a folder with --out")
+    refused(run("export", STUDENT), "is a network of the zoo, which is not written to; give a folder with --out")
     assert {path: path.stat().st_mtime_ns for path in ENTRIES[STUDENT].folder.rglob("*")} == before
 
 

@@ -96,7 +96,7 @@ def test_one_that_fails_does_not_disturb_the_others(
     with monkeypatch.context() as patch:
         patch.setattr(KD, "distance", fails)
         result = compare("failed")
-    refused(result, "every seed failed, of these methods:\n  kd: out of memory")
+    refused(result, "every seed failed for these methods:\n  kd: out of memory")
     assert "kd, seed 0, failed: out of memory" in result.out
     done = [(tmp_path / "failed" / name / "weights.safetensors").exists() for name in FOLDERS]
     assert done == [True, False, True]

@@ -1,4 +1,4 @@
-"""What all commands share: their words, and where they are printed."""
+"""Arguments, options and console output that the commands share."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
@@ -10,9 +10,9 @@ from factor_transfer.distributed.launch import launch_info
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as student.epochs=10."),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe to override, such as student.epochs=10."),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 
 TrustCode = Annotated[
@@ -20,23 +20,31 @@ TrustCode = Annotated[
     typer.Option(
         "--trust-code",
         metavar="NAME",
-        help="Code from outside, package.module:callable, that RUN's files name and that may run; may be given again.",
+        help="External code, as package.module:callable, that RUN's files name and that may run; can be repeated.",
     ),
 ]
 
 
 def console() -> Console:
-    """Standard output; where it is no terminal, wide enough for a table. Of several processes the first one speaks."""
+    """The console of standard output, wide enough for tables if it is no terminal.
+
+    With several processes, only the first one prints.
+    """
     if launch_info().rank:
         return Console(quiet=True)
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=160)
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=160)
 
 
-def announce(models: Iterable[str | Mapping[str, Any]], aside: bool = False) -> None:
-    """Before anything is done, say whose code a command will run; ``aside``, on standard error, of what prints data."""
+def announce(models: Iterable[str | Mapping[str, Any]], to_stderr: bool = False) -> None:
+    """Print which external code a command will run, before it runs.
+
+    Args:
+        models: see ``factor_transfer.models.announce``.
+        to_stderr: print to standard error, for a command whose standard output is data.
+    """
     from factor_transfer.models import announce as lines
 
     for line in lines(models):
-        screen = Console(stderr=True, highlight=False) if aside else console()
+        screen = Console(stderr=True, highlight=False) if to_stderr else console()
         screen.print(line, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The commands that bring a student to where it is used: export, predict, package."""
+"""The commands that deploy a student: export, predict, package."""
 
 import json as json_format
 import shlex
@@ -13,12 +13,12 @@ from factor_transfer.cli.common import Debug, Overrides, TrustCode, announce, co
 from factor_transfer.errors import InputError, choose, printable
 
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run's folder, or a student's in it; or a student of `show zoo`.")
+    Path, typer.Argument(metavar="RUN", help="The folder of a run or of one of its students, or a name of `show zoo`.")
 ]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Make them commands of ``app``."""
+    """Add these commands to ``app``."""
     for command in (export, predict, package):
         app.command()(command)
 
@@ -26,30 +26,40 @@ def add_to(app: typer.Typer) -> None:
 def export(
     run: RunArgument,
     overrides: Overrides = None,
-    format: Annotated[str, typer.Option(metavar="executorch|onnx", help="Of the file.")] = "executorch",
-    precision: Annotated[str, typer.Option(metavar="float32|int8", help="Of weights and activations.")] = "float32",
+    format: Annotated[str, typer.Option(metavar="executorch|onnx", help="The format of the file.")] = "executorch",
+    precision: Annotated[
+        str, typer.Option(metavar="float32|int8", help="The precision of weights and activations.")
+    ] = "float32",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to.  [default: a folder in the student's]")
+        Path | None,
+        typer.Option(metavar="DIR", help="The folder to write.", show_default="a folder in the student's folder"),
     ] = None,
     raw_input: Annotated[
-        bool, typer.Option("--raw-input", help="Leave the preprocessing out: normalised float32 images in.")
+        bool, typer.Option("--raw-input", help="Leave out the preprocessing: the file takes normalised float32 images.")
     ] = False,
     dynamic_batch: Annotated[
-        bool, typer.Option("--dynamic-batch", help="A file for 1 to 64 images at once, and not for one.")
+        bool, typer.Option("--dynamic-batch", help="Accept batches of 1 to 64 images instead of single images.")
     ] = False,
     calibration: Annotated[
-        int, typer.Option(metavar="N", min=1, help="int8: training images that the scales are chosen by.")
+        int,
+        typer.Option(metavar="N", min=1, help="For int8: the number of training images to calibrate the scales with."),
     ] = 256,
     tolerance: Annotated[
-        float, typer.Option(metavar="POINTS", min=0, help="int8: top-1 that may be lost, in percentage points.")
+        float,
+        typer.Option(
+            metavar="POINTS", min=0, help="For int8: the largest accepted loss of top-1, in percentage points."
+        ),
     ] = 1.0,
     qat: Annotated[
-        int, typer.Option(metavar="EPOCHS", min=0, help="int8: quantisation-aware fine-tuning beforehand.")
+        int,
+        typer.Option(
+            metavar="EPOCHS", min=0, help="For int8: epochs of quantisation-aware fine-tuning before the export."
+        ),
     ] = 0,
     trust_code: TrustCode = None,
     debug: Debug = False,
 ) -> None:
-    """The student as a file for a device, tried on all test images by its own runtime."""
+    """Export a student to a file for a device, and verify the file on all test images in its own runtime."""
     choose("format", format, ["executorch", "onnx"])
     choose("precision", precision, ["float32", "int8"])
     from factor_transfer.export.build import ExportOptions
@@ -64,7 +74,7 @@ def export(
 
     found = find_run(run)
     if out is None and holds(found.student.folder):
-        raise InputError(f"{run} is of the zoo, which nothing is written into; give a folder with --out")
+        raise InputError(f"{run} is a network of the zoo, which is not written to; give a folder with --out")
     recipe = found.recipe(overrides or [])
     trusted = trust_code or []
     announce(permit(found.models("teacher", "student"), trusted, found.student.folder))
@@ -82,35 +92,39 @@ def predict(
     network: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN|FILE", help="A run, weights, a packaged student, a .pte or .onnx file or its folder."
+            metavar="RUN|FILE", help="A run, weights, a packaged student, or a .pte or .onnx file or its folder."
         ),
     ],
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Pictures, folders, or - : names on standard input.")
+        list[str], typer.Argument(metavar="IMAGE...", help="Pictures or folders; - reads names from standard input.")
     ],
-    top: Annotated[int, typer.Option(metavar="N", min=1, help="Classes of each, the likeliest first.")] = 5,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    top: Annotated[
+        int, typer.Option(metavar="N", min=1, help="The number of classes to print per picture, most likely first.")
+    ] = 5,
+    json: Annotated[bool, typer.Option("--json", help="Print the results as a JSON list.")] = False,
     convert: Annotated[
-        bool, typer.Option("--convert", help="Take images of other channels, converted as for training.")
+        bool, typer.Option("--convert", help="Accept images with other channels, and convert them as for training.")
     ] = False,
     trust_code: TrustCode = None,
     debug: Debug = False,
 ) -> None:
-    """Classes and probabilities of pictures."""
+    """Print the most likely classes of pictures and their probabilities."""
     from factor_transfer.deploy.predict import find_images, open_network
-    from factor_transfer.deploy.predict import predict as ask
+    from factor_transfer.deploy.predict import predict as predict_images
 
     names = [line for name in images for line in (sys.stdin.read().splitlines() if name == "-" else [name]) if line]
-    opened, paths = open_network(network, partial(announce, aside=True), trust_code or []), find_images(names)
-    results = ask(opened, paths, top, convert)
+    opened, paths = open_network(network, partial(announce, to_stderr=True), trust_code or []), find_images(names)
+    results = predict_images(opened, paths, top, convert)
     resized = sum(result["resized"] for result in results)
     if resized:
         _, height, width = opened.image
-        number = f"{resized} of {len(results)} images"
-        typer.echo(f"Note: scaled to {width}×{height} pixels, their centre cut out: {number}", err=True)
+        typer.echo(
+            f"Note: {resized} of {len(results)} images were scaled and centre-cropped to {width}×{height} pixels",
+            err=True,
+        )
     if json:
         text = json_format.dumps(results, ensure_ascii=False, indent=2)
-        # What of a file's name is no text is kept as JSON can say it: "\udce9".
+        # Bytes of a file name that are not valid UTF-8 are written as JSON escapes such as "\udce9".
         typer.echo(text.encode(errors="backslashreplace").decode())
         return
     for result in results:
@@ -120,18 +134,19 @@ def predict(
 
 def package(
     run: RunArgument,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to; a new folder.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write, new or empty.")],
     to: Annotated[
-        str | None, typer.Option(metavar="timm|torchvision", help="Also write the weights with that library's keys.")
+        str | None,
+        typer.Option(metavar="timm|torchvision", help="Also write the weights with the keys of this library."),
     ] = None,
     exported: Annotated[
         list[Path] | None,
-        typer.Option("--export", metavar="DIR", help="A folder that export wrote with --out; may be given again."),
+        typer.Option("--export", metavar="DIR", help="A folder that export wrote with --out; can be repeated."),
     ] = None,
     trust_code: TrustCode = None,
     debug: Debug = False,
 ) -> None:
-    """The student to share: weights, recipe, figures and a model card, in one folder."""
+    """Write a folder to share a student: weights, recipe, figures and a model card."""
     if to is not None:
         choose("library", to, ["timm", "torchvision"])
     from factor_transfer.deploy.package import package as write_folder

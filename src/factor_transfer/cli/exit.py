@@ -1,4 +1,4 @@
-"""How a command ends: bad input and a wish to stop in one message and an exit code, not in a traceback."""
+"""The end of a command: bad input and stop signals give one message and an exit code, without a traceback."""
 
 import atexit
 import errno
@@ -17,11 +17,11 @@ from factor_transfer.errors import InputError, Interrupted, first_line, is_of_me
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ROOM = (
-    "the disk, or your share of it, is full: make room, or give a folder elsewhere (--work-dir, --out). What is whole "
-    "is kept, and the same command goes on from there"
+    "the disk or your quota is full: free some space, or give a folder elsewhere (--work-dir, --out). All complete "
+    "files are saved, and the same command resumes from there"
 )
 _COURTESY_S = 3.0
-# What PyTorch says where a process that it talks to has gone.
+# Errors of PyTorch when it has lost the connection to another process.
 _LOST = re.compile(r"(?i)gloo|nccl|connection (closed|reset)|by peer|tcpstore|broken pipe")
 
 
@@ -30,13 +30,13 @@ def report_errors(debug: bool, last: bool = False) -> Iterator[None]:
     """Run a command, and turn its errors into one message and an exit code: 2 for bad input, 128 + N for signal N.
 
     Args:
-        debug: show the traceback of an error nevertheless.
-        last: whether the process ends with the command. Then a signal that comes later ends it with an exit code, too,
-            and a process that was asked to stop does not wait for its threads.
+        debug: raise errors again, so that their traceback is shown.
+        last: whether the process ends with the command. If so, a later signal also ends it with an exit code, and a
+            process that was stopped by a signal does not wait for its threads.
     """
     code = 0
     if last:
-        atexit.register(signals.disregard)  # what is registered first runs last
+        atexit.register(signals.disregard)  # the function that is registered first runs last
     with signals.raise_on_signals(restore=not last):
         try:
             try:
@@ -47,7 +47,7 @@ def report_errors(debug: bool, last: bool = False) -> Iterator[None]:
             except (Exception, Interrupted) as error:
                 signals.ignore()
                 code = _report(error, debug)
-        except Interrupted as error:  # in the moment before signals are ignored
+        except Interrupted as error:  # raised before signals were ignored
             signals.ignore()
             code = _report(error, debug)
         finally:
@@ -60,7 +60,7 @@ def report_errors(debug: bool, last: bool = False) -> Iterator[None]:
 
 
 def _end_now(code: int) -> None:
-    """End this process in order, but for threads that wait for what may never come."""
+    """Run the exit functions and end this process, without waiting for its threads, which may be blocked forever."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
@@ -69,16 +69,16 @@ def _end_now(code: int) -> None:
 
 
 def _report(error: Exception | Interrupted, debug: bool) -> int:
-    """Print what a person should know of an error; the exit code. A fault of the program is raised again."""
+    """Print the message of an error and return the exit code. An error of the program itself is raised again."""
     message = _message(error)
     stopped = isinstance(error, Interrupted)
     if message is None or (debug and not stopped):
         raise error
-    own = rank()
-    if own:
-        # The first process has most likely said the same already, and the launcher is about to end this one.
+    process = rank()
+    if process:
+        # The first process has most likely printed the same message, and the launcher is about to end this one.
         time.sleep(_COURTESY_S)
-        message = f"process {own}: {message}"
+        message = f"process {process}: {message}"
     errors = Console(stderr=True, highlight=False)
     errors.print("Stopped:" if stopped else "Error:", style="bold yellow" if stopped else "bold red", end=" ")
     errors.print(printable(message, newlines=True), markup=False, soft_wrap=True)
@@ -86,19 +86,19 @@ def _report(error: Exception | Interrupted, debug: bool) -> int:
 
 
 def _message(error: BaseException) -> str | None:
-    """What a person can do something about, in words; ``None`` for what is a fault of the program."""
-    if isinstance(error, InputError | Interrupted | OSError):  # OSError: a full disk, a folder that may not be written
+    """The message of an error that the user can do something about; ``None`` for an error of the program itself."""
+    if isinstance(error, InputError | Interrupted | OSError):  # OSError: a full disk, a folder without write permission
         cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(cause, OSError) and cause.errno in _FULL:
-            named = (
+            problem = (
                 f"cannot write {cause.filename}: {cause.strerror}" if error is cause and cause.filename else str(error)
             )
-            return f"{named}; {_ROOM}"
+            return f"{problem}; {_ROOM}"
         return str(error)
     if not isinstance(error, Exception):
         return None
     if is_of_memory(error):
         return "out of memory; a smaller batch_size, network or image size needs less"
     if isinstance(error, RuntimeError) and _LOST.search(str(error)) and launch_info().world > 1:
-        return f"lost the other processes ({first_line(error)}); what was written down is kept"
+        return f"lost the other processes ({first_line(error)}); the checkpoints are saved"
     return None

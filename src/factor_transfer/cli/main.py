@@ -1,4 +1,4 @@
-"""The command line. A command is a function; what it does is elsewhere."""
+"""The commands of the command line, one function each; the work is done in other packages."""
 
 import platform
 import shlex
@@ -19,7 +19,7 @@ from factor_transfer.distributed.openmp import wait_passively
 from factor_transfer.errors import InputError, choose
 from factor_transfer.versions import OURS, versions
 
-if TYPE_CHECKING:  # what is heavy is imported where it is used: `--help` and a typing error need not wait for it
+if TYPE_CHECKING:  # heavy modules are imported where they are used, so that `--help` and typing errors are fast
     from factor_transfer.config.recipe import Recipe
     from factor_transfer.pipeline.experiment import Experiment
 
@@ -30,9 +30,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or a name of `show recipes`.")]
-WorkDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Where results go.  [default: runs/<recipe>]")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew; what is there is kept in <work dir>/replaced.")]
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or a name from `show recipes`.")]
+WorkDir = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="The folder of the results.", show_default="runs/<recipe>")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start again; existing results are moved to <work dir>/replaced.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -53,10 +55,10 @@ def common(
 
 @app.command()
 def demo(
-    work_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where results go.")] = Path("runs/demo"),
+    work_dir: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the results.")] = Path("runs/demo"),
     debug: Debug = False,
 ) -> None:
-    """All stages on a part of Fashion-MNIST, four methods over five seeds; ends with a table."""
+    """Compare four methods over five seeds on a part of Fashion-MNIST, in two to three minutes."""
     from factor_transfer.commands.demo import demo as run_demo
 
     run_demo(work_dir, console())
@@ -73,7 +75,7 @@ def run(
     fresh: Fresh = False,
     debug: Debug = False,
 ) -> None:
-    """Teacher, paraphraser and student; what is up to date is reused."""
+    """Train teacher, paraphraser and student; stages that are up to date are reused."""
     experiment = _experiment(recipe, overrides, work_dir)
 
     from factor_transfer.commands.run import run as run_stages
@@ -93,7 +95,7 @@ def teacher(
     debug: Debug = False,
 ) -> None:
     """Stage 1: train the teacher."""
-    experiment = _tried(_experiment(recipe, overrides, work_dir))
+    experiment = _checked(_experiment(recipe, overrides, work_dir))
 
     from factor_transfer.pipeline.stages.teacher import make_teacher
     from factor_transfer.report.results import after_teacher, stage_lines
@@ -110,7 +112,7 @@ def pretrain(
     debug: Debug = False,
 ) -> None:
     """Stage 2, connectors pre-training: train the paraphraser on the teacher's features."""
-    experiment = _tried(_experiment(recipe, overrides, work_dir))
+    experiment = _checked(_experiment(recipe, overrides, work_dir))
 
     from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
     from factor_transfer.report.results import after_paraphraser, stage_lines
@@ -127,7 +129,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Stage 3, distillation training: train the student with the teacher's factors."""
-    experiment = _tried(_experiment(recipe, overrides, work_dir))
+    experiment = _checked(_experiment(recipe, overrides, work_dir))
 
     from factor_transfer.pipeline.stages.student import make_student, preflight
     from factor_transfer.report.results import after_student, stage_lines
@@ -142,15 +144,18 @@ def compare(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     methods: Annotated[
-        str, typer.Option(metavar="NAMES", help="Separated by commas; a sum of terms is a method.")
+        str, typer.Option(metavar="NAMES", help="The methods, separated by commas; a method may be a sum of terms.")
     ] = "student,kd,fitnets,at,factor,factor+kd,at+kd",
-    seeds: Annotated[int, typer.Option(metavar="N", help="How many, from student.seed on.")] = 3,
+    seeds: Annotated[int, typer.Option(metavar="N", help="The number of seeds; the first one is student.seed.")] = 3,
     work_dir: WorkDir = None,
     slurm: Annotated[
-        str | None, typer.Option(metavar="PARTITION", help="Send a Slurm job for each method and seed.")
+        str | None, typer.Option(metavar="PARTITION", help="Submit a Slurm job per method and seed to this partition.")
     ] = None,
     slurm_args: Annotated[
-        str, typer.Option(metavar="'KEY=VALUE ...'", help="What each job may use, such as 'time=60 gpus_per_node=1'.")
+        str,
+        typer.Option(
+            metavar="'KEY=VALUE ...'", help="The options of the Slurm jobs, such as 'time=60 gpus_per_node=1'."
+        ),
     ] = "",
     against: Annotated[
         str, typer.Option(metavar="METHOD", help="The method that the others are compared with.")
@@ -158,12 +163,14 @@ def compare(
     jobs: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Processes side by side, of one thread each.  [default: one per processor; 1 on a GPU]"
+            metavar="N",
+            help="The number of parallel processes, with one thread each.",
+            show_default="one per processor; 1 on a GPU",
         ),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Methods against each other, over seeds, on the same batches; what is done is not done again."""
+    """Compare methods over several seeds, on the same batches; finished trainings are reused."""
     experiment = _experiment(recipe, overrides, work_dir)
 
     from factor_transfer.commands.compare import Runner, parse_methods, refuse_failed
@@ -192,7 +199,7 @@ def report(
     trust_code: TrustCode = None,
     debug: Debug = False,
 ) -> None:
-    """Make report.html anew: tables, charts and images of what came out, on one page."""
+    """Write report.html again: tables, charts and images of the results, on one page."""
     from factor_transfer.report.html.write import open_work_dir, write_report
 
     experiment, models = open_work_dir(folder, console(), trust_code or [])
@@ -206,50 +213,57 @@ def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     work_dir: WorkDir = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures here.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the results to this file.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Look before a long run: networks, taps, each term's share, time and memory, from a few batches."""
+    """Check a recipe on a few batches before a long run: networks, taps, shares of the loss, time and memory."""
     experiment = _experiment(recipe, overrides, work_dir)
 
-    from factor_transfer.commands.check import check as look
+    from factor_transfer.commands.check import check as run_check
     from factor_transfer.files import write_json
     from factor_transfer.report.check import print_check
 
-    found = look(experiment)
-    print_check(experiment.console, found)
+    result = run_check(experiment)
+    print_check(experiment.console, result)
     if json is not None:
-        write_json(json, found)
+        write_json(json, result)
 
 
 @app.command()
 def test(
     network: Annotated[
-        str, typer.Argument(metavar="RUN|RECIPE", help="A run, a student or teacher in it; or a recipe.")
+        str, typer.Argument(metavar="RUN|RECIPE", help="A run, a student or teacher in it, or a recipe.")
     ],
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(metavar="[CHECKPOINT]", help="Of a RECIPE: weights, the folder of a stage, or a work dir."),
+        typer.Argument(
+            metavar="[CHECKPOINT]", help="With RECIPE: a file of weights, the folder of a stage, or a work dir."
+        ),
     ] = None,
     overrides: Overrides = None,
     metrics: Annotated[
         str,
-        typer.Option("--metrics", "--eval", metavar="NAMES", help="Of accuracy, precision, recall, f1, calibration."),
+        typer.Option(
+            "--metrics",
+            "--eval",
+            metavar="NAMES",
+            help="The metrics, separated by commas: accuracy, precision, recall, f1, calibration.",
+        ),
     ] = "accuracy",
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures here.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the results to this file.")] = None,
     trust_code: TrustCode = None,
     debug: Debug = False,
 ) -> None:
-    """Figures of a network on the test split, overall and a class."""
+    """Evaluate a network on the test split, overall and per class."""
     changes = list(overrides or [])
-    of_run = _is_place(network)
-    if of_run and checkpoint is not None and "=" in str(checkpoint):  # a run needs no checkpoint
+    is_run = _is_run(network)
+    if is_run and checkpoint is not None and "=" in str(checkpoint):  # a run needs no checkpoint
         changes, checkpoint = [str(checkpoint), *changes], None
-    if of_run and checkpoint is not None:
-        raise InputError(f"{network} is a run, which has its recipe and its weights; leave out {checkpoint}")
-    if not of_run and checkpoint is None:
+    if is_run and checkpoint is not None:
+        raise InputError(f"{network} is a run, which contains its recipe and its weights; leave out {checkpoint}")
+    if not is_run and checkpoint is None:
         raise InputError(
-            f"what is to be tested? Give a run's folder, or a recipe and CHECKPOINT; got {network!r} alone"
+            f"there is nothing to test: give the folder of a run, or a recipe and CHECKPOINT; got only {network!r}"
         )
 
     trusted: list[str] | None = None
@@ -283,22 +297,29 @@ def test(
 @app.command()
 def show(
     what: Annotated[str, typer.Argument(metavar="models|methods|presets|recipes|zoo|taps", help="What to list.")],
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Whose taps.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="For taps: the network whose taps are listed.")
+    ] = None,
     size: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Taps: height and width of the image.  [default: the usual]")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="For taps: the height and width of the image.", show_default="the usual size"
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """List models, methods, presets, recipes, trained networks (zoo), or the taps of a model."""
+    """List models, methods, presets, recipes, trained networks (zoo), or the taps of a network."""
     from factor_transfer.commands import show as listing
 
-    choose("thing to show", what, ["models", "methods", "presets", "recipes", "zoo", "taps"])
+    choose("list", what, ["models", "methods", "presets", "recipes", "zoo", "taps"])
     if what == "taps" and model is None:
-        raise InputError("whose taps? Say `factor-transfer show taps MODEL`, see `factor-transfer show models`")
+        raise InputError(
+            "show taps needs a network: `factor-transfer show taps MODEL`; see `factor-transfer show models`"
+        )
     if what != "taps" and model is not None:
-        raise InputError(f"`factor-transfer show {what}` takes no further name, got {model!r}")
+        raise InputError(f"`factor-transfer show {what}` takes no other argument, got {model!r}")
     if what != "taps" and size is not None:
-        raise InputError(f"`factor-transfer show {what}` takes no --size; it is for taps")
+        raise InputError(f"`factor-transfer show {what}` takes no --size, which is only for taps")
     announce([model or ""])
     console().print(listing.taps(model, size) if model is not None else getattr(listing, what)())
 
@@ -308,7 +329,7 @@ deploy_cli.add_to(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point."""
+    """Run the command line: the entry point of ``factor-transfer``."""
     wait_passively()
     given = sys.argv[1:] if arguments is None else list(arguments)
     with report_errors(debug="--debug" in given, last=arguments is None):
@@ -317,13 +338,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _experiment(recipe: str, overrides: list[str] | None, work_dir: Path | None) -> "Experiment":
     read = _recipe(recipe, overrides)
-    # Imported after the recipe is read, as all that is heavy: a misspelt recipe need not wait for it.
+    # Imported after the recipe is read, so that an error in the recipe is reported quickly.
     from factor_transfer.pipeline.experiment import Experiment
 
     command = shlex.join([recipe, *(overrides or []), *(["--work-dir", str(work_dir)] if work_dir else [])])
     experiment = Experiment(read, work_dir or Path("runs") / read.name, console(), command)
     if launch_info().world > 1:
-        _ = experiment.fabric  # the processes meet before any of them reads or writes
+        _ = experiment.fabric  # connects the processes before any of them reads or writes
     return experiment
 
 
@@ -332,14 +353,14 @@ def _say(experiment: "Experiment", lines: Iterable[str]) -> None:
         experiment.say(line)
 
 
-def _is_place(network: str) -> bool:
-    """Whether a name is a run's folder, or weights in it, and no recipe."""
+def _is_run(network: str) -> bool:
+    """Whether a name is the folder of a run or weights in it, not a recipe."""
     path = Path(network)
     return path.is_dir() or (path.suffix == ".safetensors" and path.is_file())
 
 
-def _tried(experiment: "Experiment") -> "Experiment":
-    """The experiment, after its networks and weights have been tried, as ``run`` and ``compare`` do themselves."""
+def _checked(experiment: "Experiment") -> "Experiment":
+    """The experiment, after a check of its networks and weights; ``run`` and ``compare`` check them themselves."""
     from factor_transfer.pipeline.weights.initial import check_networks
 
     check_networks(experiment)
@@ -347,7 +368,7 @@ def _tried(experiment: "Experiment") -> "Experiment":
 
 
 def _recipe(recipe: str, overrides: list[str] | None) -> "Recipe":
-    """Read it; and before anything is done, say whose code it will run."""
+    """Read a recipe, and print which external code it will run."""
     from factor_transfer.config.read import read_recipe
 
     read = read_recipe(recipe, overrides or [])

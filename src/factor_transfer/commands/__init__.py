@@ -1,1 +1,1 @@
-"""What the commands do, one a file; ``cli`` turns words of the command line into calls of these."""
+"""The commands, one per module; ``cli`` parses the command line and calls them."""

@@ -1,4 +1,4 @@
-"""Methods against each other: one teacher, one paraphraser, and for each seed the same batches for every method."""
+"""The comparison of methods: one teacher and one paraphraser for all, and the same batches for all in each seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -20,23 +20,23 @@ from factor_transfer.report.html.write import try_report
 from factor_transfer.report.plot import plot_comparison
 from factor_transfer.training.evaluate import top
 
-_LEAST_GAP = 0.1  # points between student and teacher, of which a share means something
+_LEAST_GAP = 0.1  # the smallest gap between student and teacher, in points, that a closed share is given of
 _FIGURES = ("mean", "interval", "difference", "difference_interval", "p", "p_holm", "significant", "gap_closed", "cost")
 COMPARISON, PICTURE = "comparison.json", "comparison.png"
 
-# A student's experiment and what was trained, or the error in its place -> its record, see ``score``.
+# (the experiment of a student, the student or the error of its training) -> the record of the run, see ``score``.
 Score = Callable[[Experiment, Artefact | Exception], dict[str, Any]]
 
 
 def parse_methods(methods: str) -> list[str]:
-    """Methods that are separated by commas, the student alone first, for it is what the others are compared with.
+    """The methods in a text, separated by commas; the student alone is always added, as the first one.
 
     Raises:
-        InputError: an unknown method, or one that is named twice.
+        InputError: a method is unknown or named twice.
     """
     names: list[str] = []
-    for written in methods.split(","):
-        name = "+".join(parse_method(written.strip())) or ALONE
+    for text in methods.split(","):
+        name = "+".join(parse_method(text.strip())) or ALONE
         if name in names:
             raise InputError(f"--methods names {name!r} twice")
         names.append(name)
@@ -44,52 +44,54 @@ def parse_methods(methods: str) -> list[str]:
 
 
 class Runner(Protocol):
-    """Who trains the students of a comparison."""
+    """The way in which the students of a comparison are trained, such as in this process or as Slurm jobs."""
 
     def runs(
         self, experiment: Experiment, methods: Sequence[str], seeds: Sequence[int], score: Score
     ) -> list[dict[str, Any]]:
-        """Bring teacher and paraphraser up to date, train a student of each method and seed, and score them."""
+        """Bring teacher and paraphraser up to date, train a student per method and seed, and score the students."""
 
 
 class ThisProcess:
-    """Trains all students of a comparison in this process, those of a seed in lockstep."""
+    """A runner that trains all students of a comparison in this process, those of the same seed in lockstep."""
 
     def runs(
         self, experiment: Experiment, methods: Sequence[str], seeds: Sequence[int], score: Score
     ) -> list[dict[str, Any]]:
-        """Bring teacher and paraphraser up to date, train a student of each method and seed, and score them."""
+        """Bring teacher and paraphraser up to date, train a student per method and seed, and score the students."""
         make_teacher(experiment)
         if any(map(needs_paraphraser, methods)):
             make_paraphraser(experiment)
         runs = []
         for seed in seeds:
-            several = [experiment.with_method(method, seed) for method in methods]
-            runs += [score(*one) for one in zip(several, make_students(several), strict=True)]
+            students = [experiment.with_method(method, seed) for method in methods]
+            runs += [score(*pair) for pair in zip(students, make_students(students), strict=True)]
         return runs
 
 
 def compare(
     experiment: Experiment, methods: Sequence[str], seeds: int, runner: Runner | None = None, against: str = ALONE
 ) -> dict[str, Any]:
-    """Train every method for every seed, as far as that is not done, and write what came out.
+    """Train every method with every seed, unless that is done, and write the results.
 
-    A training that fails is a run with an ``error`` in place of its figures; the others go on.
+    A training that fails is a run with an ``error`` in place of its figures; the others continue.
 
     Args:
-        experiment: whose recipe has the settings of all terms; a term that has no table there has its defaults.
-        methods: such as ``["student", "factor", "factor+kd"]``.
-        seeds: how many; they begin with the recipe's ``student.seed``.
-        runner: who trains; this process, if left out.
+        experiment: the experiment whose recipe has the settings of the terms; a term without a table has its defaults.
+        methods: the methods, such as ``["student", "factor", "factor+kd"]``.
+        seeds: the number of seeds; the first one is the recipe's ``student.seed``.
+        runner: how the students are trained; in this process, by default.
         against: the method that the others are compared with.
 
     Returns:
-        What ``comparison.json`` says: ``runs``, ``teacher``, figures of the ``methods`` (see ``summarize``), the method
-        they are compared ``against``, and the differences between any two (see ``pairwise``). Top-1 and top-5 in
-        percent on the test split, of the last epoch (``top1_best``: of the epoch that validation chose).
+        The content of ``comparison.json``: ``runs``, ``teacher``, figures of the ``methods`` (see ``summarize``), the
+        method they are compared ``against``, and the differences between any two (see ``pairwise``). Top-1 and top-5
+        are in percent on the test split, after the last epoch; ``top1_best`` is of the epoch that validation chose.
     """
     if against not in methods:
-        raise InputError(f"--against names {against!r}, which is not compared; give one of {', '.join(methods)}")
+        raise InputError(
+            f"--against names {against!r}, which is not among the compared methods; give one of {', '.join(methods)}"
+        )
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
     preflight(experiment, methods)
@@ -104,14 +106,14 @@ def _train_and_score(
     first = experiment.recipe.student.seed
     runs = runner.runs(experiment, methods, range(first, first + seeds), score)
     teacher = artefact.find(experiment.work_dir / "teacher")
-    assert teacher is not None  # the runner has made it
-    of_teacher = figures_of(experiment, teacher)
+    assert teacher is not None  # the runner has trained it
+    teacher_figures = figures_of(experiment, teacher)
     comparison = {
         "runs": runs,
-        "teacher": {"top1": of_teacher["top1"], "top5": of_teacher["top5"], "loss": of_teacher["loss"]},
+        "teacher": {name: teacher_figures[name] for name in ("top1", "top5", "loss")},
         "classes": len(experiment.data.classes),
         "against": against,
-        "methods": summarize(runs, methods, of_teacher["top1"], against),
+        "methods": summarize(runs, methods, teacher_figures["top1"], against),
         "pairwise": pairwise(runs, methods),
     }
     collectives.on_rank_zero(lambda: write_json(experiment.work_dir / COMPARISON, comparison))
@@ -121,26 +123,32 @@ def _train_and_score(
 
 
 def refuse_failed(comparison: Mapping[str, Any]) -> None:
-    """End a command in an error where a method has no result at all.
+    """Raise an error if a method has no result at all.
 
     Raises:
-        InputError: every seed of a method failed; the message has the reasons.
+        InputError: every seed of a method failed; the message gives the reasons.
     """
     failed: dict[str, list[str]] = {}
     for run in comparison["runs"]:
         failed.setdefault(run["method"], []).append(run.get("error", ""))
     lines = [f"{method}: {errors[0]}" for method, errors in failed.items() if all(errors)]
     if lines:
-        raise InputError("\n  ".join(["every seed failed, of these methods:", *lines]))
+        raise InputError("\n  ".join(["every seed failed for these methods:", *lines]))
 
 
 def figures_of(experiment: Experiment, done: Artefact, last: bool = False) -> dict[str, float]:
-    """Loss, top-1 and top-5 of a finished network on the test images; or as it was after its last epoch."""
+    """Loss, top-1 and top-5 of a finished network on the test images.
+
+    Args:
+        experiment: the experiment.
+        done: the finished stage of the network.
+        last: use the weights of the last epoch, even if the delivered ones are of another.
+    """
     return top(*experiment.test_logits(done, last))
 
 
 def score(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
-    """The record of one student: its figures on the test split, or why there is none."""
+    """The record of one run: the student's figures on the test split, or the error of its training."""
     recipe = experiment.recipe
     settings = {name: term.model_dump(mode="json") for name, term in recipe.terms.items()}
     run: dict[str, Any] = {"method": recipe.method, "seed": recipe.student.seed}
@@ -148,7 +156,7 @@ def score(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
         if isinstance(done, Exception):
             raise done
         last = figures_of(experiment, done, last=True)
-        # Where the last epoch is the delivered one, its network is the same, and need not be run again.
+        # If the delivered weights are those of the last epoch, they need not be evaluated again.
         best = last if done.record.get("last_sha256") is None else figures_of(experiment, done)
     except (InputError, RuntimeError, MemoryError) as error:
         experiment.say(f"{recipe.method}, seed {recipe.student.seed}, failed: {error}")
@@ -168,12 +176,12 @@ def score(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
 def summarize(
     runs: Sequence[Mapping[str, Any]], methods: Sequence[str], teacher: float, against: str = ALONE
 ) -> dict[str, Any]:
-    """What the runs say of each method.
+    """The statistics of each method over its runs.
 
     Args:
-        runs: see ``compare``.
-        methods: the student alone among them.
-        teacher: its top-1.
+        runs: the records of the runs, see ``compare``.
+        methods: the methods, with the student alone among them.
+        teacher: the teacher's top-1, in percent.
         against: the method that the others are compared with.
 
     Returns:
@@ -181,7 +189,7 @@ def summarize(
         the seeds that both have, and its ``difference_interval``; the ``p`` value of that difference, ``p_holm``,
         corrected for all methods that are tested, and whether it is ``significant``, below 0.05; the share of the gap
         between the student alone and the teacher that is closed (``gap_closed``, 1 is all); ``cost``, the seconds of
-        training relative to the student alone; and ``failed``, how many runs did. ``None`` where nothing can be said.
+        training relative to the student alone; and ``failed``, the number of failed runs. ``None`` where undefined.
     """
     top1, seconds = _by_seed(runs, methods, "top1"), _by_seed(runs, methods, "seconds")
     alone = top1[ALONE]
@@ -227,8 +235,8 @@ def pairwise(runs: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> dict[
     """The paired differences between any two methods.
 
     Args:
-        runs: see ``compare``.
-        methods: those to compare.
+        runs: the records of the runs, see ``compare``.
+        methods: the methods to compare.
 
     Returns:
         ``result[a][b]``: the mean ``difference`` of a's top-1 from b's over the seeds that both have, its 95 %
@@ -248,7 +256,7 @@ def pairwise(runs: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> dict[
 
 
 def _by_seed(runs: Sequence[Mapping[str, Any]], methods: Sequence[str], figure: str) -> dict[str, dict[int, float]]:
-    """A figure of the runs that did not fail, by method and seed."""
+    """One figure of all runs that did not fail, by method and seed."""
     good = [run for run in runs if run["top1"] is not None]
     return {method: {run["seed"]: run[figure] for run in good if run["method"] == method} for method in methods}
 

@@ -1,4 +1,4 @@
-"""The demonstration: a small comparison on the part of Fashion-MNIST that comes with the package."""
+"""The command ``demo``: a small comparison on the part of Fashion-MNIST that is in the package."""
 
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ def demo(work_dir: Path, console: Console) -> dict[str, Any]:
     """Compare Factor Transfer with KD and with the student alone, over five seeds, in two to three minutes.
 
     Returns:
-        The comparison, see ``compare``; ``comparison.json`` in the work dir holds it, too.
+        The comparison, see ``compare``; it is also written to ``comparison.json`` in the work dir.
     """
     experiment = Experiment(read_recipe(RECIPE), work_dir, console, f"{RECIPE} --work-dir {work_dir}")
-    # Processes of one thread each, even if there is only one: the same bytes on one processor and on many.
+    # One process of one thread where there is one processor, so that all machines compute the same bytes.
     runner = ProcessJobs(default_jobs(experiment))
     comparison = compare(experiment, METHODS, SEEDS, runner)
     print_comparison(console, comparison, len(experiment.test), SEEDS)
@@ -38,7 +38,7 @@ def demo(work_dir: Path, console: Console) -> dict[str, Any]:
 
 
 def _summary(comparison: dict[str, Any], work_dir: Path, teacher: int, student: int) -> list[str]:
-    """What was gained and what it cost, and what to do next."""
+    """The gain, its cost, and the next commands, in lines."""
     factor = comparison["methods"]["factor"]
     difference = as_estimate(factor, "difference")
     lines = [""]

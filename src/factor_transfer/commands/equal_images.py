@@ -1,4 +1,4 @@
-"""Images that are in two splits: what is tested on them was seen in training."""
+"""The search for images that are in two splits, such as test images that are also training images."""
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -10,27 +10,27 @@ from factor_transfer.data import Split, StoredImages
 from factor_transfer.data.sets.image_files import printable
 from factor_transfer.files import open_regular
 
-_SAMPLE = 4096  # bytes from a file's middle that are compared before all of them are
-_NAMED = 3  # pairs
+_SAMPLE = 4096  # the number of bytes from the middle of a file that are compared before the whole file
+_NAMED = 3  # the largest number of pairs that are named
 
 
 def equal_images(name: str, split: Split, others: Sequence[Split]) -> dict[str, Any]:
-    """Images of a split that are in others, too.
+    """Find the images of a split that are also in other splits.
 
-    Images in memory are equal if all their pixels are, as they are trained on; images on the disk if their files are,
-    for to decode them all would take as long as an epoch.
+    Images in memory are equal if all their pixels are; images on disk are equal if their files are, since decoding all
+    of them would take as long as an epoch.
 
     Args:
-        name: of the split, for its images that have no file.
-        split: in memory if and only if the others are.
-        others: such as the training images.
+        name: the name of the split, used for images without a file.
+        split: the split; it must be in memory if and only if the others are.
+        others: the other splits, such as the training images.
 
     Returns:
         The ``count`` of the split's images that are also in another, and the first ``pairs``: the names of such an
         image and of the first one that equals it.
 
     Raises:
-        InputError: a file cannot be read, or is no regular file.
+        InputError: a file cannot be read, or is not a regular file.
     """
     pictures = [_Picture(split, index) for index in range(len(split))]
     known = [_Picture(other, index) for other in others for index in range(len(other))]
@@ -41,7 +41,7 @@ def equal_images(name: str, split: Split, others: Sequence[Split]) -> dict[str, 
 
 
 class _Picture:
-    """An image of a split."""
+    """One image of a split."""
 
     __slots__ = ("index", "split")
 
@@ -49,28 +49,28 @@ class _Picture:
         self.split, self.index = split, index
 
     def name(self, split: str) -> str:
-        """Its file's, or else its place in the split."""
+        """The name of its file, or else its index in the split."""
         files = self.split.files
         return f"{split} image {self.index}" if files is None else printable(str(files.path(self.index)))
 
     def pixels(self) -> bytes:
-        """SHA-256 of them."""
+        """The SHA-256 of its pixels."""
         assert isinstance(self.split.images, Tensor)
         return hashlib.sha256(self.split.images[self.index].contiguous().numpy().data).digest()
 
     def file_size(self) -> int:
-        """In bytes."""
+        """The size of its file in bytes."""
         return self._stored.path(self.index).stat().st_size
 
     def sample(self) -> bytes:
-        """Some bytes from the middle of its file."""
+        """Bytes from the middle of its file."""
         path = self._stored.path(self.index)
         with open_regular(path) as file:
             file.seek(path.stat().st_size // 2)
             return file.read(_SAMPLE)
 
     def content(self) -> bytes:
-        """SHA-256 of its file."""
+        """The SHA-256 of its file."""
         with open_regular(self._stored.path(self.index)) as file:
             return hashlib.file_digest(file, "sha256").digest()
 
@@ -80,7 +80,8 @@ class _Picture:
         return self.split.images
 
 
-# What equal images have in common, the cheapest first: the next is asked of those alone that are still equal.
+# Properties that equal images share, the cheapest first: each one is computed only for images that the previous ones do
+# not distinguish.
 _Stage = Callable[[_Picture], Hashable]
 _PIXELS: tuple[_Stage, ...] = (_Picture.pixels,)
 _FILES: tuple[_Stage, ...] = (_Picture.file_size, _Picture.sample, _Picture.content)
@@ -89,7 +90,7 @@ _FILES: tuple[_Stage, ...] = (_Picture.file_size, _Picture.sample, _Picture.cont
 def _equal(
     pictures: Sequence[_Picture], known: Sequence[_Picture], stages: Sequence[_Stage]
 ) -> Iterator[tuple[_Picture, _Picture]]:
-    """Each of the pictures that is equal to one that is known, and the first such."""
+    """Pairs of a picture and the first known picture that is equal to it."""
     if not stages:
         for picture in pictures:
             yield picture, known[0]

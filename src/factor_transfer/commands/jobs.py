@@ -1,4 +1,4 @@
-"""A comparison's trainings, side by side in processes of one thread each."""
+"""The trainings of a comparison in parallel processes, with one thread each."""
 
 import os
 import tempfile
@@ -25,22 +25,22 @@ from factor_transfer.pipeline.stages.student import fill_cache, make_students
 from factor_transfer.pipeline.stages.teacher import make_teacher
 from factor_transfer.training.log import Display
 
-# Memory that a process needs at least, PyTorch and one training of small networks; images come on top.
+# The memory of a process with PyTorch and one training of small networks; images need additional memory.
 _PROCESS_BYTES = 2**30
 _SIGTERM = 15
-_KEPT = "what is done is kept; the same command goes on from there"
+_SAVED = "all complete work is saved; the same command resumes from there"
 
 
 def default_jobs(experiment: Experiment) -> int:
-    """How many processes a comparison is worth: one per processor, as far as memory allows; one alone on a GPU."""
+    """The default number of processes: one per processor, as far as memory allows; only one on a GPU."""
     if experiment.fabric.device.type != "cpu" or experiment.fabric.world_size > 1:
         return 1
-    # What a script of one's own has registered is not known to other processes.
+    # Terms that the main script has registered are unknown in other processes.
     if any(term.__module__ == "__main__" for term in TERMS.values()):
         return 1
     images = experiment.data.train.images
-    each = _PROCESS_BYTES + (3 * images.nbytes if isinstance(images, Tensor) else 0)
-    return max(1, min(_processors(), _available_bytes() // each))
+    process_bytes = _PROCESS_BYTES + (3 * images.nbytes if isinstance(images, Tensor) else 0)
+    return max(1, min(_processors(), _available_bytes() // process_bytes))
 
 
 def _processors() -> int:
@@ -51,18 +51,18 @@ def _available_bytes() -> int:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
-        return 2**40  # not known here
+        return 2**40  # unknown on this system, so memory is no limit
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one process does.
+    """The task of one process.
 
     Attributes:
-        name: shown where it fails.
-        seed: the seed of its students; ``None`` for the task that makes teacher, paraphraser and factor cache.
-        methods: the methods of its students, trained in lockstep; or those whose targets go into the cache.
-        first: whether it needs nothing of another task.
+        name: the name of the task in error messages.
+        seed: the seed of its students; ``None`` for the task that trains teacher and paraphraser and fills the cache.
+        methods: the methods of its students, which are trained in lockstep, or the methods whose targets are cached.
+        first: whether it needs no result of another task.
     """
 
     name: str
@@ -81,14 +81,14 @@ class _Running:
 
 
 class ProcessJobs:
-    """Runs a comparison in several processes of this machine.
+    """A runner that trains the students of a comparison in several processes on this machine.
 
-    Students that learn from labels alone start at once, beside the teacher; all others when teacher, paraphraser and
-    factor cache are made. With a factor cache each student has a process of its own; without one, the students of a
-    seed are trained in lockstep, for one pass of the teacher serves all.
+    Students that learn from labels alone start immediately, at the same time as the teacher; all others start when
+    teacher, paraphraser and factor cache are complete. With a factor cache, each student has its own process; without
+    one, the students of a seed are trained in lockstep, since they share the teacher's forward passes.
 
     Args:
-        count: the number of processes at the same time, at least 1.
+        count: the largest number of processes at the same time, at least 1.
     """
 
     def __init__(self, count: int) -> None:
@@ -99,29 +99,29 @@ class ProcessJobs:
     def runs(
         self, experiment: Experiment, methods: Sequence[str], seeds: Sequence[int], score: Callable[..., Any]
     ) -> list[dict[str, Any]]:
-        """Make teacher and paraphraser, and train and score a student of each method and seed.
+        """Train teacher and paraphraser, then train and score a student per method and seed.
 
         Args:
-            experiment: the recipe in its work dir, which this process holds.
-            methods: such as ``["student", "factor"]``.
-            seeds: of the students.
-            score: a module-level function ``(experiment, artefact or error) -> dict`` that makes a run's record.
+            experiment: the experiment, whose work dir this process has locked.
+            methods: the methods, such as ``["student", "factor"]``.
+            seeds: the seeds of the students.
+            score: a module-level function ``(experiment, artefact or error) -> dict`` that returns the record of a run.
 
         Returns:
-            The records, seed by seed.
+            The records of the runs, seed by seed.
 
         Raises:
-            InputError: teacher or paraphraser could not be made, or a process was ended from outside.
-            Interrupted: a signal asked to stop; each training has written its checkpoint.
+            InputError: teacher or paraphraser could not be trained, or a process was killed.
+            Interrupted: a signal requested a stop; each training has written its checkpoint.
         """
         tasks = plan(experiment, methods, seeds)
         experiment.say(f"{self.count} processes, each with one thread")
         with tempfile.TemporaryDirectory() as folder:
             recipe = Path(folder, f"{experiment.recipe.name}.toml")
             recipe.write_text(as_toml(experiment.recipe), encoding="utf-8")
-            found = _Pool(self.count, experiment, recipe, score).run(tasks)
-        made = {(run["method"], run["seed"]): run for runs in found for run in runs}
-        return [made[method, seed] for seed in seeds for method in methods]
+            records = _Pool(self.count, experiment, recipe, score).run(tasks)
+        by_run = {(run["method"], run["seed"]): run for runs in records for run in runs}
+        return [by_run[method, seed] for seed in seeds for method in methods]
 
 
 def plan(experiment: Experiment, methods: Sequence[str], seeds: Sequence[int]) -> list[Task]:
@@ -138,7 +138,7 @@ def plan(experiment: Experiment, methods: Sequence[str], seeds: Sequence[int]) -
 
 
 class _Pool:
-    """The processes that are running, and what they say."""
+    """The running processes, with their output and results."""
 
     def __init__(self, count: int, experiment: Experiment, recipe: Path, score: Callable[..., Any]) -> None:
         self.count, self.experiment, self.recipe, self.score = count, experiment, recipe, score
@@ -148,7 +148,7 @@ class _Pool:
         self.prepared = False
 
     def run(self, tasks: Sequence[Task]) -> list[Any]:
-        """Do all tasks; their outcomes, in no particular order."""
+        """Run all tasks, and return their results in no particular order."""
         waiting, outcomes, stopped = list(tasks), [], list[str]()
         with defer_signals() as stop:
             try:
@@ -162,10 +162,10 @@ class _Pool:
                         kind, value = one.outcome
                         if kind == "stopped":
                             stopped.append(value)
-                            if not stop.signal:  # by somebody else
+                            if not stop.signal:  # the process received the signal directly
                                 stop.signal = _SIGTERM
                         elif kind == "error":
-                            if not stop.signal:  # a process that is asked to stop may end before it can say so
+                            if not stop.signal:  # a process that is terminated may end before it can report why
                                 raise InputError(value)
                         elif one.task.seed is None:
                             self.prepared = True
@@ -178,26 +178,26 @@ class _Pool:
                     one.process.join()
         if stop.signal:
             lines = [line for text in stopped for line in text.splitlines()]
-            raise Interrupted("\n".join(dict.fromkeys(lines or [_KEPT])), stop.signal)
+            raise Interrupted("\n".join(dict.fromkeys(lines or [_SAVED])), stop.signal)
         return outcomes
 
     def _start(self, waiting: list[Task]) -> None:
         ready = [task for task in waiting if task.first or self.prepared]
-        # The teacher has the processors that nobody else uses while it is trained.
-        beside = sum(task.first and task.seed is not None for task in ready)
+        # The teacher uses the processors that are idle during its training.
+        parallel = sum(task.first and task.seed is not None for task in ready)
         for task in ready[: self.count - len(self.running)]:
             waiting.remove(task)
-            threads = max(1, self.count - beside) if task.seed is None else 1
+            threads = max(1, self.count - parallel) if task.seed is None else 1
             ours, theirs = self.context.Pipe()
-            known = self.recipe, self.experiment.work_dir, self.experiment.command, holder_token()
-            process = self.context.Process(target=_work, args=(theirs, *known, task, threads, self.score))
+            settings = self.recipe, self.experiment.work_dir, self.experiment.command, holder_token()
+            process = self.context.Process(target=_work, args=(theirs, *settings, task, threads, self.score))
             with starting_workers():
                 process.start()
             theirs.close()
             self.running.append(_Running(task, process, ours))
 
     def _finished(self) -> Iterator[_Running]:
-        """Show what the processes say until one has ended, or for a moment; those that have."""
+        """Show the output of the processes for up to 0.2 seconds, and yield those that have ended."""
         by_connection = {one.connection: one for one in self.running}
         for connection in wait(list(by_connection), timeout=0.2):
             one = by_connection[connection]  # type: ignore[index]
@@ -212,28 +212,28 @@ class _Pool:
                 one.outcome = one.outcome or ("error", _died(one.task, one.process.exitcode))
                 yield one
 
-    def _show(self, one: _Running, kind: str, *what: Any) -> None:
+    def _show(self, one: _Running, kind: str, *values: Any) -> None:
         if kind in ("done", "error", "stopped"):
-            one.outcome = (kind, *what)
+            one.outcome = (kind, *values)
             return
         if kind == "start":
-            one.rows.add(what[0])
-        getattr(self.display, kind)(*what)
+            one.rows.add(values[0])
+        getattr(self.display, kind)(*values)
 
 
 def _died(task: Task, code: int) -> str:
     how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
     return (
-        f"the process of {task.name} ended {how}, as happens where memory is short or somebody kills it; the same "
-        "command goes on, and fewer --jobs need less memory"
+        f"the process of {task.name} ended {how}; it may have been killed, for example for lack of memory. The same "
+        "command resumes the comparison; fewer --jobs need less memory"
     )
 
 
 class RemoteDisplay(Display):
-    """A display in another process.
+    """A display that sends its output to the parent process.
 
     Args:
-        connection: what the other process reads.
+        connection: the pipe to the parent process.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -241,26 +241,26 @@ class RemoteDisplay(Display):
         self.connection = connection
 
     def say(self, text: str) -> None:
-        """Have the other process print a line."""
+        """Print a line in the parent process."""
         self.connection.send(("say", text))
 
     def say_once(self, text: str) -> None:
-        """Print nothing: the other process has said it."""
+        """Print nothing, since the parent process has printed the line."""
 
     def start(self, stage: str, total: int, completed: int) -> None:
-        """Have the other process begin a row."""
+        """Add the row of a stage in the parent process."""
         self.connection.send(("start", stage, total, completed))
 
     def update(self, stage: str, completed: int, figures: str) -> None:
-        """Have the other process show a training's progress."""
+        """Show the progress of a stage in the parent process."""
         self.connection.send(("update", stage, completed, figures))
 
     def epoch(self, text: str) -> None:
-        """Have the other process print the line of an epoch."""
+        """Print the line of an epoch in the parent process."""
         self.connection.send(("epoch", text))
 
     def stop(self, stage: str) -> None:
-        """Have the other process remove a row."""
+        """Remove the row of a stage in the parent process."""
         self.connection.send(("stop", stage))
 
 
@@ -274,15 +274,15 @@ def _work(
     threads: int,
     score: Callable[..., Any],
 ) -> None:
-    """What a process does: one task."""
-    os.setsid()  # a Ctrl-C reaches it once, through the process that started it
+    """Run one task; the main function of a process."""
+    os.setsid()  # a Ctrl-C reaches this process only once, through its parent
     end_with_parent()
     act_for(token)
     torch.set_num_threads(threads)
     experiment = Experiment(read_recipe(recipe), work_dir, RemoteDisplay(connection), command)
     try:
         with raise_on_signals():
-            connection.send(("done", _do(experiment, task, score)))
+            connection.send(("done", _run_task(experiment, task, score)))
     except Interrupted as error:
         connection.send(("stopped", str(error)))
     except (InputError, OSError) as error:
@@ -291,7 +291,7 @@ def _work(
         connection.send(("error", f"{task.name}: {first_line(error)}"))
 
 
-def _do(experiment: Experiment, task: Task, score: Callable[..., Any]) -> Any:
+def _run_task(experiment: Experiment, task: Task, score: Callable[..., Any]) -> Any:
     several = [experiment.with_method(method, task.seed) for method in task.methods]
     if task.seed is not None:
         return [score(*one) for one in zip(several, make_students(several), strict=True)]

@@ -1,4 +1,4 @@
-"""What the trainings of a recipe cost: seconds and memory, from a few steps of each."""
+"""Estimates of the time and memory that the stages of a recipe need, from a few training steps of each."""
 
 import math
 import time
@@ -23,23 +23,23 @@ from factor_transfer.pipeline.weights.initial import init_network
 from factor_transfer.settings import chosen
 from factor_transfer.training.optim import Optimization
 
-_STEP_S = 1.0  # a measured step should take no longer; if need be, it is one of fewer images
-_PROBE = 4  # images of the first step, which also warms up
+_STEP_S = 1.0  # the longest duration of a measured step; slower networks are measured on fewer images
+_PROBE = 4  # the number of images in the first step, which also serves as a warm-up
 _STEPS = 2
 
 
 @dataclass
 class Networks:
-    """The networks of a recipe as they are now: those of finished stages, or such as the stages would start from.
+    """The networks of a recipe as they are now: those of finished stages, or else the initial ones.
 
     Attributes:
         teacher: the teacher.
         student: the student.
         of_teacher: the normalisation of the teacher's input.
         of_student: the normalisation of the student's input.
-        paraphrasers: by tap; empty where the method needs none.
-        done: the teacher's stage, if it is up to date.
-        pretrained: the paraphraser's stage, if it is up to date.
+        paraphrasers: the paraphrasers by tap; empty if the method needs none.
+        done: the finished stage of the teacher, if it is up to date.
+        pretrained: the finished stage of the paraphraser, if it is up to date.
     """
 
     teacher: nn.Module
@@ -74,12 +74,12 @@ def networks_now(experiment: Experiment) -> Networks:
 
 
 class Budget(NamedTuple):
-    """An estimate.
+    """The estimated cost of a stage.
 
     Attributes:
-        seconds: of all steps; validation and start-up come on top.
-        memory_mb: weights, gradients, the optimiser's state, and what one step keeps for its backward pass.
-        images_per_s: of a step.
+        seconds: the duration of all steps, without validation and start-up.
+        memory_mb: the size of weights, gradients, optimiser state and the tensors saved for a backward pass, in MB.
+        images_per_s: the number of training images per second.
     """
 
     seconds: float
@@ -88,19 +88,19 @@ class Budget(NamedTuple):
 
 
 def measure_stages(experiment: Experiment, networks: Networks, method: Method) -> dict[str, Budget]:
-    """Time and memory of each stage that is trained, by name.
+    """Measure the time and memory of each stage that is trained, and return them by name.
 
-    Teacher and paraphraser are measured on new ones, since those at hand are frozen.
+    New teachers and paraphrasers are built for the measurement, since those in ``networks`` are frozen.
 
     Args:
         experiment: the experiment.
-        networks: its networks.
-        method: what trains the student. Its weights are left changed.
+        networks: the networks of the experiment.
+        method: the method that trains the student. Its weights are changed.
     """
     recipe, found = experiment.recipe, {}
     if recipe.teacher.epochs is not None:
-        anew = Supervised(experiment.build(recipe.teacher), networks.of_teacher)
-        found["teacher"] = measure_stage(experiment, anew, recipe.teacher)
+        supervised = Supervised(experiment.build(recipe.teacher), networks.of_teacher)
+        found["teacher"] = measure_stage(experiment, supervised, recipe.teacher)
     if networks.paraphrasers and recipe.paraphraser and recipe.paraphraser.epochs is not None:
         paraphrasers = new_paraphrasers(experiment, networks.teacher, networks.of_teacher)
         distance = chosen(recipe.paraphraser, ParaphraserTraining)
@@ -112,7 +112,7 @@ def measure_stages(experiment: Experiment, networks: Networks, method: Method) -
 
 
 def measure_stage(experiment: Experiment, method: Method, section: Training) -> Budget:
-    """Time and memory of one stage, trained as a section of the recipe says."""
+    """Measure the time and memory of one stage, trained with the settings of a section of the recipe."""
     assert section.epochs is not None
     steps = section.epochs * max(1, math.ceil(len(experiment.data.train) / section.batch_size))
     batch = next(training_batches(experiment, section))
@@ -126,35 +126,35 @@ def training_batches(experiment: Experiment, section: Training) -> Iterator[Batc
 
 
 def _finished(experiment: Experiment, name: str, inputs: Mapping[str, Any]) -> Artefact | None:
-    """A stage, if it is up to date."""
+    """The finished stage of this name, if it is up to date."""
     folder = experiment.work_dir / name
     done = artefact.find(folder)
     return done if done and not artefact.differences(folder, inputs) else None
 
 
 def measure_training(fabric: Fabric, method: Method, batch: Batch, optimization: Optimization, steps: int) -> Budget:
-    """Time a few steps of a training, and count what they keep.
+    """Time a few steps of a training, and count the memory of the tensors that they save.
 
     Args:
-        fabric: device and precision.
-        method: what is trained. Its weights are left changed.
-        batch: one of the training's.
-        optimization: how it is trained.
-        steps: of the whole training.
+        fabric: the device and the precision.
+        method: the method to train. Its weights are changed.
+        batch: a batch of the training.
+        optimization: the settings of the optimiser.
+        steps: the number of steps of the whole training.
     """
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer, _ = optimization.build(parameters, 1, 1)
-    kept: dict[int, int] = {}
-    lasting = {value.untyped_storage().data_ptr() for value in method.state_dict().values()}
+    saved: dict[int, int] = {}
+    weights_storage = {value.untyped_storage().data_ptr() for value in method.state_dict().values()}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in lasting:  # weights are kept anyway, and are no more for more images
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in weights_storage:  # weights are counted below, once for any batch size
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     def step(part: Batch) -> float:
-        kept.clear()
+        saved.clear()
         began = time.perf_counter()
         with fabric.autocast(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             loss = method(*part)["loss"]
@@ -171,7 +171,7 @@ def measure_training(fabric: Fabric, method: Method, batch: Batch, optimization:
     step(first_of(batch, few))
     seconds = step(first_of(batch, few))
     images = min(whole, max(2 * _PROBE, int(_PROBE * _STEP_S / seconds)))
-    if images > few:  # what images take, and what the step takes besides, such as moving the weights
+    if images > few:  # separates the time per image from the constant time of a step, such as that of the optimiser
         longer = min(step(first_of(batch, images)) for _ in range(_STEPS if seconds < _STEP_S else 1))
         seconds = longer + max(longer - seconds, 0.0) / (images - few) * (whole - images)
     weights = sum(value.nbytes for value in method.state_dict().values())
@@ -179,10 +179,10 @@ def measure_training(fabric: Fabric, method: Method, batch: Batch, optimization:
         value.nbytes for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)
     )
     gradients = sum(parameter.nbytes for parameter in parameters)
-    memory = weights + state + gradients + sum(kept.values()) * whole / images
+    memory = weights + state + gradients + sum(saved.values()) * whole / images
     return Budget(steps * seconds, memory / 1e6, whole / seconds)
 
 
 def first_of(batch: Batch, count: int) -> Batch:
-    """The first so many images of a batch."""
+    """The first ``count`` images of a batch."""
     return Batch(*(None if part is None else part[:count] for part in batch))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""All stages in a row, and the demonstration of them."""
+"""The command ``run``: all stages of a recipe, one after the other."""
 
 from typing import Any
 
@@ -16,16 +16,16 @@ from factor_transfer.report.results import network_figures
 
 
 def run(experiment: Experiment, baseline: bool = False, fresh: bool = False, report: bool = True) -> dict[str, Any]:
-    """Bring all stages up to date, look at the test split, and write ``summary.json``.
+    """Bring all stages up to date, evaluate the networks on the test split, and write ``summary.json``.
 
     Args:
-        experiment: the recipe in its work dir.
+        experiment: the experiment.
         baseline: also train the student alone, with the same budget.
-        fresh: make every stage anew.
+        fresh: train every stage again.
         report: also write ``report.html``.
 
     Returns:
-        What ``summary.json`` says: the ``method``, and the figures of ``teacher``, ``student`` and ``baseline``.
+        The content of ``summary.json``: the ``method``, and the figures of ``teacher``, ``student`` and ``baseline``.
     """
     preflight(experiment, [experiment.recipe.method])
     check_networks(experiment)

@@ -1,4 +1,4 @@
-"""What there is to choose from: what ``factor-transfer show`` prints."""
+"""The lists that ``factor-transfer show`` prints."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -34,22 +34,22 @@ def _table(*headings: str) -> Table:
 
 
 def models() -> Group:
-    """The networks, for 10 classes: what they cost, and the settings that ``args`` may have in a recipe; and others."""
+    """The built-in networks, with their costs for 10 classes and their ``args``, and the sources of external ones."""
     table = _table("model", "input", "parameters", "MACs", "args")
     for name in MODELS:
         size = _usual_size(name)
-        with torch.device("meta"):  # shapes alone: nothing is allocated or computed
+        with torch.device("meta"):  # only shapes are computed
             model = build_model(name, 10)
             cost = macs(model, torch.zeros(1, 3, size, size))
         chosen = ", ".join(f"{key} = {p.default!r}" for key, p in settings(MODELS[name]).items())
         table.add_row(name, f"3 x {size} x {size}", f"{parameters(model):,}", f"{cost:,}", chosen)
     places = "\n".join(f"  {zoo}:NAME ({state})" for zoo, state in zoo_states().items())
-    return Group(table, Text(f"Networks from elsewhere:\n{places}\n  package.module:callable, your own"))
+    return Group(table, Text(f"External networks:\n{places}\n  package.module:callable, your own code"))
 
 
 def recipes() -> Table:
-    """The recipes that come with the package, with what their first lines say."""
-    table = _table("recipe", "what its first lines say")
+    """The recipes in the package, with the comments at their top."""
+    table = _table("recipe", "description")
     for name, path in shipped().items():
         lines = path.read_text(encoding="utf-8").splitlines()
         header = [line.removeprefix("#").strip() for line in lines[: lines.index("")]]
@@ -58,7 +58,7 @@ def recipes() -> Table:
 
 
 def methods() -> Table:
-    """The terms that a method may sum, and the settings that ``[transfer.NAME]`` may have."""
+    """The terms of methods, with the settings of ``[transfer.NAME]``."""
     table = _table("term", "from", "settings")
     for name, term in TERMS.items():
         found = {key: p for function in (term, term.between, term.adapt) for key, p in settings(function).items()}
@@ -69,44 +69,44 @@ def methods() -> Table:
 
 
 def presets() -> Table:
-    """Whose settings a recipe may take with ``preset = NAME``, and what they are."""
-    table = _table("preset", "settings, where the recipe says nothing")
+    """The presets that a recipe may use with ``preset = NAME``, and their settings."""
+    table = _table("preset", "settings, unless the recipe sets them")
     for name, document in PRESETS.items():
-        lines = [f"[{table_name}] {', '.join(_said(content))}" for table_name, content in document.items()]
+        lines = [f"[{table_name}] {', '.join(_flat(content))}" for table_name, content in document.items()]
         table.add_row(name, escape("\n".join(lines)), end_section=True)
     return table
 
 
 def zoo() -> Group:
-    """The networks that come with the package, trained, and those that a command makes."""
+    """The trained networks: those in the package, and those that a command trains."""
     table = _table("name", "network", "data", "top-1 %", "top-5 %", "")
     for name, entry in entries().items():
         figures = ["" if figure is None else f"{figure:.2f}" for figure in (entry.top1, entry.top5)]
-        made = "" if entry.is_here else f"made by: {entry.command}"
-        table.add_row(*(escape(printable(cell)) for cell in (name, entry.network, entry.data, *figures, made)))
+        origin = "" if entry.is_here else f"trained by: {entry.command}"
+        table.add_row(*(escape(printable(cell)) for cell in (name, entry.network, entry.data, *figures, origin)))
     return Group(table, Text("In Python: factor_transfer.load_student(NAME)."))
 
 
-def _said(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from _said(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
 
 
 def taps(model: str, size: int | None = None) -> Table:
-    """The modules of a network that can be taps, and what they return for one image.
+    """The modules of a network that can be taps, and the shapes of their outputs for one image.
 
     Args:
-        model: one of ``MODELS``, or a network from elsewhere.
-        size: height and width of the image; by default what the network is made for, as far as that is known.
+        model: the name of a model in ``MODELS`` or of an external network.
+        size: the height and width of the image in pixels; by default, the network's usual size, if it is known.
 
     Raises:
-        InputError: a network that does not exist, or does not take images of that size.
+        InputError: the network does not exist, or does not accept images of that size.
     """
     if is_external(model):
-        network = build_model(model, 10)  # not on meta: what others write need not work there
+        network = build_model(model, 10)  # not on the meta device, which external code may not support
         size = size or zoo_size(model, network) or (224 if model.partition(":")[0] in ZOOS else 32)
     else:
         size = size or _usual_size(choose("model", model, MODELS))
@@ -117,18 +117,18 @@ def taps(model: str, size: int | None = None) -> Table:
         found = shapes(network, image)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(
-            f"{model} fails on an image of 3 x {size} x {size} ({error}); --size N gives another"
+            f"{model} fails on an image of 3 x {size} x {size} ({error}); set another size with --size N"
         ) from error
     try:
         ends = stages(network, image)
-    except InputError:  # it has none: a recipe must then name a tap
+    except InputError:  # the network has no stages, so a recipe must name its taps
         ends = []
     channels = {path: str(shape[0]) for path, shape in maps(network, image).items()}
     table = _table("tap", f"returns, for 3 x {size} x {size}", "channels", "")
     for path, shape in found.items():
         mark = "end of a stage" if path in ends else ""
         if ends and path == ends[-1]:
-            mark = "end of the last stage: taken where a recipe names no tap"
+            mark = "end of the last stage: the default tap"
         table.add_row(
             escape(printable(path)), " x ".join(str(length) for length in shape[1:]), channels.get(path, ""), mark
         )
@@ -136,6 +136,6 @@ def taps(model: str, size: int | None = None) -> Table:
 
 
 def _usual_size(model: str) -> int:
-    """Height and width of the images that a model is made for, as it is built by default."""
+    """The height and width of the images that a model is usually used for, with its default settings."""
     stem = settings(MODELS[model]).get("stem")
     return 224 if stem and stem.default == "imagenet" else 32

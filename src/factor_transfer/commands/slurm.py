@@ -1,4 +1,4 @@
-"""``compare --slurm``: a Slurm job for each method and seed, through submitit; each a command that could be typed."""
+"""The jobs of ``compare --slurm``: one per method and seed, each a command, submitted to Slurm by submitit."""
 
 import logging
 import shlex
@@ -16,74 +16,80 @@ from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.student import student_folder
 
-_MINUTES = 24 * 60  # that a job may take, if nothing else is said
+_MINUTES = 24 * 60  # the default time limit of a job
 _LIMITS = ("time", "cpus_per_task", "gpus_per_node", "mem", "account", "qos", "constraint", "exclude", "nodelist")
 
 
 class Jobs:
-    """Sends commands to a partition.
+    """A runner that trains the students of a comparison in Slurm jobs.
 
     Args:
-        partition: of the cluster.
-        settings: what each job may use: sbatch's options as ``KEY=VALUE``, separated by spaces; ``time`` in minutes.
+        partition: the partition of the cluster.
+        settings: options of sbatch for each job, as ``KEY=VALUE``, separated by spaces; ``time`` is in minutes.
 
     Raises:
-        InputError: no submitit or no Slurm here, or a setting that there is not.
+        InputError: submitit or Slurm is not installed, or an option is unknown.
     """
 
     def __init__(self, partition: str, settings: str = "") -> None:
         if not installed("submitit"):
             raise InputError(f"submitit is not installed; {pip_install('slurm')}")
         if shutil.which("sbatch") is None:
-            raise InputError("sbatch is not here, so there is no Slurm to send jobs to; without --slurm they run here")
+            raise InputError(
+                "sbatch was not found, so no Slurm jobs can be submitted; without --slurm, compare runs on this machine"
+            )
         self.parameters: dict[str, Any] = {"partition": partition, "time": _MINUTES}
         for setting in shlex.split(settings):
             key, equals, value = setting.partition("=")
             if not equals or key not in _LIMITS:
-                raise InputError(f"--slurm-args says {setting!r}; valid are KEY=VALUE of {', '.join(_LIMITS)}")
+                raise InputError(f"invalid --slurm-args {setting!r}; valid are KEY=VALUE with {', '.join(_LIMITS)}")
             self.parameters[key] = int(value) if value.isdigit() else value
 
     def runs(
         self, experiment: Experiment, methods: Sequence[str], seeds: Sequence[int], score: Callable[..., dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Train teacher, paraphraser, and then all students at the same time; wait for them, and score them here.
+        """Train teacher and paraphraser, then all students at the same time; wait for the jobs, and score the students.
 
         Args:
-            experiment: whose work dir all nodes must see; this process holds it, and lets its jobs in.
-            methods: such as ``["student", "factor"]``.
-            seeds: of the students.
-            score: makes a run's record from an experiment and its student, or the error in its place.
+            experiment: the experiment, whose work dir must be on a file system that all nodes share.
+            methods: the methods, such as ``["student", "factor"]``.
+            seeds: the seeds of the students.
+            score: a function ``(experiment, artefact or error) -> dict`` that returns the record of a run.
 
         Returns:
-            The records, seed by seed.
+            The records of the runs, seed by seed.
 
         Raises:
-            InputError: teacher or paraphraser could not be made.
+            InputError: teacher or paraphraser could not be trained.
         """
         stages = ["teacher"]
         if any(map(needs_paraphraser, methods)):
             stages.append("pretrain")
-        given = shlex.split(experiment.command)
+        arguments = shlex.split(experiment.command)
         for stage in stages:
-            (error,) = self._run(experiment, {stage: [stage, *given]}).values()
+            (error,) = self._run(experiment, {stage: [stage, *arguments]}).values()
             if error:
                 raise error
         pairs = {f"{method}-seed{seed}": (method, seed) for seed in seeds for method in methods}
         commands = {
-            name: ["train", *given, f"transfer.method={method}", f"student.seed={seed}"]
+            name: ["train", *arguments, f"transfer.method={method}", f"student.seed={seed}"]
             for name, (method, seed) in pairs.items()
         }
-        made: dict[tuple[str, int], Artefact | Exception] = {}
+        students: dict[tuple[str, int], Artefact | Exception] = {}
         for name, error in self._run(experiment, commands).items():
             folder = student_folder(experiment.work_dir, experiment.recipe.with_method(*pairs[name]))
-            made[pairs[name]] = error or artefact.find(folder) or InputError(f"the job left no student in {folder}")
-        return [score(experiment.with_method(method, seed), made[method, seed]) for seed in seeds for method in methods]
+            students[pairs[name]] = (
+                error or artefact.find(folder) or InputError(f"the job finished without a student in {folder}")
+            )
+        return [
+            score(experiment.with_method(method, seed), students[method, seed]) for seed in seeds for method in methods
+        ]
 
     def _run(self, experiment: Experiment, commands: dict[str, list[str]]) -> dict[str, InputError | None]:
-        """Send commands, by name, and wait for all; what went wrong with each."""
+        """Submit commands as jobs, wait for all of them, and return the error of each by its name, or ``None``."""
         import submitit
 
-        logging.getLogger("submitit").setLevel(logging.ERROR)  # it complains wherever Slurm keeps no accounts
+        logging.getLogger("submitit").setLevel(logging.ERROR)  # it logs warnings wherever Slurm has no accounting
         executor = submitit.SlurmExecutor(folder=experiment.work_dir / "slurm")
         jobs = {}
         try:
@@ -93,9 +99,9 @@ class Jobs:
                 jobs[name] = executor.submit(subprocess.run, call, check=True)
                 experiment.say(f"job {jobs[name].job_id}  {shlex.join(['factor-transfer', *command])}")
             return {name: self._failure(name, job) for name, job in jobs.items()}
-        except submitit.core.utils.FailedJobError as error:  # sbatch refuses it
-            raise InputError(f"Slurm does not take the job: {error}") from error
-        except BaseException:  # nobody waits for them any more
+        except submitit.core.utils.FailedJobError as error:  # sbatch rejects the job
+            raise InputError(f"Slurm rejected the job: {error}") from error
+        except BaseException:  # nothing waits for the other jobs any more
             for job in jobs.values():
                 job.cancel(check=False)
             raise

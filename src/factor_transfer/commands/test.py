@@ -1,4 +1,4 @@
-"""A checkpoint on the test split: what ``factor-transfer test`` does."""
+"""The command ``test``: the evaluation of a checkpoint on the test split."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -26,14 +26,14 @@ from factor_transfer.training.evaluate import predict
 
 
 def find_tested(place: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Path, list[dict[str, Any]]]:
-    """The network to test, by its folder alone: a run carries the recipe that it was trained by.
+    """Find the network to test in a run, which contains the recipe that it was trained with.
 
     Args:
-        place: of a run, of a student or teacher in it, or of their weights.
-        overrides: of the recipe.
+        place: the path of a run, of a student or teacher in it, or of their weights.
+        overrides: settings of the recipe to override, such as ``"data.root=pictures"``.
 
     Returns:
-        The recipe, the checkpoint for ``score``, and what its record says of the network.
+        The recipe, the checkpoint for ``score``, and the models in its record.
 
     Raises:
         InputError: there is no finished run.
@@ -43,7 +43,7 @@ def find_tested(place: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Pat
     run = find_run(folder.parent if is_teacher else folder)
     done = run.teacher if is_teacher else run.student
     if done is None:
-        raise InputError(f"{folder} is not finished; the command that began it goes on with it")
+        raise InputError(f"{folder} is not finished; the command that started it resumes it")
     checkpoint = place if folder != place else done.folder
     return run.recipe(overrides), checkpoint, run.models("teacher" if is_teacher else "student")
 
@@ -55,21 +55,22 @@ def score(
     say: Callable[[str], None] = lambda _: None,
     trusted_code: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """Figures of a network on the recipe's test split.
+    """Evaluate a network on the test split of a recipe.
 
     Args:
-        recipe: its data, and for weights that do not lie in a stage's folder, its student or teacher.
-        checkpoint: weights, the folder of a stage, or a work dir, which means its finished student; of several, the one
-            of the recipe's method and seed.
-        metrics: see ``evaluation.measure``.
-        say: is told what images were found, in a line.
-        trusted_code: whose code may be run, for a recipe that was found in a folder; see ``Experiment``.
+        recipe: the recipe with the data; for weights that are not in a stage's folder, also with the network.
+        checkpoint: a file of weights, the folder of a stage, or a work dir, which stands for its finished student;
+            if it has several, the student with the recipe's method and seed.
+        metrics: the names of the metrics, see ``report.metrics.measure``.
+        say: a function that prints a line about the images.
+        trusted_code: the external code that may run, for a recipe that was found in a run; see ``Experiment``.
 
     Returns:
-        See ``evaluation.measure``; and a ``note``, if the network was trained on other images than the recipe's.
+        The results of ``report.metrics.measure``, and a ``note`` if the network was trained on other images than the
+        recipe's.
 
     Raises:
-        InputError: an unknown metric; a missing or damaged file; a network of other classes or layers.
+        InputError: a metric is unknown, a file is missing or damaged, or the network has other classes or layers.
     """
     metrics = check_metrics(metrics)
     folder = _student(checkpoint, recipe) if artefact.is_work_dir(checkpoint) else checkpoint
@@ -89,25 +90,26 @@ def score(
 
 def _student(work_dir: Path, recipe: Recipe) -> Path:
     """The folder of a work dir's finished student."""
-    meant = student_folder(work_dir, recipe)
-    done = [folder for folder in sorted(work_dir.glob("student-*")) if artefact.find(folder)]
-    if meant in done or len(done) == 1:
-        return meant if meant in done else done[0]
-    which = "has none" if not done else f"has {', '.join(folder.name for folder in done)}, and not {meant.name}"
-    raise InputError(f"which student of {work_dir}? It {which}; give the folder of a finished one")
+    expected = student_folder(work_dir, recipe)
+    finished = [folder for folder in sorted(work_dir.glob("student-*")) if artefact.find(folder)]
+    if expected in finished or len(finished) == 1:
+        return expected if expected in finished else finished[0]
+    names = ", ".join(folder.name for folder in finished)
+    found = f"has finished students ({names}), but not {expected.name}" if finished else "has no finished student"
+    raise InputError(f"{work_dir} {found}; give the folder of a finished student")
 
 
 def _network(
     recipe: Recipe, data: Data, path: Path, trusted_code: Collection[str] | None
 ) -> tuple[nn.Module, Normalize, str]:
-    """The network whose weights are in ``path``, its normalisation, and what should be known of it."""
+    """The network with the weights in ``path``, its normalisation, and a note about its training images, if any."""
     done = artefact.find(path.parent) if path.name in artefact.STATES else None
     if done:
         trusted = named_code(recipe, done) if trusted_code is None else trusted_code
         model = load_network(done, path.name == artefact.LAST, trusted)
         check_fits(done, data)
         return model, Normalize(done.record["mean"], done.record["std"]), compare_images(done, data)
-    # Weights from elsewhere do not say what they are: they are the teacher's if they have just its layers.
+    # Weights without a record may be of either network: they are tried in the teacher, then in the student.
     state = read_foreign(path)
     faults: list[InputError] = []
     for section in (recipe.teacher, recipe.student):
@@ -125,12 +127,16 @@ def _network(
 
 
 def compare_images(done: Artefact, data: Data) -> str:
-    """A note if the network was trained on other images than the recipe's; refused if test images may be among them."""
+    """A note if the network was trained on other images than those of a recipe, or an empty text.
+
+    Raises:
+        InputError: the network may have been trained on the recipe's test images.
+    """
     if done.record["inputs"].get("data") == data.fingerprint:
         return ""
     if data.test_is_cut:
         raise InputError(
-            f"{done.weights} was trained on another cut of the images than this recipe makes: test images may be among "
-            "those it has seen. Give the settings of [data] that it was trained with, or a test folder of its own"
+            f"{done.weights} was trained with another split of the images than this recipe's, so it may have seen test "
+            "images. Give the settings of [data] that it was trained with, or use a separate test folder"
         )
     return "this network was trained on other images, or with other settings of [data], than this recipe's"

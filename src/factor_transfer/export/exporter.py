@@ -1,4 +1,4 @@
-"""An export as a part of something larger: tried before a training, done after it, and not done twice."""
+"""An export as a part of other commands: tried before a training, and done after it if it is not up to date."""
 
 import tempfile
 from pathlib import Path
@@ -23,18 +23,18 @@ from factor_transfer.pipeline.records import read_record
 
 
 def first_installed() -> str | None:
-    """The format whose libraries are installed, ExecuTorch's before ONNX's; ``None`` if neither is."""
+    """The first format whose libraries are installed, ExecuTorch before ONNX; ``None`` if neither is installed."""
     return next((extra for extra, libraries in EXTRAS.items() if all(map(installed, libraries))), None)
 
 
 class StudentExporter:
-    """Exports students of finished runs into the folders that ``export`` uses.
+    """An exporter of students of finished runs, which writes to the same folders as the command ``export``.
 
     Args:
-        options: format and precision.
+        options: the format, the precision and other options of the export.
 
     Raises:
-        InputError: what the format needs is not installed.
+        InputError: the libraries of the format are not installed.
     """
 
     def __init__(self, options: ExportOptions) -> None:
@@ -43,33 +43,33 @@ class StudentExporter:
 
     @property
     def extra(self) -> str:
-        """The format, and the extra of this package that brings it."""
+        """The format, which is also the name of the extra that installs its libraries."""
         return self.options.format
 
     def try_on(self, experiment: Experiment, network: nn.Module, normalize: Normalize) -> None:
-        """Export an untrained student into a file that is thrown away, and open that file.
+        """Export an untrained student to a temporary file, and open that file.
 
         Raises:
-            InputError: a student like this cannot be exported.
+            InputError: this kind of student cannot be exported.
         """
         images = self._images(experiment)
-        with tempfile.TemporaryDirectory() as place:
-            file = Path(place) / f"student{ENDINGS[self.options.format]}"
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"student{ENDINGS[self.options.format]}"
             file.write_bytes(build_file(bare(network, normalize, images), normalize, images, self.options))
             open_file(file).close()
 
     def export(self, experiment: Experiment) -> tuple[Path, dict[str, Any]]:
-        """The path of the student's file, and what ``export.json`` says; a file that is up to date is not made anew.
+        """Export the student unless its file is up to date, and return the file and the content of ``export.json``.
 
         Raises:
-            InputError: the file is not as good as it should be.
+            InputError: the file is not accurate enough.
         """
-        found = find_run(experiment.work_dir)
-        folder = export_folder(found.student, self.options)
-        done = self._done(folder, found.student.fingerprint)
-        record = done or export_student(experiment, found, self.options)
+        run = find_run(experiment.work_dir)
+        folder = export_folder(run.student, self.options)
+        up_to_date = self._find_record(folder, run.student.fingerprint)
+        record = up_to_date or export_student(experiment, run, self.options)
         file = folder / str(record["file"]["name"])
-        if done:
+        if up_to_date:
             experiment.say(f"{file.name}  up to date  {file}")
         return file, record
 
@@ -78,17 +78,17 @@ class StudentExporter:
             return calibration(experiment.data.train, self.options.calibration)
         return experiment.examples.cpu()
 
-    def _done(self, folder: Path, student: str) -> dict[str, Any] | None:
-        """What the record of an earlier export says, if that was of this student and by these libraries."""
+    def _find_record(self, folder: Path, student: str) -> dict[str, Any] | None:
+        """The record of an earlier export of the same student with the same libraries, if its file is undamaged."""
         path = folder / RECORD
         if not path.is_file():
             return None
         try:
-            said = read_record(path, ExportRecord)
+            checked = read_record(path, ExportRecord)
         except InputError:
             return None
-        file, record = folder / said.file.name, read_json(path)
-        same = said.student.fingerprint == student and record.get("versions") == exporter_versions(self.extra)
-        if not same or not file.is_file() or sha256(file) != said.file.sha256:
+        file, record = folder / checked.file.name, read_json(path)
+        same = checked.student.fingerprint == student and record.get("versions") == exporter_versions(self.extra)
+        if not same or not file.is_file() or sha256(file) != checked.file.sha256:
             return None
         return record if isinstance(record, dict) else None

@@ -47,8 +47,8 @@ def check_trusted(name: str, trusted_code: Collection[str], place: object) -> No
     if is_own(name) and name not in trusted_code:
         raise InputError(
             f"{place} names a network that external code builds, {shown(name)}; code that only a file names is not "
-            f"run. If you trust this code, add --trust-code {printable(name)} to predict, export or package, or pass "
-            "trusted_code to load_student; other commands run the code that their recipe names in the same place "
+            f"run. If you trust this code, add --trust-code {printable(name)} to test, predict, export or package, or "
+            "pass trusted_code to load_student; other commands run the code that their recipe names in the same place "
             "(student.model, teacher.model) with the same args"
         )
 

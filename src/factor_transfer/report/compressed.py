@@ -1,4 +1,4 @@
-"""What ``compress`` ends with: one table, and what to do next."""
+"""The table that ``compress`` prints at its end."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,18 +14,18 @@ from factor_transfer.report.names import name_of
 def print_compressed(
     console: Console, summary: Mapping[str, Any], export: Mapping[str, Any] | None, file: Path | None, test_images: int
 ) -> None:
-    """Teacher, student alone, student and the exported file beside each other.
+    """Print teacher, student alone, student and the exported file in one table.
 
     Args:
-        console: where it is printed.
-        summary: what ``summary.json`` says.
-        export: what ``export.json`` says, if there is a file.
-        file: the exported file.
-        test_images: their number.
+        console: the console to print on.
+        summary: the content of ``summary.json``.
+        export: the content of ``export.json``, if there is a file.
+        file: the exported file, if there is one.
+        test_images: the number of test images.
     """
     table = Table(box=box.MARKDOWN)
     table.add_column("")
-    for heading in ("top-1 %", "size, MB", "parameters", *(["ms an image"] if export is not None else [])):
+    for heading in ("top-1 %", "size, MB", "parameters", *(["ms per image"] if export is not None else [])):
         table.add_column(heading, justify="right")
     names = {"teacher": "teacher", "baseline": "student alone", "student": f"student, {name_of(summary['method'])}"}
     latency = {}
@@ -45,8 +45,8 @@ def print_compressed(
             f"{export['costs']['p50_ms']:.2f}",
         )
         lines[0] += (
-            f" Size of the weights, and of the file. Milliseconds by {export['format']} on one thread of this machine"
-            + (", the teacher's as a float32 file." if latency else ".")
+            f" Sizes are of the weights and of the exported file. Times are of {export['format']} on one thread of "
+            f"this machine{', for the teacher as a float32 file' if latency else ''}."
         )
     console.print(table)
     for line in lines:

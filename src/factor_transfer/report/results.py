@@ -83,7 +83,7 @@ def _pattern(paths: Sequence[str]) -> str:
 
 
 def stage_lines(done: Artefact, following: Sequence[tuple[str, str]]) -> list[str]:
-    """What a finished stage reached on the validation images, if it was measured, and what to do next.
+    """The validation results of a finished stage, if there are any, and the next commands, in lines.
 
     Args:
         done: the stage.
@@ -95,35 +95,35 @@ def stage_lines(done: Artefact, following: Sequence[tuple[str, str]]) -> list[st
 
 
 def next_lines(following: Sequence[tuple[str, str]]) -> list[str]:
-    """What to do next, in lines.
+    """The next commands or files, in lines.
 
     Args:
-        following: commands or files, and what comes of each in a few words.
+        following: commands or files, each with a short description.
     """
     width = max(len(step) for step, _ in following) + 4
     return ["", "Next:", *(f"  {step:<{width}}{words}".rstrip() for step, words in following)]
 
 
 def after_teacher(experiment: Experiment) -> list[tuple[str, str]]:
-    """The command behind ``teacher``."""
+    """The next command after ``teacher``."""
     if experiment.recipe.needs_paraphraser:
         return [(f"factor-transfer pretrain {experiment.command}", "the paraphraser, on this teacher's features")]
     return after_paraphraser(experiment)
 
 
 def after_paraphraser(experiment: Experiment) -> list[tuple[str, str]]:
-    """The command behind ``pretrain``."""
+    """The next command after ``pretrain``."""
     return [(f"factor-transfer train {experiment.command}", "the student")]
 
 
 def after_student(done: Artefact) -> list[tuple[str, str]]:
-    """The commands behind ``train``."""
+    """The next commands after ``train``."""
     folder = shlex.quote(str(done.folder))
     return [(f"factor-transfer test {folder}", "its accuracy on the test images"), *_in_use(folder)]
 
 
 def after_run(experiment: Experiment) -> list[tuple[str, str]]:
-    """The commands behind ``run``, and its report."""
+    """The next commands after ``run``, and its report."""
     page = experiment.work_dir / "report.html"
     steps = _in_use(shlex.quote(str(experiment.work_dir)))
     return [*steps, (str(page), "all of it on one page, for a browser")] if page.is_file() else steps

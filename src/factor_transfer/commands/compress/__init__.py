@@ -1,1 +1,1 @@
-"""From a folder of pictures to a compressed network, without a recipe."""
+"""The commands ``compress`` and ``init``: from a folder of pictures to a compressed network, without a recipe."""

@@ -1,4 +1,4 @@
-"""``compress`` and ``init``: from a folder of pictures to a recipe, and on to a trained student and its file."""
+"""The steps of ``compress`` and ``init``: plan, recipe, training, export and report."""
 
 import shlex
 import time
@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from factor_transfer.commands.compress.measure import Exporter
-from factor_transfer.commands.compress.plan import Plan, Wish, make_plan, run_command
+from factor_transfer.commands.compress.plan import Plan, Request, make_plan, run_command
 from factor_transfer.commands.compress.recipe_file import read_written, recipe_name
 from factor_transfer.commands.run import run
 from factor_transfer.config.read import read_recipe
@@ -29,111 +29,111 @@ from factor_transfer.report.results import next_lines
 from factor_transfer.training.log import Display
 
 RECIPE = "compress.toml"
-_MEASURING = "looking at {} and measuring how fast this device trains; that takes up to a minute"
+_MEASURING = "reading {} and measuring how fast this device trains; this takes up to a minute"
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """What came out.
+    """The results of ``compress``.
 
     Attributes:
-        experiment: that was run.
-        summary: see ``commands.run.run``.
+        experiment: the experiment that was run.
+        summary: the figures of the networks, see ``commands.run.run``.
         file: the exported file, if there is one.
-        export: what ``export.json`` says.
-        refused: why there is no file, where one was wanted and was not good enough.
-        report: the page, if it could be made.
+        export: the content of ``export.json``, if there is a file.
+        export_error: the error of the export, if it failed.
+        report: the path of ``report.html``, if it could be written.
     """
 
     experiment: Experiment
     summary: dict[str, Any]
     file: Path | None
     export: dict[str, Any] | None
-    refused: InputError | None
+    export_error: InputError | None
     report: Path | None
 
 
-def init(wish: Wish, out: Path | None, exporter: Exporter | None, console: Console) -> list[str]:
-    """Write the recipe alone.
+def init(request: Request, out: Path | None, exporter: Exporter | None, console: Console) -> list[str]:
+    """Write the recipe of a folder of pictures, without training.
 
     Args:
-        wish: what a person asks for.
-        out: the recipe's file; named after the folder in the working directory, if left out.
-        exporter: what will write the file, if one is wanted: its time is part of the plan.
-        console: where progress is shown.
+        request: the options of the command.
+        out: the file of the recipe; by default, ``<name of the pictures' folder>.toml`` in the working directory.
+        exporter: the exporter of the student, if it is exported; its time is part of the plan.
+        console: the console that shows the progress.
 
     Returns:
-        Lines that say what to do next.
+        The lines to print at the end, with the next command.
 
     Raises:
-        InputError: the file is there and is not as ``init`` wrote it; or what ``make_plan`` refuses.
+        InputError: the file exists and is not as ``init`` wrote it, or ``make_plan`` fails.
     """
     began, display = time.perf_counter(), Display(console)
-    wish.check()
-    path = out or Path(f"{recipe_name(wish.pictures)}.toml")
+    request.check()
+    path = out or Path(f"{recipe_name(request.pictures)}.toml")
     written = read_written(path)
     if path.is_dir():
         raise InputError(f"--out {path} is a folder; give the name of a file, such as {path / RECIPE}")
     if written is not None and written.edited:
-        raise InputError(f"{path} is there, and was changed or is no recipe of init; give another file with --out")
+        raise InputError(f"{path} exists, and was changed or not written by init; give another file with --out")
     _settle_threads(display)
-    display.say(_MEASURING.format(wish.pictures))
-    plan = make_plan(wish, run_command(path), exporter, began)
+    display.say(_MEASURING.format(request.pictures))
+    plan = make_plan(request, run_command(path), exporter, began)
     write_atomic(path, plan.text.encode())
     for line in plan.lines:
         display.say(line)
-    return ["", f"{path} is written.", *next_lines([(run_command(path), "trains by it")])]
+    return ["", f"wrote {path}", *next_lines([(run_command(path), "train with it")])]
 
 
-def compress(wish: Wish, out: Path | None, exporter: Exporter | None, console: Console) -> Compressed:
+def compress(request: Request, out: Path | None, exporter: Exporter | None, console: Console) -> Compressed:
     """Choose what to train, train it, export the student, and write the report.
 
     Args:
-        wish: what a person asks for.
-        out: the folder of recipe and results; ``compressed/<name of the pictures' folder>``, if left out.
-        exporter: what writes the file, if one is wanted.
-        console: where progress is shown.
+        request: the options of the command.
+        out: the folder of the recipe and the results; ``compressed/<name of the pictures' folder>`` by default.
+        exporter: the exporter of the student, if it is exported.
+        console: the console that shows the progress.
 
     Raises:
-        InputError: what cannot be, before anything is trained.
+        InputError: the request cannot be met; it is raised before anything is trained.
     """
     began, display = time.perf_counter(), Display(console)
-    wish.check()
-    folder = out or Path("compressed") / recipe_name(wish.pictures)
+    request.check()
+    folder = out or Path("compressed") / recipe_name(request.pictures)
     path = folder / RECIPE
-    kept = _is_kept(wish, path)
+    reused = _can_reuse(request, path)
     plan: Plan | None = None
     _settle_threads(display)
-    if kept:
+    if reused:
         display.say(
-            f"{path} is there, written for the same pictures and options: it is used as it is, and what is trained "
-            "already is not trained again"
+            f"{path} exists for the same pictures and options: it is used unchanged, and finished stages are not "
+            "trained again"
         )
     else:
-        display.say(_MEASURING.format(wish.pictures))
-        plan = make_plan(wish, run_command(path, folder), exporter, began)
+        display.say(_MEASURING.format(request.pictures))
+        plan = make_plan(request, run_command(path, folder), exporter, began)
         with hold(folder):
-            _is_kept(wish, path)  # somebody may have been faster
-            artefact.claim(folder, recipe_name(wish.pictures))
+            _can_reuse(request, path)  # another process may have written it in the meantime
+            artefact.claim(folder, recipe_name(request.pictures))
             write_atomic(path, plan.text.encode())
     experiment = Experiment(read_recipe(path), folder, console, shlex.join([str(path), "--work-dir", str(folder)]))
-    _ = experiment.data  # says what was found
+    _ = experiment.data  # prints the line about the data
     for line in [*(plan.lines if plan else []), f"recipe  {path}"]:
         experiment.say(line)
     if plan is not None:
         _train_teacher(experiment, plan, path, began)
     summary = run(experiment, baseline=True, report=False)
-    file, export, refused = None, None, None
+    file, export, export_error = None, None, None
     if exporter is not None:
         try:
             file, export = exporter.export(experiment)
-        except InputError as error:  # what was trained is worth a table and a report nevertheless
-            refused = error
-    return Compressed(experiment, summary, file, export, refused, try_report(experiment))
+        except InputError as error:  # raised by the command after the table and the report
+            export_error = error
+    return Compressed(experiment, summary, file, export, export_error, try_report(experiment))
 
 
 def _train_teacher(experiment: Experiment, plan: Plan, path: Path, began: float) -> None:
-    """Train the teacher; if that has taken too long, write a recipe with fewer epochs for what is left to do."""
+    """Train the teacher; if that took longer than planned, write a recipe with fewer epochs for the other stages."""
     preflight(experiment, [experiment.recipe.method])
     check_networks(experiment)
     done = make_teacher(experiment)
@@ -145,38 +145,43 @@ def _train_teacher(experiment: Experiment, plan: Plan, path: Path, began: float)
         experiment.say(shorter.lines[-1])
 
 
-def next_steps(found: Compressed) -> list[str]:
-    """What a person may do now: the file, the report, and the next commands."""
-    folder = found.experiment.work_dir
+def next_steps(result: Compressed) -> list[str]:
+    """The paths of the exported file and the report, and the next commands, in lines."""
+    folder = result.experiment.work_dir
     lines = [""]
-    if found.file is not None:
-        lines.append(f"file    {found.file}")
-    if found.report is not None:
-        lines.append(f"report  {found.report}")
-    steps = [(f"{shlex.join(['factor-transfer', 'predict', str(found.file or folder)])} PICTURE", "its classes")]
-    if found.file is None and found.refused is None:
-        steps.append((pip_install("executorch"), "then the same command again: a file for a device"))
-    steps.append((run_command(folder / RECIPE, folder), "after a change of the recipe"))
+    if result.file is not None:
+        lines.append(f"file    {result.file}")
+    if result.report is not None:
+        lines.append(f"report  {result.report}")
+    steps = [
+        (
+            f"{shlex.join(['factor-transfer', 'predict', str(result.file or folder)])} PICTURE",
+            "the classes of a picture",
+        )
+    ]
+    if result.file is None and result.export_error is None:
+        steps.append((pip_install("executorch"), "then run the same command again to export a file"))
+    steps.append((run_command(folder / RECIPE, folder), "train again after a change of the recipe"))
     return [*lines, *next_lines(steps)]
 
 
 def _settle_threads(display: Display) -> None:
-    """On a processor, compute with as many threads as are fastest now."""
+    """On a CPU, set the number of threads that is fastest now."""
     if find_device("auto").type != "cpu":
         return
     before, now = use_fast_threads()
     if now < before:
         display.say(
-            f"threads  {now} of {before} from now on: that is faster, since other programs keep the processor busy, or "
-            "this process may use fewer cores than the machine has"
+            f"threads  {now} of {before}, which is faster: other programs are using the processor, or this process may "
+            "use fewer cores than the machine has"
         )
 
 
-def _is_kept(wish: Wish, path: Path) -> bool:
-    """Whether the recipe that is there is the one that is asked for; if there is none, whether there may be one.
+def _can_reuse(request: Request, path: Path) -> bool:
+    """Whether the folder has a recipe for the same request. If not, a recipe may be written there.
 
     Raises:
-        InputError: the folder holds something else, or a recipe that somebody has changed.
+        InputError: the folder contains something else, or a recipe that was edited.
     """
     folder, another = path.parent, "give another folder with --out"
     if folder.exists() and not folder.is_dir():
@@ -188,9 +193,9 @@ def _is_kept(wish: Wish, path: Path) -> bool:
         return False
     if written.edited:
         raise InputError(
-            f"{path} was changed since compress wrote it, and is not overwritten. Train by it with "
+            f"{path} was changed since compress wrote it, and is not overwritten. Train with it by "
             f"`{run_command(path, folder)}`, or {another}"
         )
-    if written.root != str(wish.pictures.resolve()):
-        raise InputError(f"{folder} holds what was made of other pictures, {written.root}; {another}")
-    return written.command == wish.command()
+    if written.root != str(request.pictures.resolve()):
+        raise InputError(f"{folder} has the results of other pictures, {written.root}; {another}")
+    return written.command == request.command()

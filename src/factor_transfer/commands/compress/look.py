@@ -1,4 +1,4 @@
-"""What a folder of pictures holds: classes, splits, and how large the pictures are."""
+"""The properties of a folder of pictures: classes, splits, and the sizes of the pictures."""
 
 import math
 import time
@@ -15,17 +15,17 @@ from factor_transfer.data.sets.folder import IN_MEMORY
 from factor_transfer.data.stored import StoredImages
 from factor_transfer.errors import InputError
 
-_HEADERS = 200  # pictures whose sizes are looked at
-_DECODED = 16  # pictures that decoding is timed with
+_HEADERS = 200  # the largest number of pictures whose sizes are read
+_DECODED = 16  # the number of pictures that are decoded to time it
 
-# While a folder is only looked at, nothing is decoded that need not be: its images stay on the disk, and mean and
-# standard deviation are not measured.
+# Settings that open a folder without decoding its images: they stay on disk, and mean and standard deviation are not
+# computed.
 UNREAD: dict[str, Any] = {"in_memory": False, "workers": 0, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A folder of pictures, looked at.
+    """The properties of a folder of pictures.
 
     Attributes:
         root: the folder, as an absolute path.
@@ -46,15 +46,15 @@ class Pictures:
     decoding_s: float
 
     def in_memory(self, size: int) -> bool:
-        """Whether all pictures, scaled to this size, are held in memory."""
+        """Whether all pictures, scaled to this size, fit into the memory that is used for images."""
         return (self.training + self.test) * self.channels * size**2 < IN_MEMORY
 
 
 def look(folder: Path) -> Pictures:
-    """Look at a folder of pictures; no more of them are decoded than it takes to time it.
+    """Read the properties of a folder of pictures, decoding only a few of them.
 
     Raises:
-        InputError: there is no such folder, or it is no data set (see ``load_folder``).
+        InputError: the folder does not exist or is not a data set, see ``load_folder``.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
@@ -63,8 +63,8 @@ def look(folder: Path) -> Pictures:
     data = open_data("folder", root=str(root), size=1, **UNREAD)
     stored = data.train.images
     assert isinstance(stored, StoredImages)
-    chosen = torch.linspace(0, len(stored) - 1, min(_HEADERS, len(stored))).long().tolist()
-    headers = [read_header(stored.path(index)) for index in chosen]
+    indices = torch.linspace(0, len(stored) - 1, min(_HEADERS, len(stored))).long().tolist()
+    headers = [read_header(stored.path(index)) for index in indices]
     sides = [side for _, side in headers]
     return Pictures(
         root,
@@ -78,8 +78,8 @@ def look(folder: Path) -> Pictures:
 
 
 def _time_decoding(data: Data) -> float:
-    some = data.train.subset(torch.linspace(0, len(data.train) - 1, min(_DECODED, len(data.train))).long())
-    assert isinstance(some.images, StoredImages)
+    sample = data.train.subset(torch.linspace(0, len(data.train) - 1, min(_DECODED, len(data.train))).long())
+    assert isinstance(sample.images, StoredImages)
     began = time.perf_counter()
-    some.images.read(slice(None), threads=1)
-    return (time.perf_counter() - began) / len(some)
+    sample.images.read(slice(None), threads=1)
+    return (time.perf_counter() - began) / len(sample)

@@ -1,4 +1,4 @@
-"""What a training costs on this device, from a few steps of each stage and a file of the untrained student."""
+"""Measurement of the costs of a training on this device, from a few steps per stage and a trial export."""
 
 import tempfile
 import time
@@ -19,44 +19,44 @@ from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.student import build_student_method
 from factor_transfer.pipeline.stages.teacher import frozen_teacher
 
-_LOOP = 1.1  # what a training takes, relative to its steps: its batches are made, its figures are looked at
-_EPOCH_S = 0.1  # what comes after each epoch: its checkpoint is written
-_FORWARD = 1 / 3  # a step without its backward pass
-_FILES = 3  # exports, in the time of one: the student's, and the teacher's, which is larger
+_LOOP = 1.1  # the time of a training relative to that of its steps; the rest is for batches and figures
+_EPOCH_S = 0.1  # the time for the checkpoint of an epoch
+_FORWARD = 1 / 3  # the time of a forward pass relative to that of a step
+_FILES = 3  # the time of all exports relative to that of one student: the student's and the larger teacher's
 _TESTING_S, _REPORT_S, _START_S = 8.0, 20.0, 5.0
 _PROCESS_MB, _REPORT_MB = 600.0, 3.0
 
 
 class Exporter(Protocol):
-    """What turns the student into a file for a device."""
+    """The interface to export a student to a file for a device."""
 
     @property
     def extra(self) -> str:
-        """Which extra of this package it is, such as ``"onnx"``."""
+        """The extra of this package that it needs, such as ``"onnx"``."""
 
     def try_on(self, experiment: Experiment, network: nn.Module, normalize: Normalize) -> None:
-        """Export an untrained student into nothing.
+        """Export an untrained student, and discard the file.
 
         Raises:
-            InputError: a student like this cannot be exported.
+            InputError: this kind of student cannot be exported.
         """
 
     def export(self, experiment: Experiment) -> tuple[Path, dict[str, Any]]:
-        """The path of the exported file, and what ``export.json`` says; a file that is up to date is not made anew.
+        """Export the student unless its file is up to date, and return the file and the content of ``export.json``.
 
         Raises:
-            InputError: the file is not as good as it should be.
+            InputError: the file is not accurate enough.
         """
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a few steps said.
+    """The results of a measurement.
 
     Attributes:
-        costs: of an epoch of each stage.
-        teacher: the teacher's number of parameters.
-        student: the student's.
+        costs: the costs of the stages.
+        teacher: the number of the teacher's parameters.
+        student: the number of the student's parameters.
     """
 
     costs: Costs
@@ -65,15 +65,15 @@ class Measured:
 
 
 def measure(draft: str, pictures: Pictures, exporter: Exporter | None) -> Measured:
-    """Try what is to be trained, and measure what an epoch of each stage costs.
+    """Run a few steps of each stage of a recipe, and measure what an epoch costs.
 
     Args:
         draft: a recipe with one epoch of each stage.
-        pictures: the folder.
-        exporter: what will write the file, if one is wanted.
+        pictures: the folder of pictures.
+        exporter: the exporter of the student, if it is exported.
 
     Raises:
-        InputError: what cannot work: a network or term that does not fit, a student that cannot be exported.
+        InputError: a network or term does not fit, or the student cannot be exported.
     """
     unread = UNREAD | {key: UNREAD[key][: pictures.channels] for key in ("mean", "std")}
     with tempfile.TemporaryDirectory() as place:
@@ -95,15 +95,15 @@ def measure(draft: str, pictures: Pictures, exporter: Exporter | None) -> Measur
         validation = len(experiment.data.validation)
     decoding_s = (pictures.training + validation + pictures.test) * pictures.decoding_s
     in_memory = pictures.in_memory(recipe.data.size)  # type: ignore[attr-defined]
-    # In memory they are decoded once; what stays on the disk is decoded in each epoch, beside the steps.
+    # Images in memory are decoded once; images on disk are decoded in each epoch, in parallel with the steps.
     per_epoch_s = 0.0 if in_memory else decoding_s
 
     def epoch_s(name: str) -> float:
         budget = budgets.get(name)
         if budget is None:
             return 0.0
-        looks = 1 + _FORWARD * validation / pictures.training
-        return max(_LOOP * looks * budget.seconds, per_epoch_s) + _EPOCH_S
+        with_validation = 1 + _FORWARD * validation / pictures.training
+        return max(_LOOP * with_validation * budget.seconds, per_epoch_s) + _EPOCH_S
 
     tests_s = sum(pictures.test * _FORWARD / budget.images_per_s for budget in budgets.values())
     once_s = _START_S + decoding_s + tests_s + _REPORT_S + (exporting_s + _TESTING_S if exporter is not None else 0.0)
@@ -125,6 +125,6 @@ def measure(draft: str, pictures: Pictures, exporter: Exporter | None) -> Measur
 
 
 def _disk_mb(teacher: float, student: float, method: float, budgets: dict[str, Budget]) -> float:
-    """Weights and exported files of the networks; and, while a stage is trained, two checkpoints of it."""
+    """The size of weights and exported files, and of two checkpoints of the largest stage, in megabytes."""
     largest = max(teacher if "teacher" in budgets else 0.0, method)
     return 2 * teacher + 3 * student + method + 6 * largest + _REPORT_MB

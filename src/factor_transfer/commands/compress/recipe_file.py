@@ -1,4 +1,4 @@
-"""The recipe that ``compress`` writes: its text, and how the file is known again."""
+"""The recipe file that ``compress`` writes, and its recognition in later commands."""
 
 import hashlib
 import shlex
@@ -14,17 +14,17 @@ from factor_transfer.commands.compress.schedule import Epochs
 from factor_transfer.config.read import toml_value
 from factor_transfer.errors import printable
 
-_SUM = "# By this sum of what stands above it, compress knows the file as its own: "
+_SUM = "# Checksum of the lines above, which tells compress whether this file was edited: "
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a file that is there says of itself.
+    """The properties of an existing recipe file.
 
     Attributes:
-        command: the command that wrote it; empty if it is not known.
+        command: the command that wrote the file; empty if unknown.
         root: the folder of pictures.
-        edited: whether somebody has changed it since, or ``compress`` did not write it.
+        edited: whether the file was changed since, or was not written by ``compress``.
     """
 
     command: str
@@ -35,14 +35,14 @@ class Written:
 def command_line(
     command: str, folder: Path, minutes: float, teacher: str | None, student: str | None, **others: str | None
 ) -> str:
-    """A command as a person would type it, with the pictures' absolute path."""
+    """A command line with the absolute path of the pictures."""
     options = {"minutes": f"{minutes:g}", "teacher": teacher, "student": student, **others}
     given = [part for name, value in options.items() if value is not None for part in (f"--{name}", value)]
     return printable(shlex.join(["factor-transfer", command, str(folder.resolve()), *given]))
 
 
 def recipe_name(folder: Path) -> str:
-    """A recipe's name, after a folder of pictures."""
+    """The name of the recipe for a folder of pictures."""
     name = "".join(one if one.isprintable() and one not in "/\\" else "-" for one in folder.resolve().name)
     return name.lstrip(".") or "pictures"
 
@@ -50,38 +50,38 @@ def recipe_name(folder: Path) -> str:
 def recipe_text(
     command: str, notes: Iterable[str], pictures: Pictures, choice: Choice, epochs: Epochs, shifted: bool, device: str
 ) -> str:
-    """The recipe, with comments.
+    """The text of the recipe, with comments.
 
     Args:
-        command: the command that asks for it.
-        notes: what was chosen and why, what it costs, and how to go on, in lines.
-        pictures: the folder.
-        choice: what is trained.
-        epochs: for how long.
-        shifted: whether the images are shown shifted by a few pixels.
-        device: ``"cpu"``, ``"cuda"`` …
+        command: the command that writes the recipe.
+        notes: the choices, their reasons, the costs and the next command, in lines.
+        pictures: the folder of pictures.
+        choice: the networks, image size and batch size.
+        epochs: the number of epochs of each stage.
+        shifted: whether the images are randomly shifted by a few pixels.
+        device: the device type: ``"cpu"``, ``"cuda"`` …
     """
     lines = [
         f"# {command}",
         *(f"# {printable(note)}".rstrip() for note in notes),
         "",
         f"name = {toml_value(recipe_name(pictures.root))}",
-        'precision = "auto" # bfloat16 where the device computes faster in it',
+        'precision = "auto" # bfloat16 where the device is faster with it',
     ]
     if device == "cpu":
-        lines.append('compile = "off" # compiling takes about a minute; "auto" does so where a training is long')
+        lines.append('compile = "off" # compilation takes about a minute; "auto" compiles for long trainings')
     lines += [
         "",
         "[data]",
         'name = "folder"',
         f"root = {toml_value(str(pictures.root))}",
-        f"size = {choice.size} # the shorter side is scaled to so many pixels, and the centre cut out",
+        f"size = {choice.size} # in pixels: the shorter side is scaled to this size, and the centre is cropped",
     ]
     if pictures.channels == 1:
         lines.append("channels = 1 # the pictures are grey")
-    lines += ["", "[augment] # at random, each time that an image is shown"]
+    lines += ["", "[augment] # applied at random, each time an image is used"]
     if shifted:
-        lines.append(f"crop_padding = {max(1, choice.size // 8)} # shifted by up to so many pixels")
+        lines.append(f"crop_padding = {max(1, choice.size // 8)} # shifted by up to this many pixels")
     lines.append("flip = true # mirrored; remove this line where left and right matter, as in writing")
     lines += ["", "[teacher]", *_network(choice.teacher, pictures, choice.batch_size, epochs.teacher)]
     paraphraser = {"rate": 0.5, "epochs": epochs.paraphraser, "batch_size": choice.batch_size, "optimizer": "adamw"}
@@ -96,7 +96,7 @@ def recipe_text(
 
 
 def read_written(path: Path) -> Written | None:
-    """What a recipe that is there says of itself; ``None`` if there is no such file."""
+    """The properties of an existing recipe file; ``None`` if the file does not exist."""
     if not path.exists():
         return None
     try:

@@ -1,32 +1,34 @@
-"""How long each stage is trained in the time that there is."""
+"""The number of epochs of each stage that fit into the given time."""
 
 import math
 from dataclasses import dataclass
 
 from factor_transfer.errors import InputError
 
-# More epochs than these are of no use: as many as show the networks so many images, within bounds.
+# The largest useful number of epochs: those in which a network sees this many images, within these bounds.
 _MOST_IMAGES, _MOST = 3_000_000, (60, 200)
-# With fewer than these a network has not begun to learn: epochs, and steps.
+# The smallest numbers of epochs and steps after which a network has started to learn.
 _LEAST, _LEAST_STEPS = 5, 150
-_PLANNED = 0.9  # the share of the time that is planned, since a machine is not always equally fast
-_GOOD = 30  # epochs; where a larger size of the images leaves fewer, a smaller size is better
-_PARAPHRASER = 3, 3, 30  # one of its epochs for so many of the student's, but at least and at most so many
-_FINE_TUNING = 3, 3, 30  # the same of a teacher that has been trained elsewhere
+_PLANNED = 0.9  # the planned share of the time; the rest is reserve, since the speed of a machine varies
+_GOOD = 30  # if a size of the images leaves fewer epochs, a smaller size is better
+# (divisor, minimum, maximum) of the number of epochs, relative to the student's, of the paraphraser and of a pretrained
+# teacher.
+_PARAPHRASER = 3, 3, 30
+_FINE_TUNING = 3, 3, 30
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured.
+    """The measured costs of the stages.
 
     Attributes:
-        teacher_s: seconds of an epoch of the teacher; 0 if it is not trained.
-        paraphraser_s: seconds of an epoch of the paraphraser.
-        student_s: seconds of an epoch of the student with its teacher.
-        alone_s: seconds of an epoch of the student alone.
-        once_s: seconds of what comes once: reading the pictures, the test, the export, the report.
-        memory_mb: of the stage that needs most, in megabytes.
-        disk_mb: of what is left in the folder, in megabytes.
+        teacher_s: the seconds per epoch of the teacher; 0 if it is not trained.
+        paraphraser_s: the seconds per epoch of the paraphraser.
+        student_s: the seconds per epoch of the student with its teacher.
+        alone_s: the seconds per epoch of the student alone.
+        once_s: the seconds of reading the pictures, testing, export and report together.
+        memory_mb: the memory of the stage that needs most, in megabytes.
+        disk_mb: the size of the results on disk, in megabytes.
     """
 
     teacher_s: float
@@ -40,12 +42,12 @@ class Costs:
 
 @dataclass(frozen=True)
 class Epochs:
-    """How long each stage is trained.
+    """The number of epochs of each stage.
 
     Attributes:
-        teacher: epochs of the teacher; 0 if it is not trained.
-        paraphraser: epochs of the paraphraser.
-        student: epochs of the student, and of the student alone.
+        teacher: the epochs of the teacher; 0 if it is not trained.
+        paraphraser: the epochs of the paraphraser.
+        student: the epochs of the student, with the teacher and alone.
     """
 
     teacher: int
@@ -53,7 +55,7 @@ class Epochs:
     student: int
 
     def seconds(self, costs: Costs) -> dict[str, float]:
-        """The seconds of each stage, in the order in which they come."""
+        """The duration of each stage in seconds, in their order."""
         return {
             "teacher": self.teacher * costs.teacher_s,
             "paraphraser": self.paraphraser * costs.paraphraser_s,
@@ -64,67 +66,67 @@ class Epochs:
 
 
 def is_roomy(epochs: Epochs, images: int) -> bool:
-    """Whether there are as many epochs as make a larger size of the images worth its cost."""
+    """Whether there are enough epochs for this size of the images; otherwise, a smaller size is better."""
     return epochs.student >= min(_GOOD, most_epochs(images))
 
 
 def most_epochs(images: int) -> int:
-    """More epochs than these do not help a student that learns from so many training images."""
+    """The largest useful number of epochs for a number of training images."""
     fewest, most = _MOST
     return min(most, max(fewest, _MOST_IMAGES // images))
 
 
 def least_epochs(images: int, batch_size: int) -> int:
-    """With fewer epochs than these a network that sees so many training images has not begun to learn."""
+    """The number of epochs after which a network has started to learn, for a number of training images."""
     return min(most_epochs(images), max(_LEAST, math.ceil(_LEAST_STEPS * batch_size / images)))
 
 
 def plan_epochs(costs: Costs, minutes: float, spent_s: float, images: int, batch_size: int, fine_tuned: bool) -> Epochs:
-    """As many epochs as fit into the time.
+    """The largest number of epochs that fits into the time.
 
-    The teacher is trained for twice as many as the student, as far as that is of use: a student learns more from a
-    teacher that is better than it would be alone.
+    The teacher is trained for twice as many epochs as the student, up to the largest useful number: a student learns
+    more from a teacher that is better than the student would be alone.
 
     Args:
-        costs: what was measured.
+        costs: the measured costs.
         minutes: the time for everything.
-        spent_s: seconds of it that are over.
+        spent_s: the time spent so far, in seconds.
         images: the number of training images.
-        batch_size: of all stages.
-        fine_tuned: whether the teacher starts from trained weights, and so needs fewer.
+        batch_size: the batch size of all stages.
+        fine_tuned: whether the teacher starts from trained weights, so that fewer epochs are enough for it.
 
     Raises:
-        InputError: the time is too short for any network to learn something; it says how long it would have to be.
+        InputError: the time is too short to learn anything; the message gives the time that is needed.
     """
     most, least = most_epochs(images), least_epochs(images, batch_size)
 
     def needed(epochs: int) -> float:
-        """Minutes, rounded up to tenths."""
+        """The minutes for this many epochs, rounded up to tenths."""
         stages_s = sum(_epochs(epochs, most, costs, fine_tuned).seconds(costs).values())
         return math.ceil((spent_s + stages_s) / _PLANNED / 6) / 10
 
     if needed(least) > minutes:
         raise InputError(
-            f"--minutes {minutes:g} is too short for {images:,} training images on this device: to train the "
-            f"student for {least} epochs, the least that makes sense, takes about {needed(least):g} minutes, and the "
-            f"{most} epochs that are the most that does take {needed(most):g}. Give --minutes {needed(least):g} or more"
+            f"--minutes {minutes:g} is too short for {images:,} training images on this device: training the student "
+            f"for {least} epochs, the smallest useful number, takes about {needed(least):g} minutes, and for {most} "
+            f"epochs, the largest useful number, {needed(most):g}. Give --minutes {needed(least):g} or more"
         )
     longest = max(epochs for epochs in range(least, most + 1) if needed(epochs) <= minutes)
     return _epochs(longest, most, costs, fine_tuned)
 
 
 def shorten(epochs: Epochs, costs: Costs, slower: float, left_s: float, least: int) -> Epochs:
-    """The epochs of what comes behind the teacher, where the device has become slower than it was measured to be.
+    """The epochs of the stages after the teacher, if the device has become slower than measured.
 
     Args:
-        epochs: as planned.
-        costs: as measured.
-        slower: how many times as long as planned the teacher took.
-        left_s: seconds that are left for the rest.
-        least: see ``least_epochs``.
+        epochs: the planned epochs.
+        costs: the measured costs.
+        slower: the ratio of the teacher's actual and planned time.
+        left_s: the remaining time in seconds.
+        least: the smallest useful number of epochs, see ``least_epochs``.
 
     Returns:
-        As many epochs as fit into what is left, but no more than planned, and no fewer than ``least``.
+        The largest number of epochs that fits into the remaining time, at least ``least`` and at most as planned.
     """
 
     def needed(student: int) -> float:
@@ -144,5 +146,5 @@ def _epochs(student: int, most: int, costs: Costs, fine_tuned: bool) -> Epochs:
 
 
 def _share(epochs: int, share: tuple[int, int, int]) -> int:
-    of, least, most = share
-    return min(most, max(least, round(epochs / of)))
+    divisor, least, most = share
+    return min(most, max(least, round(epochs / divisor)))

@@ -1,7 +1,7 @@
 """The factor cache: the outputs of a teacher for fixed views of the training images, computed once per work dir.
 
-``[cache] views = V`` in a recipe turns it on. In the work dir, ``cache/teacher`` has the features that stage 2 learns
-from, and the logits; ``cache/factor``, ``cache/kd`` … have the targets of the terms. All methods and seeds share them.
+``[cache] views = V`` in a recipe enables it. In the work dir, ``cache/teacher`` has the features that stage 2 learns
+from and the logits; ``cache/factor``, ``cache/kd`` … have the targets of the terms. All methods and seeds share them.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""How large is what a student is trained with, and then left behind: the paraphraser and the terms' own layers."""
+"""The sizes of the networks and of the layers that are only used in training: paraphrasers and layers of terms."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,16 +11,16 @@ from factor_transfer.models import macs, parameters
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.pipeline.experiment import Experiment
 
-_NAMES = {"factor": "the translator", "paraphraser": "the paraphraser"}  # what they are called
+_NAMES = {"factor": "the translator", "paraphraser": "the paraphraser"}
 _NETWORKS = "teacher", "student"
 
 
 class Size(NamedTuple):
-    """The size of a part of a training.
+    """The size of one part of a training.
 
     Attributes:
-        parameters: their number.
-        macs: multiply-accumulates of a forward pass of one image.
+        parameters: the number of parameters.
+        macs: the multiply-accumulates of a forward pass for one image.
     """
 
     parameters: int
@@ -30,14 +30,16 @@ class Size(NamedTuple):
 def part_sizes(
     experiment: Experiment, method: Distillation, paraphrasers: Mapping[str, Paraphraser]
 ) -> dict[str, Size]:
-    """The sizes of teacher and student, of the paraphraser if there is one, and of each term with layers of its own."""
+    """The sizes of teacher and student, of the paraphrasers if there are any, and of the terms' trained layers."""
     images, labels = experiment.examples[:2], experiment.data.train.labels[:2].to(experiment.fabric.device)
     with eval_mode(method), FlopCounterMode(display=False) as counter:
         method(images, labels, torch.arange(len(labels), device=labels.device))
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
 
     def cost(path: str) -> int:
-        return flops.get(f"{type(method).__name__}.{path}", 0) // (2 * len(labels))  # a multiply and an add are two
+        return flops.get(f"{type(method).__name__}.{path}", 0) // (
+            2 * len(labels)
+        )  # a multiply-accumulate counts as two operations
 
     found = {
         "teacher": Size(parameters(method.teacher.module.model), cost("teacher")),
@@ -46,8 +48,8 @@ def part_sizes(
     if paraphrasers:
         with eval_mode(method):
             features = method.teacher(images).features
-        own = sum(macs(paraphraser, features[tap].float()) for tap, paraphraser in paraphrasers.items())
-        found["paraphraser"] = Size(sum(map(parameters, paraphrasers.values())), own)
+        paraphraser_macs = sum(macs(paraphraser, features[tap].float()) for tap, paraphraser in paraphrasers.items())
+        found["paraphraser"] = Size(sum(map(parameters, paraphrasers.values())), paraphraser_macs)
     for name, term in method.named_terms():
         trained = sum(parameter.numel() for parameter in term.parameters() if parameter.requires_grad)
         if trained:
@@ -56,30 +58,30 @@ def part_sizes(
 
 
 def size_warnings(sizes: Mapping[str, Size]) -> list[str]:
-    """Warnings where a part that is left behind costs more than the network beside which it is trained.
+    """Warnings about parts that are only used in training and cost more than the network that they run with.
 
-    A translator and whatever else a term trains run beside the student, a paraphraser beside the teacher.
+    Paraphrasers run with the teacher; translators and other layers of terms run with the student.
     """
     found = []
     for part, size in sizes.items():
-        beside = "teacher" if part == "paraphraser" else "student"
-        if part not in _NETWORKS and size.macs > sizes[beside].macs:
+        network = "teacher" if part == "paraphraser" else "student"
+        if part not in _NETWORKS and size.macs > sizes[network].macs:
             found.append(
-                f"{_name(part)} costs more than the {beside}: {size.macs:,} multiply-accumulates for an image, where "
-                f"the {beside} has {sizes[beside].macs:,}, and {size.parameters:,} parameters. A tap with fewer "
+                f"{_name(part)} costs more than the {network}: {size.macs:,} multiply-accumulates per image, where "
+                f"the {network} has {sizes[network].macs:,}, and {size.parameters:,} parameters. A tap with fewer "
                 "channels makes it smaller; `factor-transfer show taps MODEL` lists them"
             )
     return found
 
 
 def size_line(sizes: Mapping[str, Size]) -> str:
-    """What is trained beside the student, in a line."""
+    """The numbers of parameters of the student and of the parts that are only used in training, in one line."""
     extra = ", ".join(f"{_name(part)} {size.parameters:,}" for part, size in sizes.items() if part not in _NETWORKS)
-    return f"sizes  parameters of the student: {sizes['student'].parameters:,}; for the training alone: {extra}"
+    return f"sizes  parameters of the student: {sizes['student'].parameters:,}; only used in training: {extra}"
 
 
-def say_sizes(experiment: Experiment, method: Distillation, paraphrasers: Mapping[str, Paraphraser]) -> None:
-    """Say, once in a command, how large what is left behind is, and warn where it costs more than the student."""
+def print_sizes(experiment: Experiment, method: Distillation, paraphrasers: Mapping[str, Paraphraser]) -> None:
+    """Print the sizes and the warnings of a training, once per command."""
     sizes = part_sizes(experiment, method, paraphrasers)
     if len(sizes) > len(_NETWORKS):
         experiment.say_first(size_line(sizes))

@@ -31,7 +31,7 @@ from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.provenance import frozen_provenance, training_provenance
 from factor_transfer.pipeline.stages.cache import Cache
 from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, new_paraphrasers, require_paraphraser
-from factor_transfer.pipeline.stages.sizes import say_sizes
+from factor_transfer.pipeline.stages.sizes import print_sizes
 from factor_transfer.pipeline.stages.stage import StageTraining, in_work_dir, start_stage, train
 from factor_transfer.pipeline.stages.teacher import frozen_teacher, require_teacher
 from factor_transfer.pipeline.weights.initial import init_network
@@ -232,7 +232,7 @@ def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
             other, student, student_input, Teacher(teacher, teacher_input), paraphrasers
         )
         if isinstance(distillation, Distillation):
-            say_sizes(other, distillation, paraphrasers)
+            print_sizes(other, distillation, paraphrasers)
         distillation.eval()
         device = experiment.fabric.device
         with torch.no_grad():
