@@ -160,8 +160,12 @@ def test_a_full_disk_names_file_and_remedy(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    refused(run("test", tiny, finished / "teacher", "--json", "a.json"), r"cannot write a\.json: No space", "make room")
-    refused(run("teacher", tiny), "No space left", "make room", "--work-dir")
+    refused(
+        run("test", tiny, finished / "teacher", "--json", "a.json"),
+        r"cannot write a\.json: No space",
+        "free some space",
+    )
+    refused(run("teacher", tiny), "No space left", "free some space", "--work-dir")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])

@@ -62,7 +62,7 @@ def names_key_and_place(message: str, overrides: tuple[str, ...] = ()) -> bool:
         ("[transfer.factor]\nbeta = 50", "transfer.method = 'x'", "line 31: unknown key 'student.transfer'"),
         ("[transfer.factor]\nbeta = 50", "[transfer]", r"line 31: transfer: \[transfer\] is empty"),
         ("beta = 50", "beta = 50\n[[student.x]]\na = 1", "line 33: unknown key 'student.x'"),
-        ("beta = 50", f"beta = 50\nx = 1{'0' * 5000}", "not valid TOML: line 33 has a value that cannot be"),
+        ("beta = 50", f"beta = 50\nx = 1{'0' * 5000}", "not valid TOML: line 33 has an invalid value"),
         ("beta = 50", f"beta = 0x{'f' * 5000}", r"line 32: transfer\.factor\.beta: an integer should be less"),
         ("beta = 50", f"x = {'[' * 5000}", "not valid TOML: line 32 is nested too deeply"),
         ("beta = 50", f"{'a.' * 500}b = 1", "line 32: transfer.factor.a.*nested too deeply"),
@@ -191,7 +191,7 @@ def test_any_override_is_valid_or_named(keys: list[str], value: str) -> None:
 
 def test_a_recipe_too_large_to_be_one(run: Run) -> None:
     Path("large.toml").write_text("#" * 2**18 + "\n")
-    refused(run("run", "large.toml"), r"large\.toml has more than 262,144 bytes; is it one\?")
+    refused(run("run", "large.toml"), r"large\.toml has more than 262,144 bytes, too many for a recipe")
 
 
 def test_a_value_of_very_many_lines_does_not_take_minutes() -> None:

@@ -28,7 +28,7 @@ ENDS = {
         f"vgg{depth}": [("block0", 64, 32), ("block1", 128, 16), ("block2", 256, 8), ("block4", 512, 4)]
         for depth in (8, 11, 13, 16, 19)
     },
-    "mobilenet_v2": [("features.3", 12, 16), ("features.6", 16, 8), ("features.13", 48, 4), ("features", 1280, 2)],
+    "mobilenet_v2": [("features.3", 12, 16), ("features.6", 16, 8), ("features.13", 48, 4), ("features.17", 160, 2)],
     "shufflenet_v1": [("layer1", 240, 16), ("layer2", 480, 8), ("layer3", 960, 4)],
     "shufflenet_v2": [("layer1", 116, 16), ("layer2", 232, 8), ("layer3", 464, 4)],
 }
@@ -140,6 +140,9 @@ def test_the_last_stage_is_behind_its_activation(name: str, args: dict[str, Any]
     torch.manual_seed(0)
     model, images = build_model(name, 3, **args).eval(), torch.randn(2, 3, 32, 32)
     last = stages(model, images)[-1]
+    if name == "mobilenet_v2":  # the blocks of this family end without an activation
+        assert pre_activation(model, images, last) == last
+        return
     before = pre_activation(model, images, last)
     with torch.no_grad():
         _, features = Taps(model, {last, before})(images)

@@ -194,7 +194,7 @@ def test_ctrl_c_while_it_is_filled_says_what_is_kept(
     monkeypatch.setattr(Store, "write", stopped)
     result = run("pretrain", tiny, *VIEWS, "--work-dir", work)
     assert result.code == 130
-    assert "1 of 2 views are kept" in result.err
+    assert "the cache has 1 of 2 views" in result.err
 
 
 def test_another_paraphraser_or_other_bytes_make_it_anew(work: Path, tiny: Path, run: Run) -> None:
