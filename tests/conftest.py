@@ -75,6 +75,14 @@ beta = 50
 """
 
 
+# The files that take longest, which pytest-xdist should hand out first, so that all processes end at the same time.
+LONGEST = ["test_docs.py", "test_processes.py", "test_export.py", "test_jobs.py", "test_hostile_files.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparisons run in this process, where tests can look at them, unless a test says otherwise."""
@@ -215,3 +223,15 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             main(["run", "digits/resnet20-resnet8", *small, "--work-dir", str(work)])
 
     return once(tmp_path_factory, "digits", make)
+
+
+@pytest.fixture(scope="session")
+def exported_digits(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the student and the teacher as ExecuTorch files. Not to be changed: copy it."""
+
+    def make(work: Path) -> None:
+        shutil.copytree(digits_run, work)
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["export", str(work), "--format", "executorch"])
+
+    return once(tmp_path_factory, "exported", make)

@@ -37,9 +37,10 @@ ENDINGS = {"executorch": "pte", "onnx": "onnx"}
 
 
 @pytest.fixture(scope="session")
-def digits(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy to export from: the teacher's file, made once, stays in it."""
-    return Path(shutil.copytree(digits_run, tmp_path_factory.mktemp("exports") / "work"))
+def digits(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy to export from, with the teacher's ExecuTorch file where that can be made."""
+    source = request.getfixturevalue("digits_run" if find_spec("executorch") is None else "exported_digits")
+    return Path(shutil.copytree(source, tmp_path_factory.mktemp("exports") / "work"))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Exported files that are damaged or mean harm: one message, exit code 2, and the command itself lives on."""
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -228,24 +227,13 @@ def test_whatever_the_process_that_runs_a_file_does(
     assert "\x1b" not in result.err
 
 
-@pytest.fixture(scope="session")
-def device(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an ExecuTorch file of the digits' student."""
-    from factor_transfer.cli import main
-
-    place = tmp_path_factory.mktemp("device")
-    work = shutil.copytree(digits_run, place / "work")
-    with pytest.raises(SystemExit, match=r"^0$"):
-        main(["export", str(work), "--format", "executorch", "--out", str(place / "out")])
-    return place / "out"
-
-
 @needs_executorch
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(share=st.floats(0, 1, exclude_max=True), change=st.binary(min_size=1, max_size=8))
 def test_any_changed_executorch_file_is_refused_or_answers(
-    run: Run, device: Path, picture: Path, share: float, change: bytes
+    run: Run, exported_digits: Path, picture: Path, share: float, change: bytes
 ) -> None:
+    device = exported_digits / STUDENT / "export" / "executorch-float32"
     whole, record = (device / "student.pte").read_bytes(), json.loads((device / "export.json").read_text())
     at = int(share * len(whole))
     path = Path("student.pte")
