@@ -6,7 +6,7 @@ A page says where such a part goes by a line ``<!-- made: NAME ARGUMENT -->``; `
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
@@ -18,7 +18,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from factor_transfer.cli.main import app as commands
-from factor_transfer.config.presets import PRESETS
+from factor_transfer.config.presets import PRESETS, dotted
+from factor_transfer.config.read import toml_value
 from factor_transfer.config.recipe import Recipe, recipe_type
 from factor_transfer.config.sections import Cache, Checkpoint, Network, Student, Training
 from factor_transfer.data import DATASETS, Augment, open_data
@@ -119,7 +120,10 @@ def presets(_: str) -> str:
     """The settings of each preset."""
     rows = []
     for name, document in PRESETS.items():
-        lines = [f"`[{table}]` {', '.join(_flat(content))}" for table, content in document.items()]
+        lines = [
+            f"`[{table}]` {', '.join(f'`{key} = {_toml(value)}`' for key, value in dotted(content))}"
+            for table, content in document.items()
+        ]
         rows.append((f"`{name}`", "<br>".join(lines)))
     return _table(["preset", "settings, unless the recipe sets them"], rows)
 
@@ -227,23 +231,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, BaseModel):
-        return "{}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(_toml(one) for one in value)}]"
-    return str(value)
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"`{prefix}{key} = {_toml(value)}`"
+    return "{}" if isinstance(value, BaseModel) else toml_value(value)
 
 
 def _type(field: FieldInfo) -> str:

@@ -1,6 +1,7 @@
 """What all tests share: a recipe that trains in seconds, and the command line run in this process."""
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when PyTorch is imported
 
@@ -121,6 +123,13 @@ def refused(result: Outcome, *messages: str) -> None:
     assert len(result.err.splitlines()) <= 20
     for message in messages:
         assert re.search(message, result.err), result.err
+
+
+def looked(run: Run, *arguments: str | Path) -> tuple[dict[str, Any], str]:
+    """What ``check`` finds, and what it prints."""
+    result = run("check", *arguments, "--json", "found.json")
+    assert result.code == 0, result.err
+    return json.loads(Path("found.json").read_text()), result.out
 
 
 @pytest.fixture

@@ -10,16 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Run, refused
+from conftest import Run, looked, refused
 from factor_transfer.commands.equal_images import equal_images
 from factor_transfer.data import Split
 from factor_transfer.files import read_weights, save_weights
-
-
-def looked(run: Run, *arguments: str | Path) -> tuple[dict[str, Any], str]:
-    result = run("check", *arguments, "--json", "found.json")
-    assert result.code == 0, result.err
-    return json.loads(Path("found.json").read_text()), result.out
 
 
 def test_an_untrained_recipe_is_looked_at_and_nothing_is_left(tiny: Path, run: Run) -> None:

@@ -1,19 +1,11 @@
 """``check``: one part of the loss that drowns the others, and parts that cost more than the student."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from conftest import Run
+from conftest import Run, looked
 from factor_transfer.commands.check import DROWNING
-
-
-def looked(run: Run, *arguments: str | Path) -> tuple[dict[str, Any], str]:
-    result = run("check", *arguments, "--json", "found.json")
-    assert result.code == 0, result.err
-    return json.loads(Path("found.json").read_text()), result.out
 
 
 def test_a_term_is_called_drowning_from_nine_tenths_of_the_gradient_on(tiny: Path, run: Run) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from factor_transfer.commands.equal_images import equal_images
 from factor_transfer.commands.profile import Networks, first_of, measure_stages, networks_now, training_batches
 from factor_transfer.methods import Distillation
-from factor_transfer.models import macs, parameters
+from factor_transfer.models import macs, parameters, state_bytes
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.sizes import part_sizes, size_warnings
@@ -44,7 +44,7 @@ def check(experiment: Experiment) -> dict[str, Any]:
     image = current.of_student(experiment.examples[:1])
     networks = {}
     for name, model in (("teacher", current.teacher), ("student", current.student)):
-        size = sum(value.nbytes for value in model.state_dict().values())
+        size = state_bytes(model)
         networks[name] = {"parameters": parameters(model), "macs": macs(model, image), "bytes": size}
     result: dict[str, Any] = {
         "networks": networks,

@@ -196,19 +196,7 @@ def summarize(
     result: dict[str, Any] = {}
     for method in methods:
         own = top1[method]
-        figures: dict[str, Any] = dict.fromkeys(
-            (
-                "mean",
-                "interval",
-                "difference",
-                "difference_interval",
-                "p",
-                "p_holm",
-                "significant",
-                "gap_closed",
-                "cost",
-            )
-        )
+        figures: dict[str, Any] = dict.fromkeys(_FIGURES)
         if own:
             figures["mean"], figures["interval"] = estimate(list(own.values()))
         both = sorted(own.keys() & alone.keys())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from factor_transfer.config.recipe import Training
 from factor_transfer.data import Batch, Batches
 from factor_transfer.methods import Method, Paraphraser, ParaphraserTraining, Supervised
-from factor_transfer.models import Normalize
+from factor_transfer.models import Normalize, state_bytes
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
@@ -174,7 +174,7 @@ def measure_training(fabric: Fabric, method: Method, batch: Batch, optimization:
     if images > few:  # separates the time per image from the constant time of a step, such as that of the optimiser
         longer = min(step(first_of(batch, images)) for _ in range(_STEPS if seconds < _STEP_S else 1))
         seconds = longer + max(longer - seconds, 0.0) / (images - few) * (whole - images)
-    weights = sum(value.nbytes for value in method.state_dict().values())
+    weights = state_bytes(method)
     state = sum(
         value.nbytes for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)
     )

@@ -1,8 +1,6 @@
 """The lists that ``factor-transfer show`` prints."""
 
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from rich import box
@@ -11,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from factor_transfer.config.presets import PRESETS
+from factor_transfer.config.presets import PRESETS, dotted
 from factor_transfer.config.read import shipped
 from factor_transfer.errors import InputError, choose, printable
 from factor_transfer.methods import TERMS
@@ -72,7 +70,10 @@ def presets() -> Table:
     """The presets that a recipe may use with ``preset = NAME``, and their settings."""
     table = _table("preset", "settings, unless the recipe sets them")
     for name, document in PRESETS.items():
-        lines = [f"[{table_name}] {', '.join(_flat(content))}" for table_name, content in document.items()]
+        lines = [
+            f"[{table_name}] {', '.join(f'{key} = {_shown(value)}' for key, value in dotted(content))}"
+            for table_name, content in document.items()
+        ]
         table.add_row(name, escape("\n".join(lines)), end_section=True)
     return table
 
@@ -87,12 +88,8 @@ def zoo() -> Group:
     return Group(table, Text("In Python: factor_transfer.load_student(NAME)."))
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def taps(model: str, size: int | None = None) -> Table:

@@ -4,7 +4,7 @@ A preset applies where a recipe has no setting of its own. Faults of these imple
 another paraphraser than the one that was trained, or giving the teacher images unlike those it was trained on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from factor_transfer.errors import choose
@@ -88,3 +88,12 @@ def _merge(document: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
         else:
             merged.setdefault(key, value)
     return merged
+
+
+def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys and values of a table, such as ``factor.beta`` in ``transfer``."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

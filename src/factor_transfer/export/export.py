@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from factor_transfer.commands.test import compare_images
 from factor_transfer.errors import InputError
 from factor_transfer.export.build import ExportOptions, build_file
@@ -62,7 +64,7 @@ def export_student(experiment: Experiment, run: Run, options: ExportOptions, out
     )
     folder = out or export_folder(student, options)
     _check_folder(folder, student)
-    images = calibration(data.train, options.calibration) if options.precision == "int8" else experiment.examples.cpu()
+    images = export_images(experiment, options)
     exportable = bare(network, normalize, images)
     if options.qat:
         exportable = fine_tune(experiment, run, exportable, options.qat)
@@ -97,6 +99,13 @@ def export_student(experiment: Experiment, run: Run, options: ExportOptions, out
     for accepted in (name, RECORD):
         (folder / f"{accepted}{REJECTED}").unlink(missing_ok=True)
     return record
+
+
+def export_images(experiment: Experiment, options: ExportOptions) -> Tensor:
+    """The raw images that an export is built with, (N, C, H, W): those of the calibration, or a few examples."""
+    if options.precision == "int8":
+        return calibration(experiment.data.train, options.calibration)
+    return experiment.examples.cpu()
 
 
 def export_folder(student: Artefact, options: ExportOptions) -> Path:

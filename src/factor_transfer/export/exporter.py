@@ -4,15 +4,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from factor_transfer.errors import InputError
 from factor_transfer.export.build import ExportOptions, build_file
-from factor_transfer.export.export import export_folder, export_student
+from factor_transfer.export.export import export_folder, export_images, export_student
 from factor_transfer.export.formats.optional import EXTRAS, need
 from factor_transfer.export.formats.runtimes import ENDINGS, open_file
 from factor_transfer.export.graph import bare
-from factor_transfer.export.quantize import calibration
 from factor_transfer.export.record import RECORD, ExportRecord, exporter_versions
 from factor_transfer.files import read_json, sha256
 from factor_transfer.models import Normalize
@@ -52,7 +51,7 @@ class StudentExporter:
         Raises:
             InputError: this kind of student cannot be exported.
         """
-        images = self._images(experiment)
+        images = export_images(experiment, self.options)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"student{ENDINGS[self.options.format]}"
             file.write_bytes(build_file(bare(network, normalize, images), normalize, images, self.options))
@@ -72,11 +71,6 @@ class StudentExporter:
         if up_to_date:
             experiment.say(f"{file.name}  up to date  {file}")
         return file, record
-
-    def _images(self, experiment: Experiment) -> Tensor:
-        if self.options.precision == "int8":
-            return calibration(experiment.data.train, self.options.calibration)
-        return experiment.examples.cpu()
 
     def _find_record(self, folder: Path, student: str) -> dict[str, Any] | None:
         """The record of an earlier export of the same student with the same libraries, if its file is undamaged."""

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from factor_transfer.errors import InputError, choose
-from factor_transfer.models.cost import macs, parameters
+from factor_transfer.models.cost import macs, parameters, state_bytes
 from factor_transfer.models.external import (
     announce,
     build_external,
@@ -36,6 +36,7 @@ __all__ = [
     "macs",
     "parameters",
     "permit",
+    "state_bytes",
     "zoo_statistics",
 ]
 

@@ -11,6 +11,11 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def state_bytes(model: nn.Module) -> int:
+    """The size of a network's parameters and buffers, in bytes."""
+    return sum(value.nbytes for value in model.state_dict().values())
+
+
 def macs(model: nn.Module, images: Tensor) -> int:
     """The number of multiply-accumulate operations of a forward pass for one image.
 

@@ -59,7 +59,6 @@ class Experiment:
         self.display = console if isinstance(console, Display) else Display(console)
         self.trusted_code = trusted_code
         self.verified: set[Path] = set()  # folders whose checksums were verified in this command
-        self._printed: set[str] = set()
         self._test_logits: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
 
     def with_method(self, method: str, seed: int | None = None) -> Self:
@@ -80,11 +79,9 @@ class Experiment:
         """Print a message."""
         self.display.say(printable(text, newlines=True))
 
-    def say_first(self, text: str) -> None:
+    def say_once(self, text: str) -> None:
         """Print a message that has not been printed in this command yet."""
-        if text not in self._printed:
-            self._printed.add(text)
-            self.display.say_once(printable(text, newlines=True))
+        self.display.say_once(printable(text, newlines=True))
 
     @property
     def console(self) -> Console:

@@ -40,6 +40,7 @@ class Display:
         self.console, self.several = console, several
         self._progress: Progress | None = None
         self._rows: dict[str, TaskID] = {}
+        self._printed_once: set[str] = set()
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -47,8 +48,10 @@ class Display:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def say_once(self, text: str) -> None:
-        """Print a line that all processes of a command would print, only once."""
-        self.say(text)
+        """Print a line that a command, or several of its processes, would print more than once."""
+        if text not in self._printed_once:
+            self._printed_once.add(text)
+            self.say(text)
 
     def start(self, stage: str, total: int, completed: int) -> None:
         """Add a row for a training of ``total`` steps, of which ``completed`` are done."""

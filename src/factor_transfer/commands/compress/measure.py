@@ -14,7 +14,7 @@ from factor_transfer.commands.compress.schedule import Costs
 from factor_transfer.commands.profile import Budget, measure_stage, measure_stages, networks_now
 from factor_transfer.config.read import read_recipe, toml_value
 from factor_transfer.methods import Supervised
-from factor_transfer.models import Normalize, parameters
+from factor_transfer.models import Normalize, parameters, state_bytes
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.student import build_student_method
 from factor_transfer.pipeline.stages.teacher import frozen_teacher
@@ -108,7 +108,7 @@ def measure(draft: str, pictures: Pictures, exporter: Exporter | None) -> Measur
     tests_s = sum(pictures.test * _FORWARD / budget.images_per_s for budget in budgets.values())
     once_s = _START_S + decoding_s + tests_s + _REPORT_S + (exporting_s + _TESTING_S if exporter is not None else 0.0)
     sizes = {
-        name: sum(value.nbytes for value in model.state_dict().values()) / 1e6
+        name: state_bytes(model) / 1e6
         for name, model in (("teacher", networks.teacher), ("student", networks.student), ("method", method))
     }
     images_mb = (pictures.training + pictures.test) * pictures.channels * recipe.data.size**2 / 1e6  # type: ignore[attr-defined]

@@ -84,9 +84,9 @@ def print_sizes(experiment: Experiment, method: Distillation, paraphrasers: Mapp
     """Print the sizes and the warnings of a training, once per command."""
     sizes = part_sizes(experiment, method, paraphrasers)
     if len(sizes) > len(_NETWORKS):
-        experiment.say_first(size_line(sizes))
+        experiment.say_once(size_line(sizes))
     for warning in size_warnings(sizes):
-        experiment.say_first(f"Warning: {warning}")
+        experiment.say_once(f"Warning: {warning}")
 
 
 def _name(part: str) -> str:
