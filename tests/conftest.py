@@ -1,6 +1,8 @@
 """What all tests share: a recipe that trains in seconds, and the command line run in this process."""
 
+import contextlib
 import importlib
+import io
 import json
 import os
 import re
@@ -236,11 +238,20 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported_digits(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with the student and the teacher as ExecuTorch files. Not to be changed: copy it."""
+    """A folder with that run as ``runs/resnet20-resnet8`` and ExecuTorch files. Not to be changed: copy it.
 
-    def make(work: Path) -> None:
-        shutil.copytree(digits_run, work)
-        with pytest.raises(SystemExit, match=r"^0$"):
-            main(["export", str(work), "--format", "executorch"])
+    The files are those of the page on deployment, ``device/student.pte`` in 8 bits, and the student's and the teacher's
+    in the work dir. What the commands printed is beside them, ``int8.txt`` and ``float32.txt``.
+    """
+
+    def make(folder: Path) -> None:
+        work = shutil.copytree(digits_run, folder / "runs" / "resnet20-resnet8")
+        (page,) = re.findall(r"^    factor-transfer (export .*)$", (ROOT / "docs" / "deploy.md").read_text(), re.M)
+        for precision, words in (("int8", page.split()), ("float32", ["export", str(work), "--format", "executorch"])):
+            printed = io.StringIO()
+            succeeds = pytest.raises(SystemExit, match=r"^0$")
+            with contextlib.chdir(folder), contextlib.redirect_stdout(printed), succeeds:
+                main([*words, "--tolerance", "5"])  # of a student that was hardly trained
+            (folder / f"{precision}.txt").write_text(printed.getvalue())
 
     return once(tmp_path_factory, "exported", make)

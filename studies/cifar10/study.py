@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from factor_transfer.cli.exit import report_errors
-from factor_transfer.distributed.fabric import find_device
+from factor_transfer.distributed.device import find_device
 from factor_transfer.distributed.precision import fast_precision
 from factor_transfer.errors import InputError, suggest
 from plan import Piece, pieces

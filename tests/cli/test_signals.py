@@ -1,101 +1,125 @@
 """Signals in quick succession, at whatever moment: one message, exit code 128 and the number, no traceback."""
 
+import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import Run, refused
+from conftest import TINY, Run, refused
 from factor_transfer.cli import exit as ending
 from factor_transfer.pipeline.stages import teacher as stages
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
-# Sends its own process signals: when a module is first looked for, or in code that the test adds.
-PROGRAM = """
-import os, signal, sys, threading, time
+# Sends its own process signals when a module is first looked for.
+WHILE_IMPORTING = """
+import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-def send(*numbers):
-    for number in numbers:
-        os.kill(os.getpid(), number)
 class Finder:
     @staticmethod
     def find_spec(name, *_):
         if name == MODULE:
             sys.meta_path.remove(Finder)
-            send(*NUMBERS)
+            for number in NUMBERS:
+                os.kill(os.getpid(), number)
 sys.meta_path.insert(0, Finder)
 from factor_transfer.cli import main
-CODE
 main()
 """
 
+# Each case in a process of its own, all of which are forks of one that has imported PyTorch.
+CASES = """
+import json, os, signal, sys, threading, time
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def send(number):
+    os.kill(os.getpid(), number)
+from factor_transfer.cli import main
+from factor_transfer.pipeline.stages import teacher
+outcomes = {}
+for name, code in json.loads(Path("cases.json").read_text()).items():
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), 2)
+        exec(code, globals())
+        sys.argv[1:] = ["teacher", "tiny.toml"]  # main without arguments ends the process
+        main()
+    outcomes[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), Path(name).read_text()
+Path("outcomes.json").write_text(json.dumps(outcomes))
+"""
 
-def program(*arguments: str | Path, module: str = "", numbers: list[int] | None = None, code: str = "") -> Any:
-    text = (
-        PROGRAM.replace("MODULE", repr(module))
-        .replace("NUMBERS", repr([int(number) for number in numbers or ()]))
-        .replace("CODE", code)
-    )
-    command = [sys.executable, "-c", text, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
-
-def stopped(result: Any, number: int) -> None:
-    assert result.returncode == 128 + number, result.stderr
-    assert result.stderr.startswith("Stopped: ")
-    assert len(result.stderr.splitlines()) == 1
+def stopped(code: int, errors: str, number: int) -> None:
+    assert code == 128 + number, errors
+    assert errors.startswith("Stopped: ")
+    assert len(errors.splitlines()) == 1
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("module", ["typer", "rich.console", "torch", "pydantic"])
 def test_while_modules_are_imported(tiny: Path, module: str, number: signal.Signals) -> None:
-    stopped(program("teacher", tiny, module=module, numbers=[number]), number)
-    stopped(program("teacher", tiny, module=module, numbers=[number] * 3), number)
+    for numbers in ([int(number)], [int(number)] * 3):
+        text = WHILE_IMPORTING.replace("MODULE", repr(module)).replace("NUMBERS", repr(numbers))
+        command = [sys.executable, "-c", text, "teacher", str(tiny)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        stopped(result.returncode, result.stderr, number)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_one_that_python_would_forget(tiny: Path, number: signal.Signals) -> None:
-    """In a destructor, whose exceptions are printed and ignored."""
-    code = f"""
+MOMENTS = {
+    # Exceptions that are raised in a destructor are printed and ignored by Python.
+    "in a destructor": """
 class Sends:
     def __del__(self):
-        send({int(number)})
+        send(NUMBER)
         for _ in range(100):
             pass
-from factor_transfer.pipeline.stages import teacher
 teacher.start_stage = lambda *_: Sends() and time.sleep(20)
-"""
-    stopped(program("teacher", tiny, code=code), number)
-
-
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_second_one_while_the_first_is_on_its_way(tiny: Path, number: signal.Signals) -> None:
-    code = f"""
-def begin(*_):
+""",
+    "while the first one is handled": f"""
+def start(*_):
     try:
         send({int(signal.SIGTERM)})
         time.sleep(20)
     finally:
-        send({int(number)})
+        send(NUMBER)
         time.sleep(20)
-from factor_transfer.pipeline.stages import teacher
-teacher.start_stage = begin
-"""
-    stopped(program("teacher", tiny, code=code), number)
+teacher.start_stage = start
+""",
+    "beside a thread that waits": """
+threading.Thread(target=time.sleep, args=[40]).start()
+teacher.start_stage = lambda *_: send(NUMBER)
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """The exit code and the message of the command, by moment and signal."""
+    folder = tmp_path_factory.mktemp("signals")
+    (folder / "tiny.toml").write_text(TINY)
+    cases = {
+        f"{moment}, {number.name}": code.replace("NUMBER", str(int(number)))
+        for moment, code in MOMENTS.items()
+        for number in SIGNALS
+    }
+    (folder / "cases.json").write_text(json.dumps(cases))
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", CASES], cwd=folder, check=True, timeout=120)
+    assert time.monotonic() - began < 30  # nothing was waited for
+    found: dict[str, list[Any]] = json.loads((folder / "outcomes.json").read_text())
+    return found
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_threads_that_wait_are_not_waited_for(tiny: Path, number: signal.Signals) -> None:
-    code = f"""
-threading.Thread(target=time.sleep, args=[40]).start()
-from factor_transfer.pipeline.stages import teacher
-teacher.start_stage = lambda *_: send({int(number)})
-"""
-    stopped(program("teacher", tiny, code=code), number)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_at_an_awkward_moment(moment: str, number: signal.Signals, outcomes: dict[str, list[Any]]) -> None:
+    code, errors = outcomes[f"{moment}, {number.name}"]
+    stopped(code, errors, number)
 
 
 @pytest.mark.parametrize("late", SIGNALS)

@@ -36,7 +36,7 @@ def test_an_untrained_paraphraser_is_called_that(tiny: Path, finished: Path, run
 
 def test_a_translator_that_costs_more_than_the_student_is_told_before_training(tiny: Path, run: Run) -> None:
     wide = "student={model='mobilenet_v2', args={width=0.05}, epochs=1, batch_size=24, tap='features'}"
-    found, out = looked(run, tiny, wide, "data.size=32")
+    found, out = looked(run, tiny, wide, "data.size=16")
     sizes = found["sizes"]
     assert sizes["factor"]["macs"] > sizes["student"]["macs"]
     told = f"the translator costs more than the student: {sizes['factor']['macs']:,} multiply-accumulates per image"

@@ -233,7 +233,7 @@ def test_whatever_the_process_that_runs_a_file_does(
 def test_any_changed_executorch_file_is_refused_or_answers(
     run: Run, exported_digits: Path, picture: Path, share: float, change: bytes
 ) -> None:
-    device = exported_digits / STUDENT / "export" / "executorch-float32"
+    device = exported_digits / "runs/resnet20-resnet8" / STUDENT / "export" / "executorch-float32"
     whole, record = (device / "student.pte").read_bytes(), json.loads((device / "export.json").read_text())
     at = int(share * len(whole))
     path = Path("student.pte")

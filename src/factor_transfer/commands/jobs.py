@@ -143,7 +143,7 @@ class _Pool:
     def __init__(self, count: int, experiment: Experiment, recipe: Path, score: Callable[..., Any]) -> None:
         self.count, self.experiment, self.recipe, self.score = count, experiment, recipe, score
         self.display = Display(experiment.console, several=True)
-        self.context = worker_context(__name__)
+        self.context = worker_context(__name__, "factor_transfer.distributed.fabric")
         self.running: list[_Running] = []
         self.prepared = False
 

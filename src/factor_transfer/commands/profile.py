@@ -4,10 +4,9 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from factor_transfer.config.recipe import Training
@@ -22,6 +21,9 @@ from factor_transfer.pipeline.stages.teacher import frozen_teacher, teacher_prov
 from factor_transfer.pipeline.weights.initial import init_network
 from factor_transfer.settings import chosen
 from factor_transfer.training.optim import Optimization
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _STEP_S = 1.0  # the longest duration of a measured step; slower networks are measured on fewer images
 _PROBE = 4  # the number of images in the first step, which also serves as a warm-up
@@ -132,7 +134,7 @@ def _finished(experiment: Experiment, name: str, inputs: Mapping[str, Any]) -> A
     return done if done and not artefact.differences(folder, inputs) else None
 
 
-def measure_training(fabric: Fabric, method: Method, batch: Batch, optimization: Optimization, steps: int) -> Budget:
+def measure_training(fabric: "Fabric", method: Method, batch: Batch, optimization: Optimization, steps: int) -> Budget:
     """Time a few steps of a training, and count the memory of the tensors that they save.
 
     Args:

@@ -9,7 +9,6 @@ from torch import nn
 from factor_transfer.config.recipe import Recipe
 from factor_transfer.data import Data, in_order, open_data
 from factor_transfer.distributed import collectives
-from factor_transfer.distributed.fabric import open_fabric
 from factor_transfer.distributed.precision import FULL
 from factor_transfer.errors import InputError
 from factor_transfer.files import load_into
@@ -77,6 +76,8 @@ def score(
     path = folder / artefact.WEIGHTS if folder.is_dir() else folder
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; give a file of weights, or the folder of a finished stage")
+    from factor_transfer.distributed.fabric import open_fabric  # not before it is needed: it takes a second
+
     fabric = open_fabric(recipe.device, FULL)  # figures are measured in full precision
     data = open_data(**recipe.data.model_dump())
     say(data_line(data, fabric))

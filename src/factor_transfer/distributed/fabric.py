@@ -1,18 +1,26 @@
 """Device and precision, and the processes that train together: through lightning-fabric."""
 
 import logging
+import sys
 from datetime import timedelta
 from inspect import signature
 from typing import Any
 
-import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from factor_transfer.distributed.launch import launch_info
 from factor_transfer.errors import InputError
+
+# lightning-fabric imports torchmetrics, where that is installed, to learn its version, and torchmetrics imports SciPy
+# and Matplotlib, which takes longer than all the rest. What depends on the version is not used here.
+sys.modules.setdefault("torchmetrics", None)  # type: ignore[arg-type]  # with None, the import fails
+try:
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+finally:
+    if sys.modules["torchmetrics"] is None:
+        del sys.modules["torchmetrics"]
 
 # How long a process waits for the others, since the first one may be filling a cache. A dead one is noticed at once.
 _TIMEOUT = timedelta(hours=24)
@@ -21,13 +29,6 @@ _TIMEOUT = timedelta(hours=24)
 _STATISTICS: dict[str, Any] = {
     max({"forward_sync_buffers", "broadcast_buffers"} & {*signature(DistributedDataParallel).parameters}): False
 }
-
-
-def find_device(device: str) -> torch.device:
-    """The device that a recipe's name stands for on this machine; ``"auto"`` is a GPU where there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(device)
 
 
 def open_fabric(device: str, precision: Any) -> Fabric:

@@ -10,19 +10,19 @@ from types import ModuleType
 from typing import Any
 
 
-def worker_context(preload: str) -> Any:
+def worker_context(*preload: str) -> Any:
     """The multiprocessing context from which helper processes are started.
 
     Helpers are started by a fork server, or spawned on systems without one. A fork of this process would inherit the
     locks of its other threads (those of the progress bar and PyTorch), which may be held.
 
     Args:
-        preload: the module that the fork server imports once for all helpers.
+        preload: the modules that the fork server imports once for all helpers.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
+    context.set_forkserver_preload(list(preload))
     return context
 
 

@@ -4,10 +4,9 @@ from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -15,7 +14,7 @@ from factor_transfer.config.recipe import Network, Recipe
 from factor_transfer.data import Augment, Batch, Data, Split, Views, describe, in_order, open_data
 from factor_transfer.data.sets.image_files import class_name
 from factor_transfer.distributed import collectives
-from factor_transfer.distributed.fabric import find_device, open_fabric
+from factor_transfer.distributed.device import find_device
 from factor_transfer.distributed.precision import fast_precision
 from factor_transfer.errors import InputError, printable
 from factor_transfer.models import Normalize, build_model, check_trusted, zoo_statistics
@@ -27,6 +26,9 @@ from factor_transfer.pipeline.weights.trial import try_network
 from factor_transfer.taps.stages import LAST_STAGE, resolve
 from factor_transfer.training.evaluate import predict
 from factor_transfer.training.log import Display
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 EVALUATION_BATCH = 500
 KEPT_LOGITS = 2**30  # bytes: the logits of five networks for the 50,000 validation images of ImageNet
@@ -108,8 +110,10 @@ class Experiment:
         return data
 
     @cached_property
-    def fabric(self) -> Fabric:
+    def fabric(self) -> "Fabric":
         """The device and the precision, as a ``Fabric``."""
+        from factor_transfer.distributed.fabric import open_fabric  # not before it is needed: it takes a second
+
         return open_fabric(self.recipe.device, self.precision)
 
     @cached_property
@@ -310,7 +314,7 @@ def named_code(recipe: Recipe, done: Artefact) -> list[str]:
     return [section.model]
 
 
-def data_line(data: Data, fabric: Fabric) -> str:
+def data_line(data: Data, fabric: "Fabric") -> str:
     """The line that a command prints about its images and its device."""
     device = fabric.device
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""

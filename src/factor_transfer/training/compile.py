@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from factor_transfer.data import Batch
 from factor_transfer.methods import Method, Teacher, load_trained_state, trained_state
 from factor_transfer.taps.extract import Taps
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # On a CPU, compiling takes about a minute and saves about a fifth of each step, so it only pays above this much
 # arithmetic. The bound is in operations, not in seconds, so that a resumed training decides as it did before.
@@ -35,7 +38,7 @@ def worthwhile(macs: int, images: int, steps: int, device: torch.device) -> bool
     return steps >= _WORTHWHILE_STEPS if device.type == "cuda" else 6 * macs * images >= _WORTHWHILE_FLOPS
 
 
-def compile_networks(fabric: Fabric, method: Method, batch: Batch) -> str | None:
+def compile_networks(fabric: "Fabric", method: Method, batch: Batch) -> str | None:
     """Compile the networks of a method in place, and compare their gradient with the eager one.
 
     Only networks are compiled, not the small terms between them, because PyTorch's compiler (2.13, on a CPU) has been
@@ -92,7 +95,7 @@ def _perturb(method: Method) -> None:
             parameter.mul_(1 + _PERTURBATION * noise)
 
 
-def _gradient(fabric: Fabric, method: Method, batch: Batch) -> Tensor:
+def _gradient(fabric: "Fabric", method: Method, batch: Batch) -> Tensor:
     """The gradient of all trained parameters, as one vector."""
     torch.manual_seed(0)
     with fabric.autocast():

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from factor_transfer.data import Batch
@@ -25,6 +24,9 @@ from factor_transfer.training.meters import Meters
 from factor_transfer.training.nonfinite import GradientGuard, diverged, nonfinite_names
 from factor_transfer.training.optim import Optimization
 from factor_transfer.training.sync_batch_norm import synchronise
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # Seconds between two fetches of the losses to the host. Each fetch makes a GPU wait.
 _FETCH_INTERVAL_S = 0.5
@@ -102,7 +104,7 @@ class Trainer:
 
     def __init__(
         self,
-        fabric: Fabric,
+        fabric: "Fabric",
         method: Method,
         product: nn.Module,
         *,

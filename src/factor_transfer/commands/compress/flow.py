@@ -13,7 +13,7 @@ from factor_transfer.commands.compress.plan import Plan, Request, make_plan, run
 from factor_transfer.commands.compress.recipe_file import read_written, recipe_name
 from factor_transfer.commands.run import run
 from factor_transfer.config.read import read_recipe
-from factor_transfer.distributed.fabric import find_device
+from factor_transfer.distributed.device import find_device
 from factor_transfer.distributed.threads import use_fast_threads
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_atomic

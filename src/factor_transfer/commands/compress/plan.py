@@ -21,7 +21,7 @@ from factor_transfer.commands.compress.look import Pictures, look
 from factor_transfer.commands.compress.measure import Exporter, Measured
 from factor_transfer.commands.compress.recipe_file import command_line, recipe_text
 from factor_transfer.commands.compress.schedule import Costs, Epochs, is_roomy, least_epochs, plan_epochs, shorten
-from factor_transfer.distributed.fabric import find_device
+from factor_transfer.distributed.device import find_device
 from factor_transfer.errors import InputError
 from factor_transfer.report.names import name_of
 
