@@ -15,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/factor-transfer demo
 
 test: .venv/installed-dev
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 3 --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
