@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from conftest import Run, looked, refused
-from factor_transfer.commands.equal_images import equal_images
 from factor_transfer.data import Split
+from factor_transfer.data.sets.equal_images import equal_images
 from factor_transfer.files import read_weights, save_weights
 
 

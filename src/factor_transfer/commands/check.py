@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factor_transfer.commands.equal_images import equal_images
-from factor_transfer.commands.profile import Networks, first_of, measure_stages, networks_now, training_batches
+from factor_transfer.commands.profile import Networks, first_of, measure_stages, networks_now
+from factor_transfer.data.sets.equal_images import equal_images
 from factor_transfer.methods import Distillation
 from factor_transfer.models import macs, parameters, state_bytes
 from factor_transfer.models.inference import eval_mode
@@ -143,7 +143,7 @@ def _terms(
     weights = [parameter for parameter in method.student.parameters() if parameter.requires_grad]
     method.train()
     began, batches = time.perf_counter(), 0
-    for batch in islice(training_batches(experiment, experiment.recipe.student), BATCHES):
+    for batch in islice(experiment.batches("student").epoch(0), BATCHES):
         if batches and time.perf_counter() - began > _SECONDS:
             break
         batches += 1

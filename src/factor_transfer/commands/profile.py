@@ -1,8 +1,7 @@
 """Estimates of the time and memory that the stages of a recipe need, from a few training steps of each."""
 
-import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from factor_transfer.config.recipe import Training
-from factor_transfer.data import Batch, Batches
+from factor_transfer.data import Batch
 from factor_transfer.methods import Method, Paraphraser, ParaphraserTraining, Supervised
 from factor_transfer.models import Normalize, state_bytes
 from factor_transfer.pipeline import artefact
@@ -102,29 +101,30 @@ def measure_stages(experiment: Experiment, networks: Networks, method: Method) -
     recipe, found = experiment.recipe, {}
     if recipe.teacher.epochs is not None:
         supervised = Supervised(experiment.build(recipe.teacher), networks.of_teacher)
-        found["teacher"] = measure_stage(experiment, supervised, recipe.teacher)
+        found["teacher"] = measure_stage(experiment, supervised, "teacher")
     if networks.paraphrasers and recipe.paraphraser and recipe.paraphraser.epochs is not None:
         paraphrasers = new_paraphrasers(experiment, networks.teacher, networks.of_teacher)
         distance = chosen(recipe.paraphraser, ParaphraserTraining)
         teacher = frozen_teacher(experiment, networks.teacher, networks.of_teacher)
         training = ParaphraserTraining(teacher, list(paraphrasers), list(paraphrasers.values()), **distance)
-        found["paraphraser"] = measure_stage(experiment, training, recipe.paraphraser)
-    found["student"] = measure_stage(experiment, method, recipe.student)
+        found["paraphraser"] = measure_stage(experiment, training, "paraphraser")
+    found["student"] = measure_stage(experiment, method, "student")
     return found
 
 
-def measure_stage(experiment: Experiment, method: Method, section: Training) -> Budget:
-    """Measure the time and memory of one stage, trained with the settings of a section of the recipe."""
+def measure_stage(experiment: Experiment, method: Method, stage: str) -> Budget:
+    """Measure the time and memory of one stage.
+
+    Args:
+        experiment: the experiment.
+        method: the method that trains the stage. Its weights are changed.
+        stage: the name of the stage's section in the recipe, such as ``"student"``.
+    """
+    section: Training = getattr(experiment.recipe, stage)
     assert section.epochs is not None
-    steps = section.epochs * max(1, math.ceil(len(experiment.data.train) / section.batch_size))
-    batch = next(training_batches(experiment, section))
+    batches = experiment.batches(stage, has_terms=not isinstance(method, Supervised))
+    batch, steps = next(batches.epoch(0)), section.epochs * max(1, len(batches))
     return measure_training(experiment.fabric, method, batch, section.optimization, steps)
-
-
-def training_batches(experiment: Experiment, section: Training) -> Iterator[Batch]:
-    """The batches of a stage's first epoch."""
-    data, device = experiment.data, experiment.fabric.device
-    return Batches(data.train, section.batch_size, section.seed, experiment.augment, device).epoch(0)
 
 
 def _finished(experiment: Experiment, name: str, inputs: Mapping[str, Any]) -> Artefact | None:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 from pydantic import Field, model_validator
 
 from factor_transfer.settings import Options, options
@@ -132,7 +132,15 @@ class Network(Training):
 
 
 class Student(Network):
-    """``[student]``: the settings of the student, which is always trained."""
+    """``[student]``: the settings of the student, which is always trained.
+
+    Attributes:
+        unlabelled_share: the share of images without labels in each batch, between 0 and 1, if there are such images;
+            see ``data.unlabelled``. By default all images are used about equally often, but at least 8 images of a
+            batch have labels.
+    """
+
+    unlabelled_share: Annotated[float, Gt(0), Lt(1)] | None = None
 
     @model_validator(mode="after")
     def _trained(self) -> "Student":

@@ -1,7 +1,9 @@
 """Batches whose order and augmentation are a function of (seed, epoch)."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -31,6 +33,114 @@ class Batch(NamedTuple):
     views: Tensor | None = None
 
 
+_LEAST_LABELLED = 8  # the least number of labelled images in a batch, unless it is smaller than twice that
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The composition of batches of labelled and unlabelled images.
+
+    An epoch is a pass over the kind of image that takes more steps; the images of the other kind are used several
+    times in it. Over a whole training, all images of a kind are used equally often.
+
+    Attributes:
+        labelled: the number of labelled images, which are the first ones of the split.
+        unlabelled: the number of unlabelled images.
+        batch_size: the number of images per batch, over all processes.
+        labelled_per_batch: the number of labelled images per batch.
+        steps: the number of batches per epoch.
+    """
+
+    labelled: int
+    unlabelled: int
+    batch_size: int
+    labelled_per_batch: int
+    steps: int
+
+    @property
+    def labelled_share(self) -> float:
+        """The share of labelled images in a batch, in 0..1."""
+        return self.labelled_per_batch / self.batch_size
+
+    def labelled_alone(self) -> "Mixture":
+        """The composition of as many batches without unlabelled images."""
+        size = min(self.batch_size, self.labelled)
+        return replace(self, unlabelled=0, batch_size=size, labelled_per_batch=size)
+
+    def order(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """The images of an epoch: their indices, and how often each was used before, int64 (steps * batch_size,) each.
+
+        The labelled images are spread evenly over each batch, so that each part of it has its share of them.
+
+        Args:
+            seed: the seed of the training.
+            epoch: the epoch, counted from 0.
+        """
+        place = torch.arange(self.batch_size + 1) * self.labelled_per_batch // self.batch_size
+        is_labelled = place[1:] > place[:-1]  # (batch_size,)
+        order, passes = torch.empty(2, self.steps, self.batch_size, dtype=torch.int64)
+        for kind, (mask, count, first) in enumerate(
+            ((is_labelled, self.labelled, 0), (~is_labelled, self.unlabelled, self.labelled))
+        ):
+            shape = self.steps, int(mask.sum())
+            used = math.prod(shape)
+            indices, rounds = _endless(epoch_seed(seed, kind, 0), count, epoch * used, (epoch + 1) * used)
+            order[:, mask], passes[:, mask] = first + indices.view(shape), rounds.view(shape)
+        return order.flatten(), passes.flatten()
+
+
+def mix(labelled: int, unlabelled: int, batch_size: int, share: float | None = None) -> Mixture:
+    """Choose the composition of batches.
+
+    Args:
+        labelled: the number of labelled images.
+        unlabelled: the number of unlabelled images.
+        batch_size: the number of images per batch, at least 2.
+        share: the share of unlabelled images in a batch, between 0 and 1. By default all images are used about equally
+            often, but at least 8 images of a batch are labelled, or half of a smaller batch.
+
+    Raises:
+        InputError: if a batch would have no image of one kind, or more labelled images than there are.
+
+    Example:
+        >>> from factor_transfer.data.batches import mix
+        >>> mix(labelled=600, unlabelled=53400, batch_size=128).labelled_per_batch
+        8
+        >>> mix(labelled=600, unlabelled=53400, batch_size=128, share=0.5).steps
+        835
+    """
+    if share is None:
+        most = batch_size - min(_LEAST_LABELLED, batch_size // 2)
+        others = min(max(round(batch_size * unlabelled / (labelled + unlabelled)), 1), most)
+    else:
+        others = round(batch_size * share)
+    with_label = batch_size - others
+    if min(others, with_label) < 1:
+        raise InputError(
+            f"a batch of {batch_size} images with a share of {others / batch_size:g} unlabelled ones has none of one "
+            "kind; choose another student.unlabelled_share, or a larger student.batch_size"
+        )
+    for kind, needed, available in (("labelled", with_label, labelled), ("unlabelled", others, unlabelled)):
+        if needed > available:
+            raise InputError(
+                f"a batch would have {needed} {kind} images, but there are only {available}; choose a smaller "
+                "student.batch_size, or another student.unlabelled_share"
+            )
+    steps = max(math.ceil(labelled / with_label), math.ceil(unlabelled / others))
+    return Mixture(labelled, unlabelled, batch_size, with_label, steps)
+
+
+def _endless(seed: int, count: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    """A window of an endless sequence of random orders of ``count`` images: indices, and the number of each order."""
+    first, last = begin // max(count, 1), max(end - 1, begin) // max(count, 1)
+    orders = [
+        torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed(seed, order)))
+        for order in range(first, last + 1)
+    ]
+    window = slice(begin - first * count, end - first * count)
+    return torch.cat(orders)[window], torch.arange(first, last + 1).repeat_interleave(count)[window]
+
+
 class Batches:
     """Shuffled, augmented batches of training images.
 
@@ -48,6 +158,8 @@ class Batches:
         rank: the rank of this process among those that share each batch, in 0..world-1.
         world: the number of processes that share each batch. The images of a batch, and their order, do not depend on
             it.
+        mixture: the composition of the batches, if some images of ``split`` have no label; its batch size replaces
+            ``batch_size``.
 
     Attributes:
         waited: the time spent waiting for the images of the current epoch, in seconds, without crops and flips. It
@@ -73,7 +185,10 @@ class Batches:
         views: Views | None = None,
         rank: int = 0,
         world: int = 1,
+        mixture: Mixture | None = None,
     ) -> None:
+        if mixture is not None:
+            batch_size = mixture.batch_size
         if batch_size > len(split):
             raise InputError(
                 f"a batch of {batch_size} images is larger than the training set of {len(split)}; "
@@ -92,14 +207,19 @@ class Batches:
         self.device = device
         self.views = views
         self.rank, self.world = rank, world
+        self.mixture = mixture
         self.waited = 0.0
 
     def __len__(self) -> int:
+        if self.mixture is not None:
+            return self.mixture.steps
         full, rest = divmod(len(self.labels), self.batch_size)
         return full + (rest > 1)
 
     def size(self, step: int) -> int:
         """The number of images in a step, counted from 0, over all processes."""
+        if self.mixture is not None:
+            return self.batch_size
         return min(self.batch_size, len(self.labels) - step * self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -112,17 +232,20 @@ class Batches:
             start: the step to start from, counted from 0.
         """
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
-        order = torch.randperm(len(self.labels), generator=generator)
+        if self.mixture is None:
+            order, used = torch.randperm(len(self.labels), generator=generator), torch.tensor(epoch)
+        else:
+            order, used = self.mixture.order(self.seed, epoch)
         views = None
         if self.views is None:
-            draws = self.augment.draw(len(self.labels), generator).to(self.device)
+            draws = self.augment.draw(len(order), generator).to(self.device)
         else:
             # Each image starts with a random view and cycles through all of them, so none is repeated before all are
             # used.
             first = torch.randint(
-                self.views.count, (len(order),), generator=torch.Generator().manual_seed(epoch_seed(self.seed))
+                self.views.count, (len(self.labels),), generator=torch.Generator().manual_seed(epoch_seed(self.seed))
             )
-            views = (first[order] + epoch) % self.views.count
+            views = (first[order] + used) % self.views.count
             draws, views = self.views.draws[views, order].to(self.device), views.to(self.device)
         order = order.to(self.device)
         windows = [self._window(step) for step in range(start, len(self))]

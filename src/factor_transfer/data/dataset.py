@@ -7,7 +7,7 @@ from functools import cache, cached_property
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from factor_transfer.data.sets.cifar import load_cifar10, load_cifar100
@@ -15,6 +15,7 @@ from factor_transfer.data.sets.digits import load_digits
 from factor_transfer.data.sets.fashion_mnist import load_fashion_mnist, load_fashion_mnist_small
 from factor_transfer.data.sets.folder import load_folder
 from factor_transfer.data.sets.synthetic import load_synthetic
+from factor_transfer.data.sets.unlabelled import check_apart, load_unlabelled
 from factor_transfer.data.split import Origin, Source, Split, stratified
 from factor_transfer.errors import InputError, choose
 from factor_transfer.settings import settings
@@ -50,6 +51,7 @@ class Data:
         test_is_cut: whether the test images are a part of the same files as the training images, see ``Source``.
         name: the name of the data set, see ``DATASETS``.
         origin: a description of where the images of each split come from.
+        unlabelled: the images without labels; ``None`` if there are none.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +63,12 @@ class Data:
     test_is_cut: bool = False
     name: str = ""
     origin: Origin = field(default_factory=Origin)
+    unlabelled: Split | None = None
+
+    @cached_property
+    def pool(self) -> Split:
+        """All images that a student can learn from: the training images, followed by those without labels."""
+        return self.train if self.unlabelled is None else self.train.joined(self.unlabelled)
 
     @property
     def channels(self) -> int:
@@ -75,10 +83,16 @@ class Data:
         """
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for split in (self.train, self.validation):
-            digest.update(str(tuple(split.images.shape)).encode())
-            images = split.images
-            digest.update(images.contiguous().numpy().data if isinstance(images, Tensor) else images.fingerprint())
-            digest.update(split.labels.contiguous().numpy().data)
+            _update(digest, split)
+        return digest.hexdigest()
+
+    @cached_property
+    def unlabelled_fingerprint(self) -> str | None:
+        """The SHA-256 of the images without labels, like ``fingerprint``; ``None`` if there are none."""
+        if self.unlabelled is None:
+            return None
+        digest = hashlib.sha256()
+        _update(digest, self.unlabelled)
         return digest.hexdigest()
 
     def check_unchanged(self) -> None:
@@ -87,9 +101,17 @@ class Data:
         Raises:
             InputError: if a file is missing or has changed.
         """
-        for split in (self.train, self.validation):
-            if not isinstance(split.images, Tensor):
+        for split in (self.train, self.validation, self.unlabelled):
+            if split is not None and not isinstance(split.images, Tensor):
                 split.images.check_unchanged()
+
+
+def _update(digest: "hashlib._Hash", split: Split) -> None:
+    """Add the images and labels of a split to a digest."""
+    digest.update(str(tuple(split.images.shape)).encode())
+    images = split.images
+    digest.update(images.contiguous().numpy().data if isinstance(images, Tensor) else images.fingerprint())
+    digest.update(split.labels.contiguous().numpy().data)
 
 
 def open_data(
@@ -97,6 +119,8 @@ def open_data(
     *,
     validation: Annotated[float, Ge(0), Lt(1)] = 0.1,
     limit: Annotated[int, Ge(1)] | None = None,
+    unlabelled: str | list[str] | None = None,
+    labelled: Annotated[float, Gt(0), Lt(1)] | None = None,
     split_seed: Annotated[int, Ge(0)] = 0,
     mean: list[float] | None = None,
     std: list[float] | None = None,
@@ -109,6 +133,10 @@ def open_data(
         validation: the fraction of the training images that is used for validation, in 0..1, stratified by class. It
             has no effect if the data set has its own validation split, such as a folder ``val``.
         limit: the number of training images to use, stratified by class; ``None`` uses all.
+        unlabelled: a folder of images without labels, or several, with any folders inside them. The paraphraser and
+            the student also learn from these images.
+        labelled: the fraction of the training images whose labels are used, in 0..1, stratified by class; the others
+            become images without labels. This simulates missing labels, for studies; ``None`` uses all labels.
         split_seed: the seed of the random splits. It is separate from the seeds of training, so that runs with
             different seeds share their validation images.
         mean: the mean of each channel, in 0..1. It is measured on the training images if it is ``None``, on
@@ -117,7 +145,8 @@ def open_data(
         options: the keyword arguments of the data set, such as ``root``.
 
     Raises:
-        InputError: if there is no data set of this name, files are missing or damaged, or a split is empty.
+        InputError: if there is no data set of this name, files are missing or damaged, a split is empty, or a test
+            image is also among the images without labels.
 
     Example:
         >>> from factor_transfer.data import open_data
@@ -140,6 +169,13 @@ def open_data(
         held_out, remaining = stratified(train.labels, round(validation * len(train)), split_seed)
         train, validation_split = train.subset(remaining), train.subset(held_out)
         origin = replace(origin, validation=f"{100 * validation:.3g} % of the training images")
+    without_labels = None
+    if labelled is not None:
+        if unlabelled is not None:
+            raise InputError("give data.unlabelled, a folder, or data.labelled, a fraction, but not both")
+        chosen, others = stratified(train.labels, round(labelled * len(train)), split_seed)
+        train, without_labels = train.subset(chosen), train.subset(others).without_labels()
+        origin = replace(origin, unlabelled=f"the training images but for data.labelled = {labelled:g}")
     if not len(train):
         raise InputError("no training images are left; choose a smaller data.validation or a larger data.limit")
     if len(source.classes) < 2:
@@ -152,7 +188,15 @@ def open_data(
         )
     mean_std = _statistics(train, mean, std)
     test = cache(source.test)  # experiments that share the data share the test images
-    return Data(source.classes, train, validation_split, test, *mean_std, source.test_is_cut, name, origin)
+    if unlabelled is not None:
+        folders = [unlabelled] if isinstance(unlabelled, str) else unlabelled
+        scales = "size" in settings(opener)
+        without_labels, found = load_unlabelled(folders, train, options.get("size"), scales, options.get("workers"))
+        check_apart(without_labels, test())
+        origin = replace(origin, unlabelled=found)
+    return Data(
+        source.classes, train, validation_split, test, *mean_std, source.test_is_cut, name, origin, without_labels
+    )
 
 
 def _joined(*parts: str) -> str:

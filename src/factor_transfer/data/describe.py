@@ -18,11 +18,13 @@ def describe(data: Data) -> str:
     """
     origin, (channels, height, width) = data.origin, data.train.images.shape[1:]
     names = [_short(name) for name in data.classes[:_CLASSES]] + ["…"] * (len(data.classes) > _CLASSES)
+    unlabelled = [] if data.unlabelled is None else [_split("unlabelled", len(data.unlabelled), origin.unlabelled)]
     parts = [
         f"{len(data.classes)} classes ({', '.join(names)})",
         ", ".join(
             [
                 _split("training", len(data.train), origin.train),
+                *unlabelled,
                 _split("validation", len(data.validation), origin.validation),
                 _split("test", origin.test_size, origin.test),
             ]

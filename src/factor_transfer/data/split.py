@@ -1,4 +1,4 @@
-"""Labelled images, and how a set of them is divided into splits."""
+"""Images with their labels, and how a set of them is divided into splits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,14 +10,16 @@ from torch import Tensor
 from factor_transfer.data.stored import StoredImages
 from factor_transfer.errors import InputError
 
+UNLABELLED = -1  # the label of an image without one
+
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images.
+    """Images with their labels.
 
     Attributes:
         images: the images, uint8 (N, C, H, W), in 0..255; in memory or on disk.
-        labels: the labels, int64 (N,), in 0..K-1 for K classes.
+        labels: the labels, int64 (N,), in 0..K-1 for K classes; ``UNLABELLED`` for images without a label.
         files: the files that images in memory were decoded from, if there is one per image.
     """
 
@@ -33,6 +35,24 @@ class Split:
         images = self.images[indices] if isinstance(self.images, Tensor) else self.images.subset(indices)
         return Split(images, self.labels[indices], self.files and self.files.subset(indices))
 
+    def without_labels(self) -> "Split":
+        """The same images, all of them without a label."""
+        return Split(self.images, torch.full_like(self.labels, UNLABELLED), self.files)
+
+    def joined(self, other: "Split") -> "Split":
+        """These images, followed by those of another split: in memory if both are, otherwise on disk.
+
+        Raises:
+            InputError: if one split is on disk, and the other one has no files.
+        """
+        labels = torch.cat([self.labels, other.labels])
+        if isinstance(self.images, Tensor) and isinstance(other.images, Tensor):
+            return Split(torch.cat([self.images, other.images]), labels)
+        ours, theirs = (split.files if isinstance(split.images, Tensor) else split.images for split in (self, other))
+        if ours is None or theirs is None:
+            raise InputError("images on disk cannot be joined with images that have no files of their own")
+        return Split(ours.joined(theirs), labels)
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -45,6 +65,7 @@ class Origin:
         test: the origin of the test images.
         test_size: the number of test images; ``None`` if it is unknown until they are read.
         skipped: the files and folders among the images that were not read, with their numbers.
+        unlabelled: the origin of the images without labels.
     """
 
     place: str = ""
@@ -53,6 +74,7 @@ class Origin:
     test: str = ""
     test_size: int | None = None
     skipped: str = ""
+    unlabelled: str = ""
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,19 @@ class StoredImages:
         part._opened = None
         return part
 
+    def joined(self, other: "StoredImages") -> "StoredImages":
+        """These images, followed by others of the same shape, without reading them."""
+        whole = copy(self)
+        whole._root = Path(self._root.absolute().anchor)
+        paths = [
+            os.path.join(os.fsencode(images._root.absolute()), name)  # noqa: PTH118  # a path object is slow
+            for images in (self, other)
+            for name in images._names
+        ]
+        whole._names = np.array([path[len(os.fsencode(whole._root)) :] for path in paths], dtype=np.bytes_)
+        whole._opened = None
+        return whole
+
     def fingerprint(self) -> bytes:
         """The SHA-256 of the files' paths below the root, sizes and modification times, and of the decoding settings.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from factor_transfer.data import UNLABELLED
 from factor_transfer.taps.extract import Taps
 
 Losses = dict[str, Tensor]
@@ -89,8 +90,9 @@ def _frozen_prefixes(method: nn.Module) -> tuple[str, ...]:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The top-1 accuracy of a batch in percent, 0-d."""
-    return 100 * (logits.detach().argmax(1) == labels).float().mean()
+    """The top-1 accuracy of the labelled images of a batch in percent, 0-d."""
+    known = (labels != UNLABELLED).sum().clamp(min=1)
+    return 100 * (logits.detach().argmax(1) == labels).sum() / known
 
 
 class Supervised(Method):

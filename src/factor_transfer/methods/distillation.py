@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from factor_transfer.data import Batch
+from factor_transfer.data import UNLABELLED, Batch
 from factor_transfer.methods.base import CachedTargets, Losses, Method, accuracy
 from factor_transfer.methods.teacher import Teacher
 from factor_transfer.methods.term import Target, Term
-from factor_transfer.taps.extract import Taps
+from factor_transfer.taps.extract import Seen, Taps
 
 
 class Distillation(Method):
@@ -36,6 +36,11 @@ class Distillation(Method):
             loss.
         student_prepare: a module that turns a batch into the student's input, such as ``Normalize``.
         teacher_prepare: the same for the teacher. It is ignored if ``teacher`` is a ``Teacher``, which has its own.
+
+    Attributes:
+        labelled_share: the share of labelled images in a batch, in 0..1, if some images have the label ``UNLABELLED``.
+            Losses of labelled images are divided by this share of the batch, not by the number of labelled images in
+            it, so that a gradient does not depend on how a batch is divided. ``None`` divides by their number.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Distillation(Method):
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, teacher_prepare)
         self.teacher.want(teacher_taps, needs_logits)
         self.cached: dict[str, CachedTargets] = {}  # cached targets of fixed views: of every term, or empty
+        self.labelled_share: float | None = None
         self.cross_entropy = prod(term.cross_entropy for term in terms.values())
         # Tensors, so that a change of their values does not recompile a compiled step.
         for name in terms:
@@ -92,7 +98,8 @@ class Distillation(Method):
 
         Args:
             images: the student's input before ``student_prepare``, (B, C, H, W).
-            labels: the classes of the images, int64 (B,).
+            labels: the classes of the images, int64 (B,); ``UNLABELLED`` for images without a label, from which the
+                student learns by its terms alone.
             indices: the indices of the images in the training set, int64 (B,). Only a few terms need them.
             views: the indices of the images' fixed views, int64 (B,), if there are fixed views.
             targets: the teacher's targets by term. They are computed from ``images`` if left out.
@@ -100,12 +107,35 @@ class Distillation(Method):
         if targets is None:
             targets = self.targets(images, indices, views)
         outputs = self.student(images)
-        losses = {"loss_ce": self.cross_entropy * F.cross_entropy(outputs.logits, labels)}
+        batch = Batch(images, labels, indices, views)
+        losses = {"loss_ce": self.cross_entropy * self._cross_entropy(outputs.logits, labels)}
         for name, term in self.named_terms():
-            distance = term(outputs, targets[name], Batch(images, labels, indices, views))
+            if term.needs_labels and self.labelled_share is not None:
+                distance = self._of_labelled(term, outputs, targets[name], batch, self.labelled_share)
+            else:
+                distance = term(outputs, targets[name], batch)
             losses[f"loss_{name}"] = self.get_buffer(f"warmth_{name}") * term.weight * distance
         return {
             "loss": torch.stack(list(losses.values())).sum(),
             **losses,
             "accuracy": accuracy(outputs.logits, labels),
         }
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy of the labelled images, 0-d."""
+        if self.labelled_share is None:
+            return F.cross_entropy(logits, labels, ignore_index=UNLABELLED)
+        total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+        return total / (self.labelled_share * len(labels))
+
+    def _of_labelled(self, term: Term, outputs: Seen, target: Target, batch: Batch, share: float) -> Tensor:
+        """A term of the labelled images of a batch, 0-d."""
+        rows = (batch.labels != UNLABELLED).nonzero().flatten()
+        logits = cast("Tensor", outputs.logits)
+        if not len(rows):  # a small part of a batch may have none
+            return 0.0 * logits.sum()
+        part = Seen(logits[rows], {tap: feature[rows] for tap, feature in outputs.features.items()})
+        aim = target[rows] if isinstance(target, Tensor) else tuple(tensor[rows] for tensor in target)
+        indices, views = (None if value is None else value[rows] for value in (batch.indices, batch.views))
+        distance: Tensor = term(part, aim, Batch(batch.images[rows], batch.labels[rows], indices, views))
+        return distance * (len(rows) / (share * len(batch.labels)))

@@ -188,6 +188,8 @@ class Term(nn.Module):
             last tap.
         uses_taps: whether the term uses the recipe's ``[teacher] tap`` and ``[student] tap``.
         needs_paraphraser: whether the term needs the paraphraser of stage 2.
+        needs_labels: whether the term needs the labels of the images. If some images have none, it is computed from
+            the others.
     """
 
     weight: float = 1.0
@@ -198,6 +200,7 @@ class Term(nn.Module):
     teacher_logits: bool = False
     uses_taps: bool = False
     needs_paraphraser: bool = False
+    needs_labels: bool = False
 
     @classmethod
     def between(cls, pair: Pair, **settings: Any) -> Self:

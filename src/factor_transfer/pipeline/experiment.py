@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from factor_transfer.config.recipe import Network, Recipe
-from factor_transfer.data import Augment, Batch, Data, Split, Views, describe, in_order, open_data
+from factor_transfer.data import Augment, Batch, Batches, Data, Split, Views, describe, in_order, mix, open_data
 from factor_transfer.data.sets.image_files import class_name
 from factor_transfer.distributed import collectives
 from factor_transfer.distributed.device import find_device
@@ -102,12 +102,51 @@ class Experiment:
         self.display.say_once(data_line(data, self.fabric) + chosen)
         for name in ("teacher", "paraphraser", "student"):
             section = getattr(self.recipe, name)
-            if section is not None and section.epochs is not None and section.batch_size > len(data.train):
+            images = len(data.train if name == "teacher" else data.pool)
+            if section is not None and section.epochs is not None and section.batch_size > images:
                 raise InputError(
-                    f"{name}.batch_size is {section.batch_size}, larger than the training set of {len(data.train)} "
-                    f"images; choose a smaller one, such as {name}.batch_size={min(32, len(data.train))}"
+                    f"{name}.batch_size is {section.batch_size}, larger than the training set of {images} "
+                    f"images; choose a smaller one, such as {name}.batch_size={min(32, images)}"
                 )
+        if data.unlabelled is None and self.recipe.student.unlabelled_share is not None:
+            raise InputError(
+                "student.unlabelled_share is given, but there are no images without labels; give data.unlabelled, "
+                "their folder"
+            )
         return data
+
+    def batches(self, stage: str, has_terms: bool = True) -> Batches:
+        """The batches that a stage is trained on: this process's part of each, on the device.
+
+        The teacher is trained on labelled images. The paraphraser needs no labels, so it is trained on all images, and
+        so is a student whose method has terms. A student alone is trained on labelled images, for as many steps.
+
+        Args:
+            stage: the name of the stage's section in the recipe: ``"teacher"``, ``"paraphraser"`` or ``"student"``.
+            has_terms: for a student, whether its method has terms.
+
+        Raises:
+            InputError: if the batch size does not suit the images or the number of processes.
+        """
+        section, data = getattr(self.recipe, stage), self.data
+        split, mixture = data.train, None
+        if data.unlabelled is not None and stage != "teacher":
+            if has_terms:
+                split = data.pool
+            if stage == "student":
+                mixture = mix(len(data.train), len(data.unlabelled), section.batch_size, section.unlabelled_share)
+                mixture = mixture if has_terms else mixture.labelled_alone()
+        return Batches(
+            split,
+            section.batch_size,
+            section.seed,
+            self.augment,
+            self.fabric.device,
+            self.views if stage != "teacher" else None,
+            collectives.rank(),
+            collectives.world(),
+            mixture,
+        )
 
     @cached_property
     def fabric(self) -> "Fabric":
@@ -133,9 +172,9 @@ class Experiment:
 
     @cached_property
     def views(self) -> Views | None:
-        """The fixed views of the training images; ``None`` if the recipe has no factor cache."""
+        """The fixed views of all images that a student learns from; ``None`` if the recipe has no factor cache."""
         cache = self.recipe.cache
-        return Views(self.augment, len(self.data.train), cache.views, cache.seed) if cache.views else None
+        return Views(self.augment, len(self.data.pool), cache.views, cache.seed) if cache.views else None
 
     @cached_property
     def test(self) -> Split:

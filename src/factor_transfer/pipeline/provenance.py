@@ -16,7 +16,7 @@ from factor_transfer.settings import Options
 # settings, so at these values they are not recorded.
 _ADDED = {"factor": {"paraphrase": True}}
 
-_ADDED_TO_ALL = {"weights_key": None, "classes": None}
+_ADDED_TO_ALL = {"weights_key": None, "classes": None, "unlabelled_share": None}
 
 _RESOLVED = {"tap", "mean", "std", "weights"}  # recorded with their resolved values, not as written in the recipe
 
@@ -43,6 +43,7 @@ def cache_provenance(
         "cache": recipe.cache.model_dump(mode="json"),
         "precision": experiment.precision,
         "teacher_precision": recipe.teacher_precision,
+        **unlabelled_provenance(experiment),
     }
     if name in TERMS and TERMS[name].needs_paraphraser:
         paraphraser = find(experiment.work_dir / "paraphraser")
@@ -96,6 +97,12 @@ def frozen_provenance(experiment: Experiment, has_teacher: bool = True) -> dict[
     if has_teacher and recipe.teacher_precision is not None:
         inputs["teacher_precision"] = recipe.teacher_precision
     return inputs
+
+
+def unlabelled_provenance(experiment: Experiment) -> dict[str, Any]:
+    """The images without labels; empty if there are none."""
+    fingerprint = experiment.data.unlabelled_fingerprint
+    return {} if fingerprint is None else {"unlabelled": fingerprint}
 
 
 def weights_provenance(section: Training) -> dict[str, Any]:

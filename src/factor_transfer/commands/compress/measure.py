@@ -91,7 +91,7 @@ def measure(draft: str, pictures: Pictures, exporter: Exporter | None) -> Measur
         method = build_student_method(experiment, networks.student, networks.of_student, teacher, networks.paraphrasers)
         budgets = measure_stages(experiment, networks, method)
         alone = Supervised(experiment.build(recipe.student), networks.of_student)
-        budgets["alone"] = measure_stage(experiment, alone, recipe.student)
+        budgets["alone"] = measure_stage(experiment, alone, "student")
         validation = len(experiment.data.validation)
     decoding_s = (pictures.training + validation + pictures.test) * pictures.decoding_s
     in_memory = pictures.in_memory(recipe.data.size)  # type: ignore[attr-defined]

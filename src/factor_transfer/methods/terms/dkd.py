@@ -72,6 +72,8 @@ class DKD(LogitsTerm):
         warmup_epochs: the number of epochs in which the weight rises linearly to its full size.
     """
 
+    needs_labels = True
+
     def __init__(
         self,
         *,

@@ -113,7 +113,7 @@ class Cache:
         teacher = frozen_teacher(experiment, experiment.load(self.teacher), experiment.normalize(self.teacher))
         for entry in entries:
             teacher.want(entry.taps, entry.logits)
-        images, draws, device = experiment.data.train.images, self.views.draws, experiment.fabric.device
+        images, draws, device = experiment.data.pool.images, self.views.draws, experiment.fabric.device
 
         def outputs(indices: Tensor, view: int) -> Seen:
             chosen = indices.cpu()
@@ -123,8 +123,8 @@ class Cache:
 
     def _cached(self, entries: Sequence[_Entry], outputs: _Outputs) -> dict[str, CachedTargets]:
         """The complete tensors of each entry; those on disk are used if they are what would be written now."""
-        train = self.experiment.data.train
-        samples = torch.linspace(0, len(train) - 1, _SAMPLES, device=self.experiment.fabric.device).long()
+        pool = self.experiment.data.pool
+        samples = torch.linspace(0, len(pool) - 1, _SAMPLES, device=self.experiment.fabric.device).long()
         with self.experiment.fabric.autocast():
             sample_outputs = outputs(samples, 0)
         expected: dict[str, list[Tensor]] = {}
@@ -137,7 +137,7 @@ class Cache:
             if any(len(tensor) != _SAMPLES for tensor in tensors):
                 raise InputError(f"{entry.name} cannot be cached: its target does not have one row per image")
             shapes = [tensor.shape[1:] for tensor in tensors]
-            store = stores[entry.name] = Store(self.folder / entry.name, shapes, len(train), self.views.count)
+            store = stores[entry.name] = Store(self.folder / entry.name, shapes, len(pool), self.views.count)
             cached[entry.name] = _single(store) if isinstance(value, Tensor) else store
 
         def complete() -> None:
@@ -213,7 +213,7 @@ class Cache:
             ) from None
 
     def _batches(self) -> Iterator[Tensor]:
-        everything = torch.arange(len(self.experiment.data.train), device=self.experiment.fabric.device)
+        everything = torch.arange(len(self.experiment.data.pool), device=self.experiment.fabric.device)
         return iter(everything.split(EVALUATION_BATCH))
 
 

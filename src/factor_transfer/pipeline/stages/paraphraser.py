@@ -12,7 +12,12 @@ from factor_transfer.methods import Paraphraser, ParaphraserTraining
 from factor_transfer.models import Normalize, parameters
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
-from factor_transfer.pipeline.provenance import frozen_provenance, training_provenance, weights_provenance
+from factor_transfer.pipeline.provenance import (
+    frozen_provenance,
+    training_provenance,
+    unlabelled_provenance,
+    weights_provenance,
+)
 from factor_transfer.pipeline.stages.cache import Cache
 from factor_transfer.pipeline.stages.stage import (
     StageTraining,
@@ -70,14 +75,14 @@ def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
     method = ParaphraserTraining(teacher_network, taps, list(paraphrasers.values()), **settings)
     if experiment.views is not None:
         method.cached = Cache(experiment, teacher, experiment.views).features()
-    return train_one(StageTraining(experiment, folder, section, method, product, record), experiment.views)
+    return train_one(StageTraining(experiment, folder, section, method, product, record))
 
 
 def paraphraser_provenance(experiment: Experiment, teacher: Artefact) -> dict[str, Any]:
     """The inputs of the paraphraser stage."""
     section = experiment.recipe.paraphraser
     assert section is not None
-    inputs = training_provenance(experiment, section, paraphraser=section)
+    inputs = training_provenance(experiment, section, paraphraser=section) | unlabelled_provenance(experiment)
     if section.epochs is None:
         inputs["paraphraser"] = chosen(section, Paraphraser) | weights_provenance(section)
     tap = ", ".join(experiment.taps[0])

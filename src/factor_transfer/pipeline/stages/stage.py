@@ -1,19 +1,19 @@
 """The functions that all stages share: starting, training and finishing a stage, and finding an earlier one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
 from factor_transfer.config.recipe import Training
-from factor_transfer.data import Batch, Batches, Views
+from factor_transfer.data import Batch, Batches, Mixture
 from factor_transfer.distributed import collectives, signals
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.files import State, remove_unfinished
-from factor_transfer.methods import Method
+from factor_transfer.methods import Distillation, Method, Supervised
 from factor_transfer.models import Normalize, macs
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
@@ -145,12 +145,14 @@ class StageTraining:
     record: Mapping[str, Any]
     start: float | None = None
 
-    def trainer(self, steps: int) -> Trainer:
-        """The trainer, ready to start or to resume.
+    @cached_property
+    def batches(self) -> Batches:
+        """The images that the method is trained on."""
+        stage = self.folder.name.partition("-")[0]
+        return self.experiment.batches(stage, has_terms=not isinstance(self.method, Supervised))
 
-        Args:
-            steps: the number of steps per epoch.
-        """
+    def trainer(self) -> Trainer:
+        """The trainer, ready to start or to resume."""
         metric, highest = ("top1", True) if self.method.classifies else ("loss", False)
         assert self.section.epochs is not None  # a stage with given weights is not trained
         recipe = self.experiment.recipe
@@ -159,7 +161,7 @@ class StageTraining:
             self.method,
             self.product,
             epochs=self.section.epochs,
-            steps=steps,
+            steps=len(self.batches),
             optimization=self.section.optimization,
             validate=self.validate,
             selection=Selection(metric, highest=highest, keep=self.section.keep),
@@ -188,7 +190,7 @@ class StageTraining:
         if requested != "auto":
             return requested == "on"
         assert self.section.epochs is not None
-        images = self.section.epochs * len(experiment.data.train)
+        images = self.section.epochs * sum(map(self.batches.size, range(len(self.batches))))
         # A paraphraser costs little compared with the frozen teacher.
         cost = macs(self.product, experiment.examples[:1].float()) if self.method.classifies else 0
         return worthwhile(cost, images, images // self.section.batch_size, experiment.fabric.device)
@@ -225,12 +227,11 @@ class StageTraining:
         return found
 
 
-def train(trainings: list[StageTraining], views: Views | None = None) -> list[Artefact | Exception]:
+def train(trainings: list[StageTraining]) -> list[Artefact | Exception]:
     """Train one or more stages side by side on the same batches.
 
     Args:
-        trainings: trainings of the same section of a recipe.
-        views: the fixed views of the training images; ``None`` if augmentation is random.
+        trainings: trainings of the same section of a recipe, on the same images.
 
     Returns:
         The finished stage of each training. If there are several, a failed one is represented by its error.
@@ -240,14 +241,10 @@ def train(trainings: list[StageTraining], views: Views | None = None) -> list[Ar
         Interrupted: if the training was stopped by a signal.
     """
     first = trainings[0]
-    experiment, section = first.experiment, first.section
-    device, which = experiment.fabric.device, (collectives.rank(), collectives.world())
-    batches = Batches(
-        experiment.data.train, section.batch_size, section.seed, experiment.augment, device, views, *which
-    )
-    if section.batch_size % (section.accumulate * batches.world):
+    experiment, section, batches = first.experiment, first.section, first.batches
+    if batches.batch_size % (section.accumulate * batches.world):
         raise InputError(
-            f"a batch of {section.batch_size} images cannot be divided into {section.accumulate} equal parts for each "
+            f"a batch of {batches.batch_size} images cannot be divided into {section.accumulate} equal parts for each "
             f"of {batches.world} processes; choose a batch_size that is a multiple of "
             f"{section.accumulate * batches.world}"
         )
@@ -256,7 +253,9 @@ def train(trainings: list[StageTraining], views: Views | None = None) -> list[Ar
             _leave_out_unused(training, batches)
     if section.weights is not None and first.method.classifies:
         trainings = [replace(training, start=training.validate().get("top1")) for training in trainings]
-    trainers = [training.trainer(len(batches)) for training in trainings]
+    if batches.mixture is not None:
+        _set_composition(trainings, batches.mixture)
+    trainers = [training.trainer() for training in trainings]
     if len(trainings) > 1:
         experiment.say(f"side by side  {', '.join(training.folder.name for training in trainings)}")
     try:
@@ -274,6 +273,20 @@ def train(trainings: list[StageTraining], views: Views | None = None) -> list[Ar
     ]
 
 
+def _set_composition(trainings: Sequence[StageTraining], mixture: Mixture) -> None:
+    """Tell the methods which share of a batch is labelled, and print the composition of the batches."""
+    for training in trainings:
+        if isinstance(training.method, Distillation):
+            training.method.labelled_share = mixture.labelled_share
+            needing = [name for name, term in training.method.named_terms() if term.needs_labels]
+            if needing:
+                training.experiment.say(f"{training.folder.name}  {', '.join(needing)} uses labelled images only")
+    others = mixture.batch_size - mixture.labelled_per_batch
+    kinds = f"{mixture.labelled_per_batch} labelled" + (f" and {others} unlabelled" if others else "")
+    names = ", ".join(training.folder.name for training in trainings)
+    trainings[0].experiment.say(f"{names}  each batch has {kinds} images; {mixture.steps:,} steps per epoch")
+
+
 def _leave_out_unused(training: StageTraining, batches: Batches) -> None:
     first = next(batches.epoch(0))
     views = None if first.views is None else first.views[:2]
@@ -286,8 +299,8 @@ def _leave_out_unused(training: StageTraining, batches: Batches) -> None:
         training.experiment.say(f"{name}  {shown} will not be trained: the loss does not depend on them")
 
 
-def train_one(training: StageTraining, views: Views | None = None) -> Artefact:
+def train_one(training: StageTraining) -> Artefact:
     """Train one stage; an error that ends it is raised."""
-    (done,) = train([training], views)
+    (done,) = train([training])
     assert isinstance(done, Artefact)
     return done

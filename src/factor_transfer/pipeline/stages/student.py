@@ -28,7 +28,7 @@ from factor_transfer.models import Normalize
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
-from factor_transfer.pipeline.provenance import frozen_provenance, training_provenance
+from factor_transfer.pipeline.provenance import frozen_provenance, training_provenance, unlabelled_provenance
 from factor_transfer.pipeline.stages.cache import Cache
 from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, new_paraphrasers, require_paraphraser
 from factor_transfer.pipeline.stages.sizes import print_sizes
@@ -77,8 +77,20 @@ def make_students(experiments: Sequence[Experiment], fresh: bool = False) -> lis
     if not trainings:
         return [student for student in students if not isinstance(student, StageTraining)]
     _fill(experiments[0], [training.method for training in trainings if isinstance(training.method, Distillation)])
-    trained = iter(train(trainings, experiments[0].views))
-    return [next(trained) if isinstance(student, StageTraining) else student for student in students]
+    trained: dict[Path, Artefact | Exception] = {}
+    for group in _with_the_same_batches(trainings):
+        folders = [training.folder for training in group]
+        trained |= dict(zip(folders, train(group), strict=True))
+    return [trained[student.folder] if isinstance(student, StageTraining) else student for student in students]
+
+
+def _with_the_same_batches(trainings: Sequence[StageTraining]) -> list[list[StageTraining]]:
+    """The groups of students that are trained on the same images: a student alone needs labelled ones."""
+    if trainings[0].experiment.data.unlabelled is None:
+        return [list(trainings)]
+    alone = [training for training in trainings if isinstance(training.method, Supervised)]
+    others = [training for training in trainings if training not in alone]
+    return [group for group in (alone, others) if group]
 
 
 @in_work_dir
@@ -150,7 +162,7 @@ def student_provenance(
     inputs = training_provenance(experiment, recipe.student, student=recipe.student, **recipe.terms)
     if any(TERMS[name].uses_taps for name in recipe.terms):
         inputs["taps"] = " → ".join(", ".join(taps) for taps in experiment.taps)
-    inputs |= frozen_provenance(experiment, has_teacher=teacher is not None)
+    inputs |= frozen_provenance(experiment, has_teacher=teacher is not None) | unlabelled_provenance(experiment)
     if teacher is not None:
         inputs["teacher"] = teacher.fingerprint
     if paraphraser is not None:

@@ -6,15 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
-from factor_transfer.data import Split, StoredImages
-from factor_transfer.data.sets.image_files import printable
+from factor_transfer.data.split import Split
+from factor_transfer.data.stored import StoredImages
+from factor_transfer.errors import printable
 from factor_transfer.files import open_regular
 
 _SAMPLE = 4096  # the number of bytes from the middle of a file that are compared before the whole file
 _NAMED = 3  # the largest number of pairs that are named
 
 
-def equal_images(name: str, split: Split, others: Sequence[Split]) -> dict[str, Any]:
+def equal_images(name: str, split: Split, others: Sequence[Split], other_name: str = "training") -> dict[str, Any]:
     """Find the images of a split that are also in other splits.
 
     Images in memory are equal if all their pixels are; images on disk are equal if their files are, since decoding all
@@ -24,6 +25,7 @@ def equal_images(name: str, split: Split, others: Sequence[Split]) -> dict[str, 
         name: the name of the split, used for images without a file.
         split: the split; it must be in memory if and only if the others are.
         others: the other splits, such as the training images.
+        other_name: their name, used for images without a file.
 
     Returns:
         The ``count`` of the split's images that are also in another, and the first ``pairs``: the names of such an
@@ -36,7 +38,7 @@ def equal_images(name: str, split: Split, others: Sequence[Split]) -> dict[str, 
     known = [_Picture(other, index) for other in others for index in range(len(other))]
     stages = _PIXELS if isinstance(split.images, Tensor) else _FILES
     pairs = sorted(_equal(pictures, known, stages), key=lambda pair: pair[0].index)
-    names = [[one.name(name), other.name("training")] for one, other in pairs[:_NAMED]]
+    names = [[one.name(name), other.name(other_name)] for one, other in pairs[:_NAMED]]
     return {"count": len(pairs), "pairs": names}
 
 
