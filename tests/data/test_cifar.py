@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from cifar_files import BATCHES, pixels, python2_pickle, write_cifar10
 from conftest import CIFAR10, Run, needs_cifar10, refused
-from factor_transfer.data.sets import cifar_checksums as published
-from factor_transfer.data.sets.cifar import CIFAR10_CLASSES, load_cifar10, load_cifar100
-from factor_transfer.data.sets.cifar_pickles import load_pickled_dict
+from factor_transfer.data.sets.cifar import checksums as published
+from factor_transfer.data.sets.cifar.load import CIFAR10_CLASSES, load_cifar10, load_cifar100
+from factor_transfer.data.sets.cifar.pickles import load_pickled_dict
 from factor_transfer.errors import InputError
 
 

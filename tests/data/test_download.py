@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from conftest import Run, refused
-from factor_transfer.data.sets import cifar, download
+from factor_transfer.data.sets import download
+from factor_transfer.data.sets.cifar import load as cifar
 from factor_transfer.data.sets.download import fetch, unpack
 from factor_transfer.errors import InputError
 

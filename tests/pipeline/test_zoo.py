@@ -9,7 +9,7 @@ from PIL import Image
 
 from conftest import CIFAR10, Run, needs_cifar10, refused
 from factor_transfer import load_student
-from factor_transfer.data.sets.cifar import load_cifar10
+from factor_transfer.data.sets.cifar.load import load_cifar10
 from factor_transfer.errors import InputError
 from factor_transfer.files import load_into
 from factor_transfer.methods import Paraphraser

@@ -10,7 +10,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from factor_transfer.data.sets.cifar import load_cifar10, load_cifar100
+from factor_transfer.data.sets.cifar.load import load_cifar10, load_cifar100
 from factor_transfer.data.sets.digits import load_digits
 from factor_transfer.data.sets.fashion_mnist import load_fashion_mnist, load_fashion_mnist_small
 from factor_transfer.data.sets.folder import load_folder

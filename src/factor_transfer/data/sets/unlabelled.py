@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -52,13 +53,12 @@ def load_unlabelled(
             raise InputError(f"data.unlabelled: {printable(str(folder))} has no images ({', '.join(FORMATS)})")
         paths += [path.absolute() for path in found]
     paths = list(dict.fromkeys(paths))
-    channels, height, width = train.images.shape[1:]
+    channels: Literal[1, 3] = 1 if train.images.shape[1] == 1 else 3
     if size is None:
-        _check_size(paths[0], channels, (height, width), scales)
+        _check_size(paths[0], train.images.shape[2:], scales)
     _check_channels(paths, channels)
-    stored = StoredImages(
-        Path(paths[0].anchor), paths, size=size, channels=1 if channels == 1 else 3, like=paths[0], workers=workers
-    )
+    root = Path(paths[0].anchor)
+    stored = StoredImages(root, paths, size=size, channels=channels, like=paths[0], workers=workers)
     labels = torch.full((len(paths),), UNLABELLED)
     total = math.prod(stored.shape) + math.prod(train.images.shape)
     # Training images that were not read from files of their own can only be used in memory.

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from factor_transfer.data.sets.cifar_checksums import check_published
-from factor_transfer.data.sets.cifar_pickles import load_pickled_dict
+from factor_transfer.data.sets.cifar.checksums import check_published
+from factor_transfer.data.sets.cifar.pickles import load_pickled_dict
 from factor_transfer.data.sets.download import fetch, unpack
 from factor_transfer.data.split import Origin, Source, Split
 from factor_transfer.errors import InputError
