@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from factor_transfer.commands.profile import Networks, first_of, measure_stages, networks_now
+from factor_transfer.commands.unlabelled import compare_unlabelled
 from factor_transfer.data.sets.equal_images import equal_images
 from factor_transfer.methods import Distillation
 from factor_transfer.models import macs, parameters, state_bytes
@@ -33,8 +34,8 @@ def check(experiment: Experiment) -> dict[str, Any]:
     """Run the networks of a recipe on a few batches, as they are now: trained or not.
 
     Returns:
-        ``networks``, ``teacher``, ``taps``, ``paraphraser``, ``sizes``, ``terms``, ``stages``, ``equal_images`` and
-        ``warnings``.
+        ``networks``, ``teacher``, ``taps``, ``paraphraser``, ``sizes``, ``terms``, ``stages``, ``equal_images``,
+        ``warnings`` and, if there are images without labels, ``unlabelled``.
 
     Raises:
         InputError: the recipe cannot be trained, for a reason that a few batches show.
@@ -55,12 +56,18 @@ def check(experiment: Experiment) -> dict[str, Any]:
     teacher = frozen_teacher(experiment, current.teacher, current.of_teacher)
     method = build_student_method(experiment, current.student, current.of_student, teacher, current.paraphrasers)
     terms, sizes = {}, {}
+    trained = result["teacher"]["state"] != "untrained"
+    if experiment.data.unlabelled is not None:
+        result["unlabelled"], found = compare_unlabelled(experiment, current.teacher, current.of_teacher, trained)
+        warnings += found
     if isinstance(method, Distillation):
+        mixture = experiment.batches("student").mixture
+        method.labelled_share = None if mixture is None else mixture.labelled_share
         sizes = part_sizes(experiment, method, current.paraphrasers)
         warnings += size_warnings(sizes)
         # Where the teacher was slow and so classified few images, the batches are small, too.
         images = min(64, max(8, result["teacher"]["images"] // 8))
-        terms = _terms(experiment, method, images, warnings, result["teacher"]["state"] != "untrained")
+        terms = _terms(experiment, method, images, warnings, trained)
     # Measured last, since its steps change the weights.
     stages = {name: budget._asdict() for name, budget in measure_stages(experiment, current, method).items()}
     equal = _equal_images(experiment, warnings)

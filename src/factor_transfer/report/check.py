@@ -55,6 +55,13 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         f"teacher  {teacher['state']}, top-1 {teacher['top1']:.2f} % on {teacher['images']} {teacher['split']} "
         f"images (chance {teacher['chance']:.1f} %){recorded}"
     ]
+    if unlabelled := found.get("unlabelled"):
+        confidence = unlabelled["confidence"]
+        sure = f"; the teacher's mean confidence is {confidence[0]:.0%} and {confidence[1]:.0%}" if confidence else ""
+        lines.append(
+            f"student  each batch has {unlabelled['labelled_per_batch']} labelled and "
+            f"{unlabelled['unlabelled_per_batch']} unlabelled images, {unlabelled['steps']:,} steps per epoch{sure}"
+        )
     for name, taps in found["taps"].items():
         shapes = (f"{tap} ({' x '.join(str(length) for length in shape)})" for tap, shape in taps.items())
         lines.append(f"{name}  tap {', '.join(shapes)}")
