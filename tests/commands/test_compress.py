@@ -228,6 +228,31 @@ def test_a_teacher_with_its_weights_is_taken_as_it_is(finished: Path, pictures: 
     assert recipe.data.size == 8  # type: ignore[attr-defined]  # what that teacher was trained on
 
 
+def test_pictures_without_labels_join_the_training(pictures: Path, run: Run, quick: None, no_exporter: None) -> None:
+    Path("camera", "day").mkdir(parents=True)
+    for index in range(40):
+        pixels = np.random.default_rng(100 + index).integers(0, 256, (9, 8, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(f"camera/day/{index}.png")
+    more: list[str | Path] = [pictures, "--unlabelled", "camera", *SMALL[:-1], "140"]
+    result = compressed(run, *more)
+    for words in (
+        "40 unlabelled images (",
+        "(beta = 100), which also uses the 40 pictures without labels",
+        "student-factor-seed0  each batch has ",
+    ):
+        assert words in result.out, result.out
+    text = Path("compressed/pictures/compress.toml").read_text()
+    assert f"--unlabelled {Path('camera').resolve()} --minutes 140" in text.partition("\n")[0]
+    assert compressed(run, *more).out.count("up to date") == 4
+    refused(run("compress", pictures, "--unlabelled", "nowhere", *SMALL, "--out", "x"), "nowhere does not exist")
+
+
+def test_an_epoch_with_pictures_without_labels_is_longer_than_one_of_the_teacher() -> None:
+    planned = plan_epochs(COSTS, 1e6, 0, 1000, 36, fine_tuned=False, unlabelled=49_000)
+    assert planned == Epochs(200, 20, 60)  # 60 epochs of 50,000 images, and 200 of 1000
+    assert plan_epochs(COSTS, 800, 0, 1000, 36, fine_tuned=False, unlabelled=49_000) == Epochs(200, 3, 5)
+
+
 def folder_of(side: int, training: int = 1000) -> Pictures:
     return Pictures(Path("/pictures"), 10, training, 200, (side // 2, side, 2 * side), 3, 0.001)
 

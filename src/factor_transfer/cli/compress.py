@@ -29,6 +29,10 @@ Teacher = Annotated[
         help="The teacher: a network to train, timm:NAME to fine-tune, or NAME=FILE with trained weights.",
     ),
 ]
+Unlabelled = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="DIR", help="A folder of pictures without labels, from which the student learns, too."),
+]
 Minutes = Annotated[float, typer.Option(metavar="N", help="The time for everything, in minutes on this device.")]
 
 
@@ -45,6 +49,7 @@ def compress(
     student: Student = None,
     teacher: Teacher = None,
     minutes: Minutes = 8.0,
+    unlabelled: Unlabelled = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The folder of the results.", show_default="compressed/<name of PICTURES>"),
@@ -52,7 +57,7 @@ def compress(
     debug: Debug = False,
 ) -> None:
     """Train a small network on a folder of pictures and export it for a device; no recipe is needed."""
-    request, exporter = _parse_request(pictures, to, precision, student, teacher, minutes)
+    request, exporter = _parse_request(pictures, to, precision, student, teacher, minutes, unlabelled)
     from factor_transfer.commands.compress.flow import compress as run_compress
     from factor_transfer.commands.compress.flow import next_steps
     from factor_transfer.report.compressed import print_compressed
@@ -73,6 +78,7 @@ def init(
     student: Student = None,
     teacher: Teacher = None,
     minutes: Minutes = 8.0,
+    unlabelled: Unlabelled = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The file of the recipe.", show_default="<name of PICTURES>.toml"),
@@ -80,7 +86,7 @@ def init(
     debug: Debug = False,
 ) -> None:
     """Write the recipe that compress would use, without training."""
-    request, exporter = _parse_request(pictures, to, precision, student, teacher, minutes)
+    request, exporter = _parse_request(pictures, to, precision, student, teacher, minutes, unlabelled)
     from factor_transfer.commands.compress.flow import init as write_recipe
 
     for line in write_recipe(request, out, exporter, console()):
@@ -88,7 +94,13 @@ def init(
 
 
 def _parse_request(
-    pictures: Path, to: str | None, precision: str, student: str | None, teacher: str | None, minutes: float
+    pictures: Path,
+    to: str | None,
+    precision: str,
+    student: str | None,
+    teacher: str | None,
+    minutes: float,
+    unlabelled: list[Path] | None,
 ) -> "tuple[Request, StudentExporter | None]":
     """The checked options of the command line, and the exporter, if one is installed."""
     if to is not None:
@@ -104,7 +116,7 @@ def _parse_request(
     from factor_transfer.export.exporter import StudentExporter, first_installed
     from factor_transfer.models.optional import pip_install
 
-    request = Request(pictures, minutes, teacher, student)
+    request = Request(pictures, minutes, teacher, student, tuple(unlabelled or ()))
     request.check()
     announce(name.partition("=")[0] for name in (teacher, student) if name is not None)
     format = to or first_installed()

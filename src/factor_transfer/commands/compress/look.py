@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -35,6 +36,8 @@ class Pictures:
         sides: the shorter sides of the pictures in pixels: the smallest, the median and the largest.
         channels: 1 if the pictures are grey, otherwise 3.
         decoding_s: the seconds that decoding one picture takes.
+        more: the folders of pictures without labels, as absolute paths.
+        unlabelled: the number of pictures in them.
     """
 
     root: Path
@@ -44,14 +47,25 @@ class Pictures:
     sides: tuple[int, int, int]
     channels: Literal[1, 3]
     decoding_s: float
+    more: tuple[Path, ...] = ()
+    unlabelled: int = 0
+
+    @property
+    def count(self) -> int:
+        """The number of all pictures but those for validation."""
+        return self.training + self.test + self.unlabelled
 
     def in_memory(self, size: int) -> bool:
         """Whether all pictures, scaled to this size, fit into the memory that is used for images."""
-        return (self.training + self.test) * self.channels * size**2 < IN_MEMORY
+        return self.count * self.channels * size**2 < IN_MEMORY
 
 
-def look(folder: Path) -> Pictures:
+def look(folder: Path, unlabelled: Sequence[Path] = ()) -> Pictures:
     """Read the properties of a folder of pictures, decoding only a few of them.
+
+    Args:
+        folder: the folder of pictures.
+        unlabelled: the folders of pictures without labels.
 
     Raises:
         InputError: the folder does not exist or is not a data set, see ``load_folder``.
@@ -66,15 +80,27 @@ def look(folder: Path) -> Pictures:
     indices = torch.linspace(0, len(stored) - 1, min(_HEADERS, len(stored))).long().tolist()
     headers = [read_header(stored.path(index)) for index in indices]
     sides = [side for _, side in headers]
+    channels: Literal[1, 3] = 1 if all(found == 1 for found, _ in headers) else 3
+    more, found = tuple(path.resolve() for path in unlabelled), 0
+    if more:
+        options = unread(channels) | {"channels": channels, "unlabelled": [*map(str, more)]}
+        found = len(open_data("folder", root=str(root), size=1, **options).pool) - len(data.train)
     return Pictures(
         root,
         len(data.classes),
         len(data.train),
         data.origin.test_size or 0,
         (min(sides), math.floor(median(sides)), max(sides)),
-        1 if all(channels == 1 for channels, _ in headers) else 3,
+        channels,
         _time_decoding(data),
+        more,
+        found,
     )
+
+
+def unread(channels: int) -> dict[str, Any]:
+    """``UNREAD`` for images with this many channels."""
+    return UNREAD | {key: UNREAD[key][:channels] for key in ("mean", "std")}
 
 
 def _time_decoding(data: Data) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from torch import nn
 
-from factor_transfer.commands.compress.look import UNREAD, Pictures
+from factor_transfer.commands.compress.look import Pictures, unread
 from factor_transfer.commands.compress.schedule import Costs
 from factor_transfer.commands.profile import Budget, measure_stage, measure_stages, networks_now
 from factor_transfer.config.read import read_recipe, toml_value
@@ -75,11 +75,12 @@ def measure(draft: str, pictures: Pictures, exporter: Exporter | None) -> Measur
     Raises:
         InputError: a network or term does not fit, or the student cannot be exported.
     """
-    unread = UNREAD | {key: UNREAD[key][: pictures.channels] for key in ("mean", "std")}
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "draft.toml"
         path.write_text(draft, encoding="utf-8")
-        recipe = read_recipe(path, [f"data.{key}={toml_value(value)}" for key, value in unread.items()])
+        recipe = read_recipe(
+            path, [f"data.{key}={toml_value(value)}" for key, value in unread(pictures.channels).items()]
+        )
         experiment = Experiment(recipe, Path(place) / "work", Console(quiet=True), str(path))
         networks = networks_now(experiment)
         exporting_s = 0.0
@@ -93,7 +94,7 @@ def measure(draft: str, pictures: Pictures, exporter: Exporter | None) -> Measur
         alone = Supervised(experiment.build(recipe.student), networks.of_student)
         budgets["alone"] = measure_stage(experiment, alone, "student")
         validation = len(experiment.data.validation)
-    decoding_s = (pictures.training + validation + pictures.test) * pictures.decoding_s
+    decoding_s = (pictures.count + validation) * pictures.decoding_s
     in_memory = pictures.in_memory(recipe.data.size)  # type: ignore[attr-defined]
     # Images in memory are decoded once; images on disk are decoded in each epoch, in parallel with the steps.
     per_epoch_s = 0.0 if in_memory else decoding_s
@@ -102,7 +103,8 @@ def measure(draft: str, pictures: Pictures, exporter: Exporter | None) -> Measur
         budget = budgets.get(name)
         if budget is None:
             return 0.0
-        with_validation = 1 + _FORWARD * validation / pictures.training
+        images = pictures.training + (pictures.unlabelled if name != "teacher" else 0)
+        with_validation = 1 + _FORWARD * validation / images
         return max(_LOOP * with_validation * budget.seconds, per_epoch_s) + _EPOCH_S
 
     tests_s = sum(pictures.test * _FORWARD / budget.images_per_s for budget in budgets.values())
@@ -111,7 +113,7 @@ def measure(draft: str, pictures: Pictures, exporter: Exporter | None) -> Measur
         name: state_bytes(model) / 1e6
         for name, model in (("teacher", networks.teacher), ("student", networks.student), ("method", method))
     }
-    images_mb = (pictures.training + pictures.test) * pictures.channels * recipe.data.size**2 / 1e6  # type: ignore[attr-defined]
+    images_mb = pictures.count * pictures.channels * recipe.data.size**2 / 1e6  # type: ignore[attr-defined]
     costs = Costs(
         epoch_s("teacher"),
         epoch_s("paraphraser"),

@@ -38,12 +38,14 @@ class Request:
         minutes: the time for everything.
         teacher: the value of ``--teacher``, see ``parse_teacher``.
         student: the value of ``--student``, see ``parse_student``.
+        unlabelled: the folders of pictures without labels.
     """
 
     pictures: Path
     minutes: float = 8.0
     teacher: str | None = None
     student: str | None = None
+    unlabelled: tuple[Path, ...] = ()
 
     def check(self) -> tuple[ChosenNetwork | None, ChosenNetwork | None]:
         """Check the options, and return the given teacher and student.
@@ -58,7 +60,7 @@ class Request:
 
     def command(self, name: str = "compress", **others: str | None) -> str:
         """The command with these options."""
-        return command_line(name, self.pictures, self.minutes, self.teacher, self.student, **others)
+        return command_line(name, self.pictures, self.unlabelled, self.minutes, self.teacher, self.student, **others)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Plan:
         """
         planned_s = self.epochs.seconds(self.costs)["teacher"]
         slower = max(1.0, teacher_s / planned_s) if planned_s else 1.0
-        least = least_epochs(self.pictures.training, self.choice.batch_size)
+        least = least_epochs(self.pictures.training + self.pictures.unlabelled, self.choice.batch_size)
         epochs = shorten(self.epochs, self.costs, slower, 60 * self.request.minutes - spent_s, least)
         if epochs == self.epochs:
             return None
@@ -130,23 +132,24 @@ def make_plan(request: Request, run: str, exporter: Exporter | None, began: floa
         InputError: the request cannot be met, or not in this time.
     """
     teacher, student = request.check()
-    pictures, device = look(request.pictures), find_device("auto").type
+    pictures, device = look(request.pictures, request.unlabelled), find_device("auto").type
     batch_size = choose_batch_size(pictures.training, device)
     candidates = sizes(pictures, device, teacher)
     for size in candidates:
         networks = choose_networks(size, device, teacher, student)
-        choice = Choice(size, *networks, batch_size, choose_transfer(pictures.training))
+        choice = Choice(size, *networks, batch_size, choose_transfer(pictures.training + pictures.unlabelled))
         draft = recipe_text(request.command(), [], pictures, choice, _ONE, shifted=True, device=device)
         measured = measuring.measure(draft, pictures, exporter)
         spent_s = time.perf_counter() - began
         fine_tuned = choice.teacher.weights is not None
         try:
-            epochs = plan_epochs(measured.costs, request.minutes, spent_s, pictures.training, batch_size, fine_tuned)
+            images = pictures.training, batch_size, fine_tuned, pictures.unlabelled
+            epochs = plan_epochs(measured.costs, request.minutes, spent_s, *images)
         except InputError:
             if size == candidates[-1]:
                 raise
             continue
-        if is_roomy(epochs, pictures.training):
+        if is_roomy(epochs, pictures.training + pictures.unlabelled):
             break
     lines = _lines(pictures, choice, measured, epochs, request.minutes, spent_s)
     return Plan(request, pictures, choice, measured.costs, epochs, epochs.student >= _FEW, lines, run)
@@ -175,6 +178,7 @@ def _lines(
         f"{name_of(term)} ({', '.join(f'{key} = {value:g}' for key, value in settings.items())})"
         for term, settings in choice.transfer.items()
     )
+    also = f", which also uses the {pictures.unlabelled:,} pictures without labels" if pictures.unlabelled else ""
     seconds = {name: value for name, value in epochs.seconds(costs).items() if value}
     planned = f"{(spent_s + sum(seconds.values())) / 60:.1f}"
     counts = {"teacher": epochs.teacher, "paraphraser": epochs.paraphraser}
@@ -188,7 +192,8 @@ def _lines(
         f"chosen  images of {choice.size}×{choice.size} pixels; the shorter sides of the pictures {range_text}",
         f"chosen  teacher {teacher.model}{origin} ({measured.teacher:,} parameters), student {student.model} "
         f"({measured.student:,}){why}",
-        f"chosen  the student learns from labels and with {terms}; batches of {choice.batch_size}, cosine schedule",
+        f"chosen  the student learns from labels and with {terms}{also}",
+        f"chosen  batches of {choice.batch_size}, cosine schedule",
         f"cost    {planned} of {minutes:g} minutes: {', '.join(parts)}, this measurement {spent_s / 60:.1f}",
         f"cost    about {costs.memory_mb:,.0f} MB of memory and {math.ceil(costs.disk_mb):,} MB on disk",
     ]

@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,18 @@ class Written:
 
 
 def command_line(
-    command: str, folder: Path, minutes: float, teacher: str | None, student: str | None, **others: str | None
+    command: str,
+    folder: Path,
+    unlabelled: Sequence[Path],
+    minutes: float,
+    teacher: str | None,
+    student: str | None,
+    **others: str | None,
 ) -> str:
-    """A command line with the absolute path of the pictures."""
+    """A command line with the absolute paths of the pictures."""
     options = {"minutes": f"{minutes:g}", "teacher": teacher, "student": student, **others}
-    given = [part for name, value in options.items() if value is not None for part in (f"--{name}", value)]
+    given = [part for more in unlabelled for part in ("--unlabelled", str(more.resolve()))]
+    given += [part for name, value in options.items() if value is not None for part in (f"--{name}", value)]
     return printable(shlex.join(["factor-transfer", command, str(folder.resolve()), *given]))
 
 
@@ -77,6 +84,9 @@ def recipe_text(
         f"root = {toml_value(str(pictures.root))}",
         f"size = {choice.size} # in pixels: the shorter side is scaled to this size, and the centre is cropped",
     ]
+    if pictures.more:
+        folders = ", ".join(toml_value(str(folder)) for folder in pictures.more)
+        lines.append(f"unlabelled = [{folders}] # pictures without labels")
     if pictures.channels == 1:
         lines.append("channels = 1 # the pictures are grey")
     lines += ["", "[augment] # applied at random, each time an image is used"]

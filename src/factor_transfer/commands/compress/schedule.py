@@ -81,11 +81,19 @@ def least_epochs(images: int, batch_size: int) -> int:
     return min(most_epochs(images), max(_LEAST, math.ceil(_LEAST_STEPS * batch_size / images)))
 
 
-def plan_epochs(costs: Costs, minutes: float, spent_s: float, images: int, batch_size: int, fine_tuned: bool) -> Epochs:
+def plan_epochs(
+    costs: Costs,
+    minutes: float,
+    spent_s: float,
+    images: int,
+    batch_size: int,
+    fine_tuned: bool,
+    unlabelled: int = 0,
+) -> Epochs:
     """The largest number of epochs that fits into the time.
 
-    The teacher is trained for twice as many epochs as the student, up to the largest useful number: a student learns
-    more from a teacher that is better than the student would be alone.
+    The teacher uses its images twice as often as the student, up to the largest useful number of epochs: a student
+    learns more from a teacher that is better than the student would be alone.
 
     Args:
         costs: the measured costs.
@@ -94,25 +102,32 @@ def plan_epochs(costs: Costs, minutes: float, spent_s: float, images: int, batch
         images: the number of training images.
         batch_size: the batch size of all stages.
         fine_tuned: whether the teacher starts from trained weights, so that fewer epochs are enough for it.
+        unlabelled: the number of images without labels, which are part of an epoch of the later stages.
 
     Raises:
         InputError: the time is too short to learn anything; the message gives the time that is needed.
     """
-    most, least = most_epochs(images), least_epochs(images, batch_size)
+    together = images + unlabelled
+    most, least = most_epochs(together), least_epochs(together, batch_size)
+    most_teacher, longer = most_epochs(images), together / images
+
+    def planned(epochs: int) -> Epochs:
+        teacher = _share(epochs, _FINE_TUNING) if fine_tuned else min(round(2 * epochs * longer), most_teacher)
+        return Epochs(teacher if costs.teacher_s else 0, _share(epochs, _PARAPHRASER), epochs)
 
     def needed(epochs: int) -> float:
         """The minutes for this many epochs, rounded up to tenths."""
-        stages_s = sum(_epochs(epochs, most, costs, fine_tuned).seconds(costs).values())
+        stages_s = sum(planned(epochs).seconds(costs).values())
         return math.ceil((spent_s + stages_s) / _PLANNED / 6) / 10
 
     if needed(least) > minutes:
         raise InputError(
-            f"--minutes {minutes:g} is too short for {images:,} training images on this device: training the student "
+            f"--minutes {minutes:g} is too short for {together:,} training images on this device: training the student "
             f"for {least} epochs, the smallest useful number, takes about {needed(least):g} minutes, and for {most} "
             f"epochs, the largest useful number, {needed(most):g}. Give --minutes {needed(least):g} or more"
         )
     longest = max(epochs for epochs in range(least, most + 1) if needed(epochs) <= minutes)
-    return _epochs(longest, most, costs, fine_tuned)
+    return planned(longest)
 
 
 def shorten(epochs: Epochs, costs: Costs, slower: float, left_s: float, least: int) -> Epochs:
@@ -138,11 +153,6 @@ def shorten(epochs: Epochs, costs: Costs, slower: float, left_s: float, least: i
         return epochs
     student = max(fitting, default=least)
     return Epochs(epochs.teacher, _share(student, _PARAPHRASER), student)
-
-
-def _epochs(student: int, most: int, costs: Costs, fine_tuned: bool) -> Epochs:
-    teacher = 0 if not costs.teacher_s else _share(student, _FINE_TUNING) if fine_tuned else min(2 * student, most)
-    return Epochs(teacher, _share(student, _PARAPHRASER), student)
 
 
 def _share(epochs: int, share: tuple[int, int, int]) -> int:
