@@ -1,0 +1,96 @@
+"""The report of the study, from its records."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cases import IMAGES, SEEDS, Case
+
+from factor_transfer.files import read_json
+from factor_transfer.report.names import name_of
+
+_HEAD = f"""# Images without labels
+
+`python studies/unlabelled/study.py run --data FOLDER` trains what this page shows, and `study.py report` writes it
+from the records in `records/`. Fashion-MNIST; a ResNet-20 of width 8 teaches a ResNet-8 of width 8
+([recipe.toml](recipe.toml)). Of the 60,000 training images, 600 or 3,000 have labels. *All images* means that the
+paraphraser and the terms of a method also use the others, without their labels; *labelled images* means that they
+are left out. All students take about the same number of steps of 128 images, so the student alone is the same in
+both. Top-1 in percent on the 10,000 test images, {SEEDS} seeds: mean and 95 % interval. No test image and no label
+of an unlabelled image had any influence on a training or a setting. No setting was tuned here: they are those of
+the demo.
+"""
+
+
+def write_report(cases: Sequence[Case], records: Path, path: Path) -> None:
+    """Write the page with the table of each number of labels and each kind of teacher.
+
+    Args:
+        cases: the cases of the study.
+        records: the folder of their records.
+        path: the file to write.
+    """
+    found = {case: read_json(file) for case in cases if (file := records / f"{case.name}.json").exists()}
+    reference = next((record for case, record in found.items() if case.is_reference), None)
+    sections = [_HEAD]
+    if reference is not None:
+        sections.append(_reference(reference))
+    for labels in sorted({case.labels for case in found if not case.is_reference}):
+        for own in (False, True):
+            pair = {
+                case.unlabelled: record
+                for case, record in found.items()
+                if (case.labels, case.own_teacher) == (labels, own)
+            }
+            if pair:
+                sections.append(_section(labels, own, pair, reference))
+    path.write_text("\n".join(sections), encoding="utf-8")
+
+
+def _reference(record: dict[str, Any]) -> str:
+    rows = [_row(name_of(method), [_mean(record, method)]) for method in record["methods"]]
+    teacher = _row("teacher", [f"{record['teacher']['top1']:.2f}"])
+    return "\n".join([f"## All {IMAGES:,} labels\n", *_table(["top-1 %"]), teacher, *rows, ""])
+
+
+def _section(labels: int, own: bool, pair: dict[bool, dict[str, Any]], reference: dict[str, Any] | None) -> str:
+    teacher = "the teacher learned from the same labels" if own else "the teacher learned from all labels"
+    first = next(iter(pair.values()))
+    lines = [f"## {labels:,} labels; {teacher} ({first['teacher']['top1']:.2f} %)\n"]
+    lines += _table(["labelled images", "all images", "difference from the student alone", "of the gap closed"])
+    alone = next((_top1(record, "student") for record in pair.values() if "student" in record["methods"]), None)
+    full = None if reference is None else _top1(reference, "student")
+    for method in dict.fromkeys(method for record in pair.values() for method in record["methods"]):
+        cells = [_mean(pair[key], method) if key in pair else "" for key in (False, True)]
+        together = pair.get(True, {"methods": {}})
+        gain = closed = ""
+        if method != "student" and method in together["methods"] and alone is not None:
+            figures = together["methods"][method]
+            gain = _plus_minus(figures["difference"], figures["difference_interval"], "+")
+            if full is not None:
+                closed = f"{(figures['mean'] - alone) / (full - alone):.0%}"
+        lines.append(_row(name_of(method), [*cells, gain, closed]))
+    return "\n".join([*lines, ""])
+
+
+def _table(columns: Sequence[str]) -> list[str]:
+    return [_row("", columns), _row("---", ["---:"] * len(columns))]
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _top1(record: dict[str, Any], method: str) -> float:
+    return float(record["methods"][method]["mean"])
+
+
+def _mean(record: dict[str, Any], method: str) -> str:
+    figures = record["methods"].get(method)
+    return "" if figures is None else _plus_minus(figures["mean"], figures["interval"], "")
+
+
+def _plus_minus(value: float | None, interval: float | None, sign: str) -> str:
+    if value is None:
+        return ""
+    return f"{value:{sign}.2f}" + ("" if interval is None else f" ± {interval:.2f}")
