@@ -302,7 +302,7 @@ PAGES = {
     "benchmarks/README.md": DOCS / "studies" / "benchmarks.md",
     **{
         f"studies/{name}/README.md": DOCS / "studies" / f"{name.replace('_', '-')}.md"
-        for name in ("cifar10", "digits", "fashion_mnist", "gpu")
+        for name in ("cifar10", "digits", "fashion_mnist", "gpu", "unlabelled")
     },
     "CONTRIBUTING.md": DOCS / "contributing.md",
     "CHANGELOG.md": DOCS / "changelog.md",
