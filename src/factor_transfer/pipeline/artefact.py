@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from factor_transfer.errors import InputError
-from factor_transfer.files import State, read_json, read_weights, save_weights, sha256, write_json
+from factor_transfer.files import read_json, sha256, write_json
 from factor_transfer.pipeline.records import StageRecord, read_record
+from factor_transfer.state_dicts import State, read_weights, save_weights
 from factor_transfer.training.checkpoint import remove_training
 from factor_transfer.versions import OURS, versions
 

@@ -12,7 +12,7 @@ from factor_transfer.config.recipe import Training
 from factor_transfer.data import Batch, Batches, Views
 from factor_transfer.distributed import collectives, signals
 from factor_transfer.errors import InputError, Interrupted
-from factor_transfer.files import State, remove_unfinished
+from factor_transfer.files import remove_unfinished
 from factor_transfer.methods import Method
 from factor_transfer.models import Normalize, macs
 from factor_transfer.pipeline import artefact
@@ -20,6 +20,7 @@ from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.lock import hold, still_held
 from factor_transfer.pipeline.weights.trial import leave_out_unused
+from factor_transfer.state_dicts import State
 from factor_transfer.training.checkpoint import is_under_way
 from factor_transfer.training.compile import worthwhile
 from factor_transfer.training.evaluate import at_chance, mean_losses, top
