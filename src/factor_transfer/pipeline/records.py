@@ -146,6 +146,7 @@ class StageRecord(Record):
     epoch: Annotated[int, Field(ge=0)] | None = None
     validation: dict[str, float] | None = None
     seconds: Annotated[float, Field(ge=0)] | None = None
+    threads: Size | None = None
     in_channels: dict[str, Size] | None = None
     weights_sha256: str | None = None
     last_sha256: str | None = None
