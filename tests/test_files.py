@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from conftest import Run, refused
-from factor_transfer import build_model
-from factor_transfer import files as checkpoint
+from factor_transfer import build_model, files, state_dicts
 from factor_transfer.errors import InputError
 from factor_transfer.training import checkpoint as training_state
 
@@ -22,15 +21,15 @@ STATE = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
 
 def test_weights_go_and_come_back(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    checkpoint.save_weights(path, {"a": STATE["a"].t(), "b": STATE["b"]})
-    read = checkpoint.read_weights(path)
+    state_dicts.save_weights(path, {"a": STATE["a"].t(), "b": STATE["b"]})
+    read = state_dicts.read_weights(path)
     assert torch.equal(read["a"], STATE["a"].t())
     assert torch.equal(read["b"], STATE["b"])
 
 
 def test_pytorch_files_of_tensors_are_read(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "w.pth")
-    assert torch.equal(checkpoint.read_weights(tmp_path / "w.pth")["a"], STATE["a"])
+    assert torch.equal(state_dicts.read_weights(tmp_path / "w.pth")["a"], STATE["a"])
 
 
 class Evil:
@@ -43,7 +42,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, name: str) -> Non
     path = tmp_path / name
     path.write_bytes(pickle.dumps({"a": Evil()}))
     with pytest.raises(InputError, match="damaged"):
-        training_state.read_training(path) if name == "last.ckpt" else checkpoint.read_weights(path)
+        training_state.read_training(path) if name == "last.ckpt" else state_dicts.read_weights(path)
     assert not Path("pwned").exists()
 
 
@@ -51,18 +50,18 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, name: str) -> Non
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(InputError, match="must be a state dict"):
-        checkpoint.read_weights(tmp_path / "w.pt")
+        state_dicts.read_weights(tmp_path / "w.pt")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.safetensors.*No such file"):
-        checkpoint.read_weights(tmp_path / "nowhere.safetensors")
+        state_dicts.read_weights(tmp_path / "nowhere.safetensors")
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
-    checkpoint.save_weights(folder / "w.safetensors", STATE)
+    state_dicts.save_weights(folder / "w.safetensors", STATE)
     training_state.save_training(folder / "last.ckpt", {"epoch": 2, "method": STATE})
     return folder
 
@@ -70,7 +69,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=40)
 @given(share=st.floats(0, 0.999))
 def test_a_truncated_file_is_an_error_that_names_it(written: Path, tmp_path: Path, share: float) -> None:
-    for name, read in (("w.safetensors", checkpoint.read_weights), ("last.ckpt", training_state.read_training)):
+    for name, read in (("w.safetensors", state_dicts.read_weights), ("last.ckpt", training_state.read_training)):
         whole = (written / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(InputError, match=name):
@@ -80,23 +79,23 @@ def test_a_truncated_file_is_an_error_that_names_it(written: Path, tmp_path: Pat
 def test_layers_that_do_not_fit_are_named() -> None:
     state = build_model("resnet8", 10).state_dict()
     with pytest.raises(InputError, match=r"fc\.weight: shape \(10, 64\) in the file, \(7, 64\) in the model"):
-        checkpoint.load_into(build_model("resnet8", 7), state, Path("w"))
+        state_dicts.load_into(build_model("resnet8", 7), state, Path("w"))
     with pytest.raises(InputError, match=r"missing: layer1\.1\.conv1\.weight[\s\S]*and \d+ more"):
-        checkpoint.load_into(build_model("resnet14", 10), state, Path("w"))
+        state_dicts.load_into(build_model("resnet14", 10), state, Path("w"))
     with pytest.raises(InputError, match="not in the model: extra"):
-        checkpoint.load_into(nn.Linear(1, 1), {**nn.Linear(1, 1).state_dict(), "extra": torch.ones(1)}, Path("w"))
+        state_dicts.load_into(nn.Linear(1, 1), {**nn.Linear(1, 1).state_dict(), "extra": torch.ones(1)}, Path("w"))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    checkpoint.write_atomic(path, b"old")
+    files.write_atomic(path, b"old")
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.write_atomic(path, b"new")
+        files.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
@@ -129,12 +128,12 @@ def test_what_is_no_regular_file_is_written_into(tiny: Path, finished: Path, run
         assert "top1" in json.loads(heard[0])
         assert Path("pipe").is_fifo()
     leader, follower = os.openpty()
-    checkpoint.write_atomic(Path(os.ttyname(follower)), b"heard")
+    files.write_atomic(Path(os.ttyname(follower)), b"heard")
     assert os.read(leader, 9) == b"heard"
     with Path("open").open("w+b") as file:
         file.write(b"before ")
         file.flush()
-        checkpoint.write_atomic(Path(f"/dev/fd/{file.fileno()}"), b"after")
+        files.write_atomic(Path(f"/dev/fd/{file.fileno()}"), b"after")
         assert Path("open").read_bytes() == b"before after"
     os.close(leader)
     os.close(follower)
@@ -144,7 +143,7 @@ def test_what_is_no_regular_file_is_written_into(tiny: Path, finished: Path, run
 def test_modes_respect_the_umask(tmp_path: Path, digits_run: Path, run: Run, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
-        checkpoint.write_json(tmp_path / "new" / "a.json", {})
+        files.write_json(tmp_path / "new" / "a.json", {})
         assert run("package", digits_run, "--out", tmp_path / "shared").code == 0
     finally:
         os.umask(before)
@@ -190,13 +189,13 @@ def test_what_is_no_regular_file_is_not_waited_for(
         Path(name).touch()
         put(Path(name))
         with pytest.raises(InputError, match=rf"{name} is a (FIFO|device|folder)"):
-            checkpoint.read_weights(Path(name))
+            state_dicts.read_weights(Path(name))
 
 
 def holding(**changes: torch.Tensor) -> nn.Module:
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     state = model.state_dict()
-    checkpoint.load_into(
+    state_dicts.load_into(
         model, {**state, **{key.replace("_", ".", 1): value for key, value in changes.items()}}, Path("w")
     )
     return model
@@ -233,4 +232,4 @@ def test_variances_below_zero_and_counters_that_are_none() -> None:
 def test_json_that_is_not_finite_or_no_text(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(f"[{text}]")
     with pytest.raises(InputError, match=r"cannot read .*a\.json: "):
-        checkpoint.read_json(tmp_path / "a.json")
+        files.read_json(tmp_path / "a.json")

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from conftest import Run, refused
 from factor_transfer.errors import InputError
-from factor_transfer.files import read_json, read_weights
+from factor_transfer.files import read_json
 from factor_transfer.pipeline import artefact
+from factor_transfer.state_dicts import read_weights
 
 STATE = {"a": torch.arange(8.0), "b": torch.tensor([[1, 2], [3, 4]])}
 

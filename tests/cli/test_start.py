@@ -73,8 +73,17 @@ def test_a_training_waits_for_no_more_than_it_needs() -> None:
     assert imported(code) == {"torch", "torch._dynamo", "lightning_fabric"}
 
 
-def test_networks_are_shown_without_what_a_training_needs() -> None:
-    assert imported(command("show", "methods")) == {"torch"}
+def test_lists_wait_for_no_more_than_they_show() -> None:
+    """One process each for those without and those with networks, since PyTorch takes more than a second."""
+
+    def show(*lists: list[str]) -> str:
+        return f"""
+    from factor_transfer.cli import main
+    for words in {lists!r}:
+        main(["show", *words])"""
+
+    assert imported(show(["recipes"], ["presets"], ["zoo"]).strip()) == set()
+    assert imported(show(["methods"], ["models"], ["taps", "resnet8"]).strip()) == {"torch"}
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])

@@ -13,7 +13,7 @@ from PIL import Image
 from conftest import Run, looked, refused
 from factor_transfer.data import Split
 from factor_transfer.data.sets.equal_images import equal_images
-from factor_transfer.files import read_weights, save_weights
+from factor_transfer.state_dicts import read_weights, save_weights
 
 
 def test_an_untrained_recipe_is_looked_at_and_nothing_is_left(tiny: Path, run: Run) -> None:

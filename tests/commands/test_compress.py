@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from conftest import Outcome, Run, refused
@@ -20,7 +19,6 @@ from factor_transfer.commands.compress.look import Pictures, look
 from factor_transfer.commands.compress.measure import Measured, measure
 from factor_transfer.commands.compress.schedule import Costs, Epochs, plan_epochs, shorten
 from factor_transfer.config.read import read_recipe
-from factor_transfer.distributed.threads import use_fast_threads
 from factor_transfer.errors import InputError
 
 COSTS = Costs(teacher_s=200, paraphraser_s=100, student_s=200, alone_s=100, once_s=800, memory_mb=500, disk_mb=1)
@@ -321,16 +319,3 @@ def test_what_is_left_is_shortened_as_far_as_needed_and_no_further() -> None:
     assert shorten(planned, COSTS, 2.0, 13_500, least=5) == Epochs(40, 6, 17)
     assert shorten(planned, COSTS, 2.0, 0, least=5) == Epochs(40, 3, 5)
     assert shorten(planned, COSTS, 2.0, 0, least=60) == planned
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"), [((1.0, 2.0, 4.0), 4), ((1.0, 0.9, 0.8), 4), ((1.0, 0.5, 0.1), 1), ((1.0, 0.5, 0.45), 2)]
-)
-def test_fewer_threads_are_taken_only_where_they_are_much_faster(seconds: tuple[float, ...], expected: int) -> None:
-    before, given = torch.get_num_threads(), iter(seconds)
-    try:
-        torch.set_num_threads(4)
-        assert use_fast_threads(lambda: next(given)) == (4, expected)
-        assert torch.get_num_threads() == expected
-    finally:
-        torch.set_num_threads(before)

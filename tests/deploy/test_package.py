@@ -17,10 +17,11 @@ from factor_transfer import build_model, load_student
 from factor_transfer.config.read import read_recipe
 from factor_transfer.data import open_data
 from factor_transfer.errors import InputError
-from factor_transfer.files import read_weights, sha256
+from factor_transfer.files import sha256
 from factor_transfer.models import Normalize
 from factor_transfer.pipeline.artefact import find
 from factor_transfer.pipeline.experiment import load_network
+from factor_transfer.state_dicts import read_weights
 
 STUDENT = "student-factor-seed0"
 

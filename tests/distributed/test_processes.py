@@ -16,7 +16,7 @@ from conftest import ROOT, TINY, Run
 from factor_transfer.data import Augment, Batches, Split, in_order
 from factor_transfer.distributed.launch import launch_info
 from factor_transfer.errors import InputError
-from factor_transfer.files import read_weights
+from factor_transfer.state_dicts import read_weights
 
 # Two steps an epoch, of which the second is of 12 images and can be divided, too.
 BATCHES = [f"{stage}.batch_size=60" for stage in ("teacher", "paraphraser", "student")]

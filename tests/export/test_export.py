@@ -18,11 +18,12 @@ from factor_transfer.export.build import ExportOptions, build_file
 from factor_transfer.export.formats.runtimes import open_file, run_over
 from factor_transfer.export.graph import InputSpec, bare
 from factor_transfer.export.qat import RoundedInput, RoundedWeight, rounded
-from factor_transfer.files import read_weights, sha256
+from factor_transfer.files import sha256
 from factor_transfer.models import Normalize
 from factor_transfer.models.families.resnet import Projection
 from factor_transfer.pipeline.artefact import find
 from factor_transfer.pipeline.experiment import load_network
+from factor_transfer.state_dicts import read_weights
 
 STUDENT = "student-factor-seed0"
 

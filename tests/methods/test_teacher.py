@@ -33,7 +33,7 @@ def test_in_parts_and_folded_it_says_the_same() -> None:
     cheap = Teacher(Counted(), NORMALIZE, IMAGES)
     cheap.want(["body.layer2"], logits=True)
     cheap(IMAGES[:1])
-    cheap.part = 3
+    cheap.cached = 3
     expected, found = plain()(IMAGES), cheap(IMAGES)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in cheap.modules())
     assert torch.allclose(found.logits, expected.logits, atol=1e-5)

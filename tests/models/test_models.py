@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from factor_transfer import build_model
 from factor_transfer.errors import InputError
 from factor_transfer.models import MODELS, Normalize, macs, parameters
+from factor_transfer.models.cost import NotInitialized, layer_macs
 from factor_transfer.taps import Taps
 
 
@@ -96,6 +97,17 @@ def test_macs_of_published_networks() -> None:
         assert macs(build_model("resnet20", 10), torch.zeros(1, 3, 32, 32)) == pytest.approx(41e6, rel=0.01)
         assert macs(build_model("resnet18", 1000), torch.zeros(1, 3, 224, 224)) == pytest.approx(1.8e9, rel=0.02)
         assert macs(build_model("resnet50", 1000), torch.zeros(1, 3, 224, 224)) == pytest.approx(4.1e9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet8", "resnet50", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2"]
+)
+def test_all_macs_of_our_networks_are_in_their_layers(name: str) -> None:
+    images = torch.zeros(2, 3, 64, 64)
+    with NotInitialized():
+        model = build_model(name, 10)
+    assert layer_macs(model, images) == macs(model, images)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_normalize_is_the_formula_and_leaves_no_weights() -> None:

@@ -1,26 +1,36 @@
 """Whether a zoo can be used: installed is not enough."""
 
-from types import ModuleType
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from conftest import Run
 from factor_transfer.models import optional as library
+from factor_transfer.models.external import zoo_states
 
 
-def test_show_models_says_whether_a_zoo_can_be_imported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def import_module(name: str) -> ModuleType:
-        if name == "torchvision":
-            raise RuntimeError("operator torchvision::nms does not exist")
-        return ModuleType(name)
-
-    monkeypatch.setattr(library, "import_module", import_module)
-    monkeypatch.setattr(library, "installed", lambda name: name != "transformers")
+def test_show_models_says_whether_a_zoo_can_be_imported(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A torchvision that was built for another torch: its file of operators cannot be loaded."""
+    spec = ModuleSpec("torchvision", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    (tmp_path / "_C.so").write_bytes(b"")
+    monkeypatch.setattr(library, "find_spec", lambda name: spec if name != "transformers" else None)
+    monkeypatch.setattr(torch.ops, "torchvision", SimpleNamespace(), raising=False)
+    before = set(sys.modules)
     lines = run("show", "models").out.splitlines()
     assert any(
         "timm:NAME (installed, but torchvision, which timm imports, cannot be imported" in line for line in lines
     )
     assert any("torchvision:NAME (installed, but torchvision cannot be imported" in line for line in lines)
     assert "  transformers:NAME (not installed)" in lines
-    monkeypatch.setattr(library, "installed", lambda name: name == "timm")
-    assert "  timm:NAME (installed)" in run("show", "models").out.splitlines()
+    monkeypatch.setattr(torch.ops, "torchvision", SimpleNamespace(nms=None))  # as a torchvision that fits declares it
+    assert zoo_states()["timm"] == "installed"
+    monkeypatch.setattr(library, "find_spec", lambda name: spec if name == "timm" else None)
+    assert zoo_states() == {"timm": "installed", "torchvision": "not installed", "transformers": "not installed"}
+    assert {"timm", "torchvision"} & (set(sys.modules) - before) == set()

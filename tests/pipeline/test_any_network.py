@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from conftest import Run, refused
-from factor_transfer.files import read_weights
 from factor_transfer.models import build_model
 from factor_transfer.pipeline.artefact import find
 from factor_transfer.pipeline.experiment import load_network
+from factor_transfer.state_dicts import read_weights
 
 RECIPE = """
 name = "any"

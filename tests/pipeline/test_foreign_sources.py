@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from factor_transfer import Paraphraser, build_model
 from factor_transfer.errors import InputError
-from factor_transfer.files import load_into, read_weights
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
+from factor_transfer.state_dicts import load_into, read_weights
 
 PATH = Path("elsewhere.pth")
 STATE = {"fc.weight": torch.ones(2, 3), "fc.bias": torch.zeros(2)}

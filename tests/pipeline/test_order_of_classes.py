@@ -14,10 +14,10 @@ from PIL import Image
 
 from conftest import Run, refused, unwrapped
 from factor_transfer import build_model
-from factor_transfer.files import read_weights
 from factor_transfer.models.classifier import find_classifier, reorder_outputs
 from factor_transfer.models.external import zoo_classes
 from factor_transfer.pipeline.weights.classes import output_order
+from factor_transfer.state_dicts import read_weights
 
 RECIPE = """
 name = "order"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from conftest import CIFAR10, Run, needs_cifar10, refused
 from factor_transfer.data import open_data
-from factor_transfer.files import read_weights
+from factor_transfer.state_dicts import read_weights
 
 STUDENT = "student-factor-seed0"
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from conftest import Run, refused
-from factor_transfer.files import read_weights, save_weights, sha256
+from factor_transfer.files import sha256
 from factor_transfer.report.confidence import Estimate
+from factor_transfer.state_dicts import read_weights, save_weights
 
 MINE = """
 from torch import nn

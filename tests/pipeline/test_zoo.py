@@ -11,10 +11,10 @@ from conftest import CIFAR10, Run, needs_cifar10, refused
 from factor_transfer import load_student
 from factor_transfer.data.sets.cifar.load import load_cifar10
 from factor_transfer.errors import InputError
-from factor_transfer.files import load_into
 from factor_transfer.methods import Paraphraser
 from factor_transfer.pipeline.artefact import find
 from factor_transfer.pipeline.weights import zoo
+from factor_transfer.state_dicts import load_into
 from factor_transfer.training.evaluate import top
 
 ENTRIES = zoo.entries()

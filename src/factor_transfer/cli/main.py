@@ -320,7 +320,8 @@ def show(
         raise InputError(f"`factor-transfer show {what}` takes no other argument, got {model!r}")
     if what != "taps" and size is not None:
         raise InputError(f"`factor-transfer show {what}` takes no --size, which is only for taps")
-    announce([model or ""])
+    if model is not None:
+        announce([model])
     console().print(listing.taps(model, size) if model is not None else getattr(listing, what)())
 
 

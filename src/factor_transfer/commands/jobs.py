@@ -280,6 +280,7 @@ def _work(
     act_for(token)
     torch.set_num_threads(threads)
     experiment = Experiment(read_recipe(recipe), work_dir, RemoteDisplay(connection), command)
+    experiment.threads_are_set = True
     try:
         with raise_on_signals():
             connection.send(("done", _run_task(experiment, task, score)))

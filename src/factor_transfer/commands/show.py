@@ -1,25 +1,18 @@
-"""The lists that ``factor-transfer show`` prints."""
+"""The lists that ``factor-transfer show`` prints.
+
+Each list imports what it needs, so that those without networks do not wait for PyTorch.
+"""
 
 import sys
 
-import torch
 from rich import box
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from factor_transfer.config.presets import PRESETS, dotted
-from factor_transfer.config.read import shipped
-from factor_transfer.errors import InputError, choose, printable
-from factor_transfer.methods import TERMS
-from factor_transfer.models import MODELS, build_model, macs, parameters
-from factor_transfer.models.external import is_external, zoo_size, zoo_states
-from factor_transfer.models.zoos import ZOOS
-from factor_transfer.pipeline.weights.zoo import entries
+from factor_transfer.errors import InputError, printable
 from factor_transfer.settings import settings
-from factor_transfer.taps.extract import shapes
-from factor_transfer.taps.stages import maps, stages
 
 _FIGURES = "parameters", "MACs", "channels", "top-1 %", "top-5 %"
 
@@ -33,12 +26,18 @@ def _table(*headings: str) -> Table:
 
 def models() -> Group:
     """The built-in networks, with their costs for 10 classes and their ``args``, and the sources of external ones."""
+    import torch
+
+    from factor_transfer.models import MODELS, build_model, parameters
+    from factor_transfer.models.cost import NotInitialized, layer_macs
+    from factor_transfer.models.external import zoo_states
+
     table = _table("model", "input", "parameters", "MACs", "args")
     for name in MODELS:
         size = _usual_size(name)
-        with torch.device("meta"):  # only shapes are computed
+        with NotInitialized():
             model = build_model(name, 10)
-            cost = macs(model, torch.zeros(1, 3, size, size))
+        cost = layer_macs(model, torch.zeros(1, 3, size, size))
         chosen = ", ".join(f"{key} = {p.default!r}" for key, p in settings(MODELS[name]).items())
         table.add_row(name, f"3 x {size} x {size}", f"{parameters(model):,}", f"{cost:,}", chosen)
     places = "\n".join(f"  {zoo}:NAME ({state})" for zoo, state in zoo_states().items())
@@ -47,6 +46,8 @@ def models() -> Group:
 
 def recipes() -> Table:
     """The recipes in the package, with the comments at their top."""
+    from factor_transfer.config.read import shipped
+
     table = _table("recipe", "description")
     for name, path in shipped().items():
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -57,6 +58,8 @@ def recipes() -> Table:
 
 def methods() -> Table:
     """The terms of methods, with the settings of ``[transfer.NAME]``."""
+    from factor_transfer.methods import TERMS
+
     table = _table("term", "from", "settings")
     for name, term in TERMS.items():
         found = {key: p for function in (term, term.between, term.adapt) for key, p in settings(function).items()}
@@ -68,6 +71,8 @@ def methods() -> Table:
 
 def presets() -> Table:
     """The presets that a recipe may use with ``preset = NAME``, and their settings."""
+    from factor_transfer.config.presets import PRESETS, dotted
+
     table = _table("preset", "settings, unless the recipe sets them")
     for name, document in PRESETS.items():
         lines = [
@@ -80,6 +85,8 @@ def presets() -> Table:
 
 def zoo() -> Group:
     """The trained networks: those in the package, and those that a command trains."""
+    from factor_transfer.pipeline.weights.zoo import entries
+
     table = _table("name", "network", "data", "top-1 %", "top-5 %", "")
     for name, entry in entries().items():
         figures = ["" if figure is None else f"{figure:.2f}" for figure in (entry.top1, entry.top5)]
@@ -102,13 +109,20 @@ def taps(model: str, size: int | None = None) -> Table:
     Raises:
         InputError: the network does not exist, or does not accept images of that size.
     """
+    import torch
+
+    from factor_transfer.models import build_model
+    from factor_transfer.models.external import is_external, zoo_size
+    from factor_transfer.models.zoos import ZOOS
+    from factor_transfer.taps.extract import shapes
+    from factor_transfer.taps.stages import maps, stages
+
+    # Not on the meta device, which external code may not support, and which imports PyTorch's compiler.
+    network = build_model(model, 10)
     if is_external(model):
-        network = build_model(model, 10)  # not on the meta device, which external code may not support
         size = size or zoo_size(model, network) or (224 if model.partition(":")[0] in ZOOS else 32)
     else:
-        size = size or _usual_size(choose("model", model, MODELS))
-        with torch.device("meta"):
-            network = build_model(model, 10)
+        size = size or _usual_size(model)
     image = torch.zeros(1, 3, size, size, device=next((p.device for p in network.parameters()), None))
     try:
         found = shapes(network, image)
@@ -134,5 +148,7 @@ def taps(model: str, size: int | None = None) -> Table:
 
 def _usual_size(model: str) -> int:
     """The height and width of the images that a model is usually used for, with its default settings."""
+    from factor_transfer.models import MODELS
+
     stem = settings(MODELS[model]).get("stem")
     return 224 if stem and stem.default == "imagenet" else 32

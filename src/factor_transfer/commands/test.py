@@ -11,7 +11,6 @@ from factor_transfer.data import Data, in_order, open_data
 from factor_transfer.distributed import collectives
 from factor_transfer.distributed.precision import FULL
 from factor_transfer.errors import InputError
-from factor_transfer.files import load_into
 from factor_transfer.models import Normalize, build_model, zoo_statistics
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
@@ -21,6 +20,7 @@ from factor_transfer.pipeline.records import check_logits
 from factor_transfer.pipeline.stages.student import student_folder
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
 from factor_transfer.report.metrics import check_metrics, measure
+from factor_transfer.state_dicts import load_into
 from factor_transfer.training.evaluate import predict
 
 

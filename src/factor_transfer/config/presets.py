@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from factor_transfer.errors import choose
-from factor_transfer.taps.stages import LAST_CONV
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper's settings for CIFAR-10: ResNet-56 -> ResNet-20.
@@ -41,10 +40,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     # CIFAR-10: ResNet-50 -> ResNet-18. The taps precede batch norm, shortcut and activation; the term is very weak.
     "mmrazor": {
         "augment": {"crop_padding": 4, "flip": True},
-        "teacher": {"tap": LAST_CONV},
+        "teacher": {"tap": "last-conv"},
         "paraphraser": {"reconstruction": "l2-unit", "epochs": 20, "learning_rate": 0.1},
         "student": {
-            "tap": LAST_CONV,
+            "tap": "last-conv",
             "epochs": 200,
             "learning_rate": 0.1,
             "weight_decay": 1e-4,

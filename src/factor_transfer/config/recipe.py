@@ -33,6 +33,8 @@ class Recipe(Options):
         precision: the precision of all trainings: ``"32-true"``; ``"bf16-mixed"``, bfloat16 where it is safe; or
             ``"auto"``, the precision of the stages in the work dir, or else bfloat16 if the device is faster in it.
         teacher_precision: the precision of the frozen teacher; defaults to ``precision``.
+        threads: the number of threads of a single training on a CPU. ``"auto"`` measures a few steps with all of them
+            and with fewer, and keeps the fastest number. The processes of a comparison have one thread each.
         compile: whether to compile the training steps, which changes nothing but rounding. ``"auto"`` compiles them if
             the training is long enough to gain from it.
         device: the device: ``"cpu"``, ``"cuda"`` or ``"mps"``; ``"auto"`` chooses a GPU if there is one.
@@ -57,6 +59,7 @@ class Recipe(Options):
     precision: AnyPrecision = "32-true"
     teacher_precision: Precision | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: Literal["auto"] | Annotated[int, Ge(1)] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     sync_batch_norm: bool = False
     on_nonfinite: Literal["stop", "skip"] = "stop"

@@ -14,7 +14,7 @@ from factor_transfer.deploy.model_card import model_card
 from factor_transfer.deploy.student import CONFIG, WEIGHTS
 from factor_transfer.errors import InputError
 from factor_transfer.export.record import RECORD, ExportRecord
-from factor_transfer.files import save_weights, sha256, write_json
+from factor_transfer.files import sha256, write_json
 from factor_transfer.models import build_model, parameters
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.pipeline import artefact
@@ -22,6 +22,7 @@ from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import load_network
 from factor_transfer.pipeline.finished_run import Run
 from factor_transfer.pipeline.records import Summary, read_record
+from factor_transfer.state_dicts import save_weights
 from factor_transfer.versions import __version__
 
 CARD = "README.md"

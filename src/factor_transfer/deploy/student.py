@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from factor_transfer.errors import InputError, suggest
-from factor_transfer.files import read_weights, sha256
+from factor_transfer.files import sha256
 from factor_transfer.models import Normalize, permit
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import RECORD
 from factor_transfer.pipeline.records import PackageRecord, StageRecord, read_record, rebuild
 from factor_transfer.pipeline.weights import zoo
+from factor_transfer.state_dicts import read_weights
 
 Announce = Callable[[Iterable[str | Mapping[str, Any]]], None]
 

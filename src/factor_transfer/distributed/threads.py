@@ -1,42 +1,61 @@
-"""The number of threads with which this process is fastest."""
+"""The number of threads with which a computation is fastest."""
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.nn import functional as F
 
-_BETTER = 1.3  # the smallest speed-up for which fewer threads are used, since short measurements are noisy
+_BETTER = 1.1  # the smallest speed-up for which fewer threads are used, since short measurements are noisy
 _LAYERS, _ROUNDS = 5, 3
 
 
-def use_fast_threads(seconds: Callable[[], float] | None = None) -> tuple[int, int]:
-    """Reduce the number of PyTorch's threads if that is much faster.
+def is_choice_free() -> bool:
+    """Whether there are several threads to choose from, and the user has not set their number (OMP_NUM_THREADS)."""
+    return torch.get_num_threads() > 1 and "OMP_NUM_THREADS" not in os.environ
 
-    Threads wait for each other in every layer. If other programs keep some of the cores busy, or a container has fewer
-    cores than the machine, the slowest thread delays all others, and a single thread may be ten times as fast.
+
+def measure_threads(seconds: Callable[[], float]) -> dict[int, float]:
+    """Measure a computation with all of PyTorch's threads, then with half of them each time, down to one.
+
+    The measurement ends when fewer threads are slower. At the end, PyTorch has as many threads as before.
 
     Args:
-        seconds: a function that measures the time of a computation; by default, of a few convolutions.
+        seconds: a function that runs the computation, and returns the time that it took.
 
     Returns:
-        The numbers of threads before and after.
+        The time by the number of threads.
     """
-    before = chosen = torch.get_num_threads()
-    seconds = seconds or _convolutions
-    best = seconds() if before > 1 else 0.0
-    count = before // 2
-    while count:
-        torch.set_num_threads(count)
-        duration = seconds()
-        if duration * _BETTER < best:
-            best, chosen = duration, count
-        count //= 2
-    torch.set_num_threads(chosen)
-    return before, chosen
+    before = count = torch.get_num_threads()
+    found: dict[int, float] = {}
+    try:
+        while count:
+            torch.set_num_threads(count)
+            found[count] = seconds()
+            if found[count] > _BETTER * min(found.values()):
+                break
+            count //= 2
+    finally:
+        torch.set_num_threads(before)
+    return found
 
 
-def _convolutions() -> float:
+def fastest(found: Mapping[int, float]) -> int:
+    """The number of threads that is fastest, where fewer are only used if they are clearly faster.
+
+    Args:
+        found: the time by the number of threads, see ``measure_threads``.
+    """
+    counts = sorted(found, reverse=True)
+    chosen = counts[0]
+    for count in counts[1:]:
+        if _BETTER * found[count] < found[chosen]:
+            chosen = count
+    return chosen
+
+
+def convolutions() -> float:
     """The median time, in seconds, of a forward and backward pass through a few layers of a small network."""
     images, weight = torch.ones(16, 16, 32, 32), torch.full((16, 16, 3, 3), 0.01, requires_grad=True)
     durations = []

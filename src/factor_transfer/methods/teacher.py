@@ -37,8 +37,8 @@ class Teacher(Frozen):
     ) -> None:
         super().__init__(Taps(model, (), prepare, logits=False))
         self.examples, self.reduced = examples, reduced
-        self.part: int | None = None  # images per part of a batch; None runs the batch whole
-        self.whole = False  # whether to run a batch whole although ``part`` is set
+        self.cached: int | None = None  # images whose features fit the processor's cache; None runs a batch whole
+        self.whole = False  # whether to run a batch whole although ``cached`` is set
         self.shared = False  # whether several methods use the outputs for the same batch
         self.reused_seconds = 0.0  # time of the passes that methods were spared because another one had run them
         self._prepared = False
@@ -58,6 +58,12 @@ class Teacher(Frozen):
         self.module = Taps(old.model, requested, old.prepare, old.logits or logits)
         self.train(False)
 
+    @property
+    def part(self) -> int | None:
+        """The number of images in each part of a batch; ``None`` if batches are not divided."""
+        # Every thread has an image of each part.
+        return None if self.cached is None or self.whole else max(torch.get_num_threads(), self.cached)
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Seen:
         """The requested features and logits of raw images (B, C, H, W)."""
@@ -67,7 +73,7 @@ class Teacher(Frozen):
         self.prepare_network()
         start = time.perf_counter()
         with torch.autocast(images.device.type, torch.bfloat16) if self.reduced else nullcontext():
-            if self.part is None or self.whole or len(images) <= self.part:
+            if self.part is None or len(images) <= self.part:
                 outputs: Seen = self.module(images)
             else:
                 outputs = _concatenated([self.module(part) for part in images.split(self.part)])
@@ -89,7 +95,7 @@ class Teacher(Frozen):
         if self.examples.device.type == "cpu":
             x = self.examples[:1] if self.module.prepare is None else self.module.prepare(self.examples[:1])
             largest = max((prod(shape) for shape in shapes(self.module.model, x).values()), default=1)
-            self.part = max(torch.get_num_threads(), _PART_ELEMENTS // largest)
+            self.cached = _PART_ELEMENTS // largest
         self.train(False)
 
 

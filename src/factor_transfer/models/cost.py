@@ -1,6 +1,10 @@
 """The cost of a network at inference."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from factor_transfer.models.inference import eval_mode
@@ -28,3 +32,43 @@ def macs(model: nn.Module, images: Tensor) -> int:
     with eval_mode(model), FlopCounterMode(display=False) as counter:
         model(images[:1])
     return counter.get_total_flops() // 2  # PyTorch counts a multiplication and an addition as two operations
+
+
+def layer_macs(model: nn.Module, images: Tensor) -> int:
+    """The number of multiply-accumulate operations of the convolutions and linear layers for one image.
+
+    In the package's own networks, there are no others. ``macs`` counts those of any network, but PyTorch's counter
+    imports the compiler, which takes a second.
+
+    Args:
+        model: the network.
+        images: a batch of the network's input (B, ...), of which the first image is used.
+    """
+    counts = []
+
+    def count(layer: nn.Module, args: Any, output: Tensor) -> None:
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        counts.append(output.numel() * weight[0].numel())  # each value is the product of some inputs and a filter
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    with eval_mode(model):
+        model(images[:1])
+    for handle in handles:
+        handle.remove()
+    return sum(counts)
+
+
+# What fills weights with random numbers. Other functions of ``torch.nn.init`` call the first two.
+_DRAWING = torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_
+
+
+class NotInitialized(TorchFunctionMode):
+    """A context in which new layers have arbitrary weights, since drawing them takes longer than all the rest."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Leave tensors as they are that random numbers would fill."""
+        if func in _DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

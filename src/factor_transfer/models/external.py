@@ -173,7 +173,7 @@ def source(name: str) -> Path | None:
 
 
 def zoo_states() -> dict[str, str]:
-    """The state of each zoo by name: whether it can be used, or why not. Installed ones are imported to find out."""
+    """The state of each zoo by name: whether it can be used, or why not. None is imported to find out."""
     return {zoo: state(zoo) for zoo in ZOOS}
 
 

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from factor_transfer.errors import InputError
 
@@ -46,26 +49,56 @@ def library(name: str) -> Any:
             import_module("torchvision")
         return import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
-        if "torchvision::" not in str(error):
-            raise InputError(f"{name} is installed, but cannot be imported: {_brief(error)}") from error
-        cause = "" if name == "torchvision" else f", which {name} imports,"
-        raise InputError(
-            f"torchvision{cause} cannot be imported with this torch: its operators were built for another build of "
-            f"torch ({_brief(error)}). Reinstall both from the same index in one command, for example "
-            f"{shlex.quote(sys.executable or 'python')} -m pip install --force-reinstall torch torchvision "
-            "--index-url https://download.pytorch.org/whl/cpu"
-        ) from error
+        if "torchvision::" in str(error):
+            raise InputError(_mismatch(name, error)) from error
+        raise InputError(f"{name} is installed, but cannot be imported: {_brief(error)}") from error
 
 
 def state(name: str) -> str:
-    """Whether a zoo's library can be used, in words: ``"installed"``, ``"not installed"``, or why it fails."""
+    """Whether a zoo's library can be used, in words: ``"installed"``, ``"not installed"``, or why it fails.
+
+    The library is not imported, which takes seconds. Of torchvision, only the operators are loaded: they are what fails
+    if it was built for another torch.
+    """
     if not installed(name):
         return "not installed"
     try:
-        library(name)
-    except InputError as error:
-        return f"installed, but {error}"
+        if installed("torchvision"):
+            check_operators()
+    except (OSError, RuntimeError, AttributeError) as error:
+        return f"installed, but {_mismatch(name, error)}"
     return "installed"
+
+
+def check_operators() -> None:
+    """Load torchvision's operators as torchvision does when it is imported.
+
+    Raises:
+        OSError: if they were built for another torch.
+        AttributeError: if there are none.
+    """
+    spec = find_spec("torchvision")
+    folders = spec.submodule_search_locations if spec is not None else None
+    files = [path for folder in folders or () for path in Path(folder).glob("_C*") if path.suffix in (".so", ".pyd")]
+    failed: OSError | None = None
+    for path in files:
+        try:
+            torch.ops.load_library(path)
+        except OSError as error:
+            failed = error
+    if not hasattr(torch.ops.torchvision, "nms"):  # a program may have declared those that are missing
+        raise failed or AttributeError("operator torchvision::nms does not exist")
+
+
+def _mismatch(name: str, error: Exception) -> str:
+    """The message that torchvision, which a zoo's library imports, does not fit the installed torch."""
+    cause = "" if name == "torchvision" else f", which {name} imports,"
+    return (
+        f"torchvision{cause} cannot be imported with this torch: its operators were built for another build of "
+        f"torch ({_brief(error)}). Reinstall both from the same index in one command, for example "
+        f"{shlex.quote(sys.executable or 'python')} -m pip install --force-reinstall torch torchvision "
+        "--index-url https://download.pytorch.org/whl/cpu"
+    )
 
 
 @contextmanager

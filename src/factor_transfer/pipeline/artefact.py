@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from factor_transfer.errors import InputError
-from factor_transfer.files import State, read_json, read_weights, save_weights, sha256, write_json
+from factor_transfer.files import read_json, sha256, write_json
 from factor_transfer.pipeline.records import StageRecord, read_record
+from factor_transfer.state_dicts import State, read_weights, save_weights
 from factor_transfer.training.checkpoint import remove_training
 from factor_transfer.versions import OURS, versions
 
@@ -95,6 +96,19 @@ def begin(folder: Path, inputs: Mapping[str, Any]) -> None:
     write_json(folder / RECORD, {"finished": False, "inputs": inputs})
 
 
+def record_threads(folder: Path, count: int) -> None:
+    """Record the number of threads that an unfinished stage is trained with."""
+    record = _read_record(folder)
+    if record.get("threads") != count:
+        write_json(folder / RECORD, {**record, "threads": count})
+
+
+def recorded_threads(folder: Path) -> int | None:
+    """The number of threads that a stage was trained with; ``None`` if it is not known."""
+    count = _read_record(folder).get("threads")
+    return None if count is None else int(count)
+
+
 def finish(folder: Path, state: State, record: Mapping[str, Any], last: State | None = None) -> Artefact:
     """Write the weights and the record of a stage, which marks it as finished, and remove its checkpoint.
 
@@ -127,10 +141,12 @@ def complete(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The complete record.
     """
+    begun = _read_record(folder)
     complete_record = {
         "finished": True,
         **record,
-        "inputs": _read_record(folder)["inputs"],
+        **({"threads": begun["threads"]} if "threads" in begun else {}),
+        "inputs": begun["inputs"],
         "versions": versions(OURS, "torch", "lightning-fabric"),
         "machine": platform.platform(),
     }

@@ -47,7 +47,13 @@ class Experiment:
         command: the recipe and its overrides as on the command line, for messages.
         trusted_code: the code outside this package that may be run, as ``package.module:callable``, for a recipe that
             was found in a folder. ``None`` allows what the recipe names, as the user gave it.
+
+    Attributes:
+        threads_are_set: whether the number of threads was chosen for this whole process, so that no training measures
+            which one is best.
     """
+
+    threads_are_set = False
 
     def __init__(
         self,

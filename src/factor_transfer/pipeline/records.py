@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import nn
 
 from factor_transfer.errors import InputError, first_line, shown
-from factor_transfer.files import State, check_layers, load_into, read_json
+from factor_transfer.files import read_json
 from factor_transfer.models import MODELS, build_model
 from factor_transfer.models.normalize import check_statistics
+from factor_transfer.state_dicts import State, check_layers, load_into
 
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 Count = Annotated[int, Field(ge=0)]
@@ -145,6 +146,7 @@ class StageRecord(Record):
     epoch: Annotated[int, Field(ge=0)] | None = None
     validation: dict[str, float] | None = None
     seconds: Annotated[float, Field(ge=0)] | None = None
+    threads: Size | None = None
     in_channels: dict[str, Size] | None = None
     weights_sha256: str | None = None
     last_sha256: str | None = None

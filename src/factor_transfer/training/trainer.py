@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from factor_transfer.data import Batch
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import Diverged, InputError, first_line, is_of_memory
-from factor_transfer.files import State
 from factor_transfer.methods import Losses, Method, Teacher, load_trained_state, trained_state
 from factor_transfer.methods.base import trained_buffers
+from factor_transfer.state_dicts import State
 from factor_transfer.training.checkpoint import is_under_way, latest_training, save_training
 from factor_transfer.training.compile import compile_networks, eagerly, set_eager
 from factor_transfer.training.log import RunLog

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from factor_transfer.commands.compress.measure import Exporter
@@ -14,7 +15,7 @@ from factor_transfer.commands.compress.recipe_file import read_written, recipe_n
 from factor_transfer.commands.run import run
 from factor_transfer.config.read import read_recipe
 from factor_transfer.distributed.device import find_device
-from factor_transfer.distributed.threads import use_fast_threads
+from factor_transfer.distributed.threads import convolutions, fastest, is_choice_free, measure_threads
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_atomic
 from factor_transfer.models.optional import pip_install
@@ -117,6 +118,7 @@ def compress(request: Request, out: Path | None, exporter: Exporter | None, cons
             artefact.claim(folder, recipe_name(request.pictures))
             write_atomic(path, plan.text.encode())
     experiment = Experiment(read_recipe(path), folder, console, shlex.join([str(path), "--work-dir", str(folder)]))
+    experiment.threads_are_set = True
     _ = experiment.data  # prints the line about the data
     for line in [*(plan.lines if plan else []), f"recipe  {path}"]:
         experiment.say(line)
@@ -166,10 +168,15 @@ def next_steps(result: Compressed) -> list[str]:
 
 
 def _settle_threads(display: Display) -> None:
-    """On a CPU, set the number of threads that is fastest now."""
-    if find_device("auto").type != "cpu":
+    """On a CPU, set the number of threads that is fastest now, for all trainings and the measurements before them.
+
+    Threads wait for each other in every layer. If other programs keep some of the cores busy, or a container has fewer
+    cores than the machine, the slowest thread delays all others, and a single thread may be ten times as fast.
+    """
+    if find_device("auto").type != "cpu" or not is_choice_free():
         return
-    before, now = use_fast_threads()
+    before, now = torch.get_num_threads(), fastest(measure_threads(convolutions))
+    torch.set_num_threads(now)
     if now < before:
         display.say(
             f"threads  {now} of {before}, which is faster: other programs are using the processor, or this process may "

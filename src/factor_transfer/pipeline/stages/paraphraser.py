@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from factor_transfer.errors import InputError
-from factor_transfer.files import load_into
 from factor_transfer.methods import Paraphraser, ParaphraserTraining
 from factor_transfer.models import Normalize, parameters
 from factor_transfer.pipeline.artefact import Artefact
@@ -30,6 +29,7 @@ from factor_transfer.pipeline.stages.stage import (
 from factor_transfer.pipeline.stages.teacher import frozen_teacher, require_teacher
 from factor_transfer.pipeline.weights.initial import load_foreign
 from factor_transfer.settings import chosen
+from factor_transfer.state_dicts import load_into
 from factor_transfer.taps.stages import feature_shape
 
 

@@ -12,14 +12,16 @@ from factor_transfer.config.recipe import Training
 from factor_transfer.data import Batch, Batches, Mixture
 from factor_transfer.distributed import collectives, signals
 from factor_transfer.errors import InputError, Interrupted
-from factor_transfer.files import State, remove_unfinished
+from factor_transfer.files import remove_unfinished
 from factor_transfer.methods import Distillation, Method, Supervised
 from factor_transfer.models import Normalize, macs
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.lock import hold, still_held
+from factor_transfer.pipeline.stages.threads import with_threads
 from factor_transfer.pipeline.weights.trial import leave_out_unused
+from factor_transfer.state_dicts import State
 from factor_transfer.training.checkpoint import is_under_way
 from factor_transfer.training.compile import worthwhile
 from factor_transfer.training.evaluate import at_chance, mean_losses, top
@@ -255,11 +257,16 @@ def train(trainings: list[StageTraining]) -> list[Artefact | Exception]:
         trainings = [replace(training, start=training.validate().get("top1")) for training in trainings]
     if batches.mixture is not None:
         _set_composition(trainings, batches.mixture)
-    trainers = [training.trainer() for training in trainings]
     if len(trainings) > 1:
         experiment.say(f"side by side  {', '.join(training.folder.name for training in trainings)}")
+    assert section.epochs is not None
+    # The last of several methods uses the teacher if any does.
+    folders, method = [training.folder for training in trainings], trainings[-1].method
+    size, steps = max(2, section.batch_size // section.accumulate), section.epochs * len(batches)
     try:
-        fit(trainers, batches, section.accumulate, experiment.recipe.checkpoint.interval)
+        with with_threads(experiment, folders, method, batches.labels, size, steps):
+            trainers = [training.trainer() for training in trainings]
+            fit(trainers, batches, section.accumulate, experiment.recipe.checkpoint.interval)
     except Interrupted as error:
         if error.signal != signals.REQUEUE or not experiment.recipe.checkpoint.requeue:
             raise

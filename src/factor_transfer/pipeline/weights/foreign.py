@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from factor_transfer.errors import InputError
-from factor_transfer.files import State, is_state, read_file
+from factor_transfer.state_dicts import State, is_state, read_file
 
 # Keys of the weights in files that also contain other things.
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "net")

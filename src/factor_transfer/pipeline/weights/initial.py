@@ -9,13 +9,13 @@ from torch import nn
 
 from factor_transfer.config.recipe import Network, Training
 from factor_transfer.errors import InputError
-from factor_transfer.files import State, load_into, read_weights
 from factor_transfer.models.external import zoo_classes, zoo_preprocessing
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.experiment import Experiment, check_fits
 from factor_transfer.pipeline.weights.classes import match_classes
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
 from factor_transfer.pipeline.weights.zoo import weights_file
+from factor_transfer.state_dicts import State, load_into, read_weights
 from factor_transfer.training.log import Display
 
 

@@ -12,7 +12,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from factor_transfer.errors import InputError, choose
 from factor_transfer.files import read_json, sha256
-from factor_transfer.pipeline.artefact import RECORD, WEIGHTS
 
 INDEX, SUMS = "zoo.json", "SHA256SUMS"
 PREFIX = "zoo:"
@@ -108,6 +107,8 @@ def weights_file(weights: str) -> Path:
         InputError: if the zoo has no such network, or its files are missing or damaged.
     """
     if weights.startswith(PREFIX):
+        from factor_transfer.pipeline.artefact import WEIGHTS
+
         return find(weights.removeprefix(PREFIX)).folder / WEIGHTS
     return Path(weights).expanduser()
 
@@ -127,6 +128,11 @@ def check(entry: Entry) -> None:
     Raises:
         InputError: if a file is missing or damaged, or has no checksum.
     """
+    from factor_transfer.pipeline.artefact import (
+        RECORD,
+        WEIGHTS,
+    )  # not above, so that a list of the zoo needs no PyTorch
+
     sums = {path: digest for path, digest in _sums().items() if path.is_relative_to(entry.folder)}
     unknown = {entry.folder / name for name in (RECORD, WEIGHTS)} - sums.keys()
     if unknown:
