@@ -39,7 +39,7 @@ def cache_provenance(
         "teacher": teacher.fingerprint,
         "taps": ", ".join(taps),
         "data": experiment.data.fingerprint,
-        "augment": recipe.augment.model_dump(mode="json"),
+        "augment": recipe.augment.model_dump(mode="json", exclude={"student"}),
         "cache": recipe.cache.model_dump(mode="json"),
         "precision": experiment.precision,
         "teacher_precision": recipe.teacher_precision,
@@ -66,7 +66,7 @@ def training_provenance(experiment: Experiment, section: Training, **sections: O
         "data": data.fingerprint,
         "mean": list(mean or data.mean),
         "std": list(std or data.std),
-        "augment": recipe.augment.model_dump(mode="json"),
+        "augment": recipe.augment.model_dump(mode="json", exclude={"student"}),
     }
     if recipe.sync_batch_norm:
         inputs["sync_batch_norm"] = True

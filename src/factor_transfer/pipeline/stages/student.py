@@ -10,6 +10,7 @@ from torch import nn
 
 from factor_transfer.config.read import as_toml
 from factor_transfer.config.recipe import Recipe
+from factor_transfer.data.augment import StrongAugment
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_atomic
@@ -160,6 +161,8 @@ def student_provenance(
     """The inputs of the student stage, with the teacher and the paraphraser that its terms need."""
     recipe = experiment.recipe
     inputs = training_provenance(experiment, recipe.student, student=recipe.student, **recipe.terms)
+    if experiment.augment.student is not None:
+        inputs["augment"] = {**inputs["augment"], "student": experiment.augment.student}
     if any(TERMS[name].uses_taps for name in recipe.terms):
         inputs["taps"] = " → ".join(", ".join(taps) for taps in experiment.taps)
     inputs |= frozen_provenance(experiment, has_teacher=teacher is not None) | unlabelled_provenance(experiment)
@@ -195,8 +198,10 @@ def build_student_method(
     Raises:
         InputError: if a term cannot be used between these two networks.
     """
+    strong = experiment.augment.student == "strong"
+    own_prepare: nn.Module = nn.Sequential(StrongAugment(), normalize) if strong else normalize
     if teacher is None or not experiment.recipe.terms:
-        return Supervised(student, normalize)
+        return Supervised(student, own_prepare)
     teacher_taps, student_taps = experiment.taps
     teacher_model, prepare = teacher.module.model, teacher.module.prepare
     examples = experiment.examples
@@ -218,7 +223,7 @@ def build_student_method(
     for name in terms:
         arguments = chosen(terms[name], TERMS[name], TERMS[name].between)
         built[name] = TERMS[name].between(pair, **arguments).to(experiment.fabric.device)
-    return Distillation(student, teacher, built, normalize)
+    return Distillation(student, teacher, built, own_prepare)
 
 
 def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
