@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         dkd_loss,
         factor_loss,
         kd_loss,
+        match,
     )
     from factor_transfer.models import build_model
 
@@ -59,6 +60,7 @@ __all__ = [
     "factor_loss",
     "kd_loss",
     "load_student",
+    "match",
 ]
 
 # The modules of the public names that are not in ``methods``.

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,8 +8,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conftest import Run
-from factor_transfer import Distillation, FactorTransfer, Paraphraser, Supervised, Translator, build_model, factor_loss
+from factor_transfer import (
+    KD,
+    Distillation,
+    FactorTransfer,
+    Paraphraser,
+    Supervised,
+    Translator,
+    build_model,
+    factor_loss,
+    match,
+)
 from factor_transfer.data import Batch
+from factor_transfer.errors import InputError
 from factor_transfer.methods import TERMS, Frozen, Pair, Term, load_trained_state, trained_state
 from factor_transfer.models import Normalize
 from factor_transfer.taps import Seen
@@ -177,3 +189,51 @@ def test_terms_of_ones_own_add_up_in_a_recipe(tiny: Path, run: Run, monkeypatch:
     figures = json.loads(lines[0])
     assert figures["loss"] == pytest.approx(sum(figures[f"loss_{part}"] for part in ("ce", "factor", "hint")), rel=1e-5)
     assert "hint" in run("run", tiny, "transfer.hnt.weight=3.5").err
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ([KD()], r"terms must map names to terms, such as \{'kd': KD\(\)\}, but got a list"),
+        ({"kd": nn.Linear(2, 2)}, "the term 'kd' is a Linear, but must be an instance of Term"),
+        ({"kd": KD}, "the term 'kd' is the class KD, but must be an instance of Term"),
+        ({"kd": None}, "the term 'kd' is a NoneType"),
+    ],
+)
+def test_what_is_no_term_is_refused(terms: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Distillation(build_model("resnet8", 4), build_model("resnet8", 4), terms)
+
+
+@pytest.mark.parametrize(
+    ("paraphraser", "translator", "message"),
+    [
+        (
+            8,
+            (8, 4),
+            r"paraphraser takes feature maps of 8 channels, but the teacher's tap 'layer3' .* \(6, 16, 2, 2\)",
+        ),
+        (
+            16,
+            (16, 8),
+            r"translator takes feature maps of 16 channels, but the student's tap 'layer3' .* \(6, 8, 2, 2\)",
+        ),
+        (
+            16,
+            (8, 4),
+            "of 'layer3' returns 4 channels, but the teacher's factor has 8; make it with out_channels=8",
+        ),
+    ],
+)
+def test_connectors_that_do_not_fit_are_named(paraphraser: int, translator: tuple[int, int], message: str) -> None:
+    teacher, student = build_model("resnet8", 4, width=4), build_model("resnet8", 4, width=2)
+    term = FactorTransfer(Paraphraser(paraphraser), Translator(*translator), "layer3", "layer3")
+    with pytest.raises(InputError, match=message):
+        Distillation(student, teacher, {"factor": term})(IMAGES, LABELS)
+
+
+def test_maps_of_different_size_are_brought_together_by_match() -> None:
+    one, other = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 4, 4)
+    with pytest.raises(InputError, match=r"factor_transfer\.match pools the larger"):
+        factor_loss(one, other)
+    assert factor_loss(*match(one, other)).item() > 0

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.data import UNLABELLED, Batch
+from factor_transfer.errors import InputError
 from factor_transfer.methods.base import CachedTargets, Losses, Method, accuracy
 from factor_transfer.methods.teacher import Teacher
 from factor_transfer.methods.term import Target, Term
@@ -37,6 +38,9 @@ class Distillation(Method):
         student_prepare: a module that turns a batch into the student's input, such as ``Normalize``.
         teacher_prepare: the same for the teacher. It is ignored if ``teacher`` is a ``Teacher``, which has its own.
 
+    Raises:
+        InputError: if ``terms`` is not a mapping from names to terms.
+
     Attributes:
         labelled_share: the share of labelled images in a batch, in 0..1, if some images have the label ``UNLABELLED``.
             Losses of labelled images are divided by this share of the batch, not by the number of labelled images in
@@ -52,6 +56,7 @@ class Distillation(Method):
         teacher_prepare: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        _check_terms(terms)
         self.terms = nn.ModuleDict(terms)
         student_taps = [tap for term in terms.values() for tap in term.student_taps]
         teacher_taps = [tap for term in terms.values() for tap in term.teacher_taps]
@@ -139,3 +144,16 @@ class Distillation(Method):
         indices, views = (None if value is None else value[rows] for value in (batch.indices, batch.views))
         distance: Tensor = term(part, aim, Batch(batch.images[rows], batch.labels[rows], indices, views))
         return distance * (len(rows) / (share * len(batch.labels)))
+
+
+def _check_terms(terms: object) -> None:
+    """Raise an error if ``terms`` is not a mapping from names to terms."""
+    if not isinstance(terms, Mapping | nn.ModuleDict):
+        kind = type(terms).__name__
+        raise InputError(f"terms must map names to terms, such as {{'kd': KD()}}, but got a {kind}")
+    for name, term in terms.items():
+        if not isinstance(term, Term):
+            kind = f"the class {term.__name__}" if isinstance(term, type) else f"a {type(term).__name__}"
+            raise InputError(
+                f"the term {name!r} is {kind}, but must be an instance of Term, such as KD() or your own subclass"
+            )

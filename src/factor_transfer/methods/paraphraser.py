@@ -114,6 +114,7 @@ class Translator(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, batch_norm: bool = False) -> None:
         super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.layers = _stack(nn.Conv2d, [in_channels, in_channels, out_channels, out_channels], batch_norm)
 
     def forward(self, feature: Tensor) -> Tensor:

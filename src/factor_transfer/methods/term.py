@@ -230,6 +230,13 @@ def match(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
     Height and width are matched separately.
 
+    Example:
+        >>> import torch
+        >>> from factor_transfer import match
+        >>> student, teacher = match(torch.randn(2, 16, 8, 8), torch.randn(2, 64, 4, 4))
+        >>> student.shape, teacher.shape
+        (torch.Size([2, 16, 4, 4]), torch.Size([2, 64, 4, 4]))
+
     Args:
         student: the student's feature map (B, C, H, W).
         teacher: the teacher's feature map (B, C', H', W').

@@ -47,7 +47,8 @@ def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: float = 1) ->
     if student_factor.shape != teacher_factor.shape:
         raise InputError(
             f"the student's factor has shape {tuple(student_factor.shape)} and the teacher's "
-            f"{tuple(teacher_factor.shape)}; they must be the same"
+            f"{tuple(teacher_factor.shape)}; they must be the same. factor_transfer.match pools the larger of two "
+            "feature maps to the height and width of the smaller; a translator sets the number of channels"
         )
     return (unit(student_factor) - unit(teacher_factor)).abs().pow(p).mean()
 
@@ -106,6 +107,7 @@ class FactorTransfer(Term):
             raise InputError(f"p must be finite and at least 1, got {p}")
         paraphrasers = [paraphraser] if isinstance(paraphraser, Paraphraser) else list(paraphraser)
         self.unchanged = any(isinstance(one, Unchanged) for one in paraphrasers)
+        self.in_channels = [one.in_channels for one in paraphrasers]
         self.encoders = nn.ModuleList(Frozen(one.encoder) for one in paraphrasers)
         self.translators = nn.ModuleList([translator] if isinstance(translator, nn.Module) else translator)
         self.teacher_taps = [teacher_tap] if isinstance(teacher_tap, str) else list(teacher_tap)
@@ -166,7 +168,13 @@ class FactorTransfer(Term):
         return cls(paraphrasers, translators, pair.teacher.taps, pair.student.taps, **settings)
 
     def target(self, teacher: Seen) -> Target:
-        """The teacher's factors (B, z, H, W), one per tap."""
+        """The teacher's factors (B, z, H, W), one per tap.
+
+        Raises:
+            InputError: if a paraphraser was made for another number of channels.
+        """
+        for tap, channels in zip(self.teacher_taps, self.in_channels, strict=True):
+            _check_channels("paraphraser", channels, "teacher", tap, teacher.features[tap])
         return tuple(
             encoder(teacher.features[tap]) for encoder, tap in zip(self.encoders, self.teacher_taps, strict=True)
         )
@@ -176,13 +184,33 @@ class FactorTransfer(Term):
         return {"paraphrase": False} if self.unchanged else {}
 
     def forward(self, student: Seen, target: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The distance of the translated features from the teacher's factors, a weighted sum over taps, 0-d."""
+        """The distance of the translated features from the teacher's factors, a weighted sum over taps, 0-d.
+
+        Raises:
+            InputError: if a translator was made for another number of channels.
+        """
         distances = []
         for weight, translator, tap, factor in zip(
             self.tap_weights, self.translators, self.student_taps, target, strict=True
         ):
+            if isinstance(translator, Translator):
+                _check_channels("translator", translator.in_channels, "student", tap, student.features[tap])
             student_factor, teacher_factor = match(translator(student.features[tap]), factor)
+            if student_factor.shape[1] != teacher_factor.shape[1]:
+                raise InputError(
+                    f"the translator of {tap!r} returns {student_factor.shape[1]} channels, but the teacher's factor "
+                    f"has {teacher_factor.shape[1]}; make it with out_channels={teacher_factor.shape[1]}"
+                )
             if self.attention:
                 student_factor, teacher_factor = (x.float().pow(2).mean(1) for x in (student_factor, teacher_factor))
             distances.append(weight * factor_loss(student_factor, teacher_factor, self.p))
         return torch.stack(distances).sum()
+
+
+def _check_channels(name: str, channels: int, side: str, tap: str, feature: Tensor) -> None:
+    """Raise an error if a connector was made for another number of channels than a feature has."""
+    if feature.dim() != 4 or feature.shape[1] != channels:
+        raise InputError(
+            f"the {name} takes feature maps of {channels} channels, but the {side}'s tap {tap!r} returns a feature of "
+            f"shape {tuple(feature.shape)}"
+        )
