@@ -30,6 +30,8 @@ class RunFigures(Record):
     seed: int
     top1: Percent | None
     top5: Percent | None = None
+    seconds: Annotated[float, Field(ge=0)] | None = None
+    error: str | None = None
 
 
 class MethodFigures(Record):
@@ -76,6 +78,15 @@ class Comparison(Record):
     def seeds(self) -> list[int]:
         """The seeds of the runs, ascending."""
         return sorted({run.seed for run in self.runs})
+
+    def count(self, method: str) -> int:
+        """The number of seeds whose training by a method succeeded."""
+        return sum(run.method == method and run.top1 is not None for run in self.runs)
+
+    def top5(self, method: str) -> float | None:
+        """The mean top-5 of a method; ``None`` if all its trainings failed."""
+        values = [run.top5 for run in self.runs if run.method == method and run.top5 is not None]
+        return sum(values) / len(values) if values else None
 
     @property
     def best(self) -> str:
