@@ -3,14 +3,17 @@
 import csv
 import json
 import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from conftest import Run, refused
 from factor_transfer.commands.compare import pairwise, summarize
 from factor_transfer.methods import KD, TERMS
+from factor_transfer.report.comparison import print_comparison
 from factor_transfer.report.html.work_dir import Comparison
 from factor_transfer.report.paper.csv_rows import COLUMNS, as_csv
 from factor_transfer.report.paper.latex import as_latex, escaped
@@ -33,6 +36,8 @@ def results() -> dict[str, Any]:
         for seed, value in enumerate(values)
     ]
     runs[-1] |= {"error": "not finite,\nsee above", "seconds": None}
+    for run in runs:
+        run["top1_kept"] = None if run["top1"] is None else run["top1"] + 0.5
     return {
         "runs": runs,
         "teacher": {"top1": 90.0, "top5": 99.5, "loss": 0.3},
@@ -54,10 +59,29 @@ def test_csv_has_each_run_and_each_mean(results: dict[str, Any]) -> None:
     for column, key in (("top1", "mean"), ("top1_interval", "interval"), ("difference", "difference")):
         assert float(kd[column]) == expected[key]
     assert float(kd["top5"]) == 97.5
+    assert float(kd["top1_kept"]) == pytest.approx(expected["mean"] + 0.5)
     run = next(row for row in rows if (row["method"], row["seed"]) == ("kd", "1"))
     assert float(run["difference"]) == pytest.approx(1.2)
+    assert float(run["top1_kept"]) == pytest.approx(82.7)
     assert rows[4]["difference"] == ""  # of the reference from itself
     assert (rows[3]["n"], rows[-1]["top1"], rows[-1]["error"]) == ("3", "", "not finite,\nsee above")
+
+
+def test_the_two_epochs_are_told_apart_and_older_files_stay_readable(results: dict[str, Any]) -> None:
+    screen = Console(file=StringIO(), width=400)
+    print_comparison(screen, results, 1000, 4)
+    sentence = "last.safetensors has the weights of the last epoch (top1_last in comparison.json); weights.safetensors,"
+    assert sentence in screen.file.getvalue()  # type: ignore[attr-defined]
+    assert results["methods"]["kd"]["top1_last"] == results["methods"]["kd"]["mean"]
+    for run in results["runs"]:
+        run["top1_best"] = run.pop("top1_kept")
+    for figures in results["methods"].values():
+        del figures["top1_last"], figures["top1_kept"]
+    older = Comparison.model_validate(results)
+    assert older.kept("kd") == pytest.approx(results["methods"]["kd"]["mean"] + 0.5)
+    screen = Console(file=StringIO(), width=400)
+    print_comparison(screen, results, 1000, 4)
+    assert "safetensors" not in screen.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_latex_has_the_table(results: dict[str, Any]) -> None:

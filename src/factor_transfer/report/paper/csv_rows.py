@@ -9,7 +9,7 @@ from factor_transfer.report.names import name_of
 
 COLUMNS = (
     *("row", "method", "name", "seed", "n"),
-    *("top1", "top1_interval", "difference", "difference_interval", "p_holm", "top5"),
+    *("top1", "top1_interval", "difference", "difference_interval", "p_holm", "top5", "top1_kept"),
     *("gap_closed", "cost", "seconds", "error"),
 )
 
@@ -45,6 +45,7 @@ def _means(comparison: Comparison) -> list[dict[str, Any]]:
             "difference_interval": one.difference_interval,
             "p_holm": one.p_holm,
             "top5": comparison.top5(method),
+            "top1_kept": comparison.kept(method),
             "gap_closed": one.gap_closed,
             "cost": one.cost,
         }
@@ -67,6 +68,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                 "top1": run.top1,
                 "difference": run.top1 - reference if compared else None,  # type: ignore[operator]
                 "top5": run.top5,
+                "top1_kept": run.kept,
                 "seconds": run.seconds,
                 "error": run.error,
             }
