@@ -13,7 +13,8 @@ from PIL import Image
 
 from conftest import CIFAR10, Run, needs_cifar10, refused
 from factor_transfer.data import open_data
-from factor_transfer.state_dicts import read_weights
+from factor_transfer.files import sha256
+from factor_transfer.state_dicts import read_weights, save_weights
 
 STUDENT = "student-factor-seed0"
 
@@ -40,6 +41,21 @@ def test_run_leaves_artefacts_and_a_summary(finished: Path) -> None:
         assert 0 <= figures["top1"] <= 100
     assert summary["teacher"]["parameters"] > summary["student"]["parameters"] == summary["baseline"]["parameters"]
     assert summary["teacher"]["macs"] > summary["student"]["macs"]
+
+
+def test_the_last_epochs_figures_and_those_of_the_delivered_one_are_named(work: Path, tiny: Path, run: Run) -> None:
+    folder = work / STUDENT
+    state = read_weights(folder / "weights.safetensors")
+    save_weights(folder / "last.safetensors", {**state, "fc.weight": -state["fc.weight"]})  # another last epoch
+    record = json.loads((folder / "stage.json").read_text())
+    (folder / "stage.json").write_text(json.dumps(record | {"last_sha256": sha256(folder / "last.safetensors")}))
+    result = run("run", tiny, "--work-dir", work)
+    figures = json.loads((work / "summary.json").read_text())["student"]
+    for key, name in (("top1_kept", "weights.safetensors"), ("top1_last", "last.safetensors")):
+        assert run("test", folder / name, "--json", "found.json").code == 0
+        assert figures[key] == json.loads(Path("found.json").read_text())["top1"]
+    assert figures["top1"] == figures["top1_kept"] != figures["top1_last"]
+    assert "last.safetensors beside them, where there is one, has those of the last epoch (top1_last)" in result.out
 
 
 def test_the_students_weights_hold_the_student_alone(finished: Path) -> None:

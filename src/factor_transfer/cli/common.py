@@ -1,6 +1,7 @@
 """Arguments, options and console output that the commands share."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,13 @@ TrustCode = Annotated[
         metavar="NAME",
         help="External code, as package.module:callable, that RUN's files name and that may run; can be repeated.",
     ),
+]
+Csv = Annotated[
+    Path | None, typer.Option("--csv", metavar="FILE", help="Also write the results of the comparison as CSV.")
+]
+Latex = Annotated[
+    Path | None,
+    typer.Option("--latex", metavar="FILE", help="Also write the table of the comparison for LaTeX, with booktabs."),
 ]
 
 

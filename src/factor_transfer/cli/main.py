@@ -12,7 +12,7 @@ import typer
 
 from factor_transfer.cli import compress as compress_cli
 from factor_transfer.cli import deploy as deploy_cli
-from factor_transfer.cli.common import Debug, Overrides, TrustCode, announce, console
+from factor_transfer.cli.common import Csv, Debug, Latex, Overrides, TrustCode, announce, console
 from factor_transfer.cli.exit import report_errors
 from factor_transfer.distributed.launch import launch_info
 from factor_transfer.distributed.openmp import wait_passively
@@ -168,6 +168,8 @@ def compare(
             show_default="one per processor; 1 on a GPU",
         ),
     ] = None,
+    csv: Csv = None,
+    latex: Latex = None,
     debug: Debug = False,
 ) -> None:
     """Compare methods over several seeds, on the same batches; finished trainings are reused."""
@@ -178,7 +180,9 @@ def compare(
     from factor_transfer.commands.jobs import ProcessJobs, default_jobs
     from factor_transfer.commands.slurm import Jobs
     from factor_transfer.report.comparison import print_comparison
+    from factor_transfer.report.paper.write import TableFiles
 
+    tables = TableFiles(csv, latex)
     runner: Runner | None = None
     if slurm is not None:
         runner = Jobs(slurm, slurm_args)
@@ -188,24 +192,29 @@ def compare(
     (reference,) = set(parse_methods(against)) - {"student"} or {"student"}
     comparison = run_comparison(experiment, parse_methods(methods), seeds, runner, reference)
     print_comparison(experiment.console, comparison, len(experiment.test), seeds)
-    written = (experiment.work_dir / name for name in ("comparison.json", "comparison.png", "report.html"))
-    experiment.say("  ".join(str(path) for path in written if path.exists()))
+    names = ("comparison.json", "comparison.png", "comparison.pdf", "comparison.svg", "report.html")
+    written = [path for name in names if (path := experiment.work_dir / name).exists()]
+    experiment.say("  ".join(map(str, [*written, *tables.write(comparison)])))
     refuse_failed(comparison)
 
 
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The work dir of a finished run or comparison.")],
+    csv: Csv = None,
+    latex: Latex = None,
     trust_code: TrustCode = None,
     debug: Debug = False,
 ) -> None:
     """Write report.html again: tables, charts and images of the results, on one page."""
     from factor_transfer.report.html.write import open_work_dir, write_report
+    from factor_transfer.report.paper.write import TableFiles
 
+    tables = TableFiles(csv, latex)
     experiment, models = open_work_dir(folder, console(), trust_code or [])
     announce(models)
-    path = write_report(experiment)
-    experiment.say(str(path))
+    written = tables.write_of(folder)
+    experiment.say("  ".join(map(str, [write_report(experiment), *written])))
 
 
 @app.command()

@@ -21,7 +21,10 @@ from factor_transfer.report.plot import plot_comparison
 from factor_transfer.training.evaluate import top
 
 _LEAST_GAP = 0.1  # the smallest gap between student and teacher, in points, that a closed share is given of
-_FIGURES = ("mean", "interval", "difference", "difference_interval", "p", "p_holm", "significant", "gap_closed", "cost")
+_FIGURES = (
+    *("mean", "interval", "top1_last", "top1_kept", "difference", "difference_interval"),
+    *("p", "p_holm", "significant", "gap_closed", "cost"),
+)
 COMPARISON, PICTURE = "comparison.json", "comparison.png"
 
 # (the experiment of a student, the student or the error of its training) -> the record of the run, see ``score``.
@@ -86,7 +89,8 @@ def compare(
     Returns:
         The content of ``comparison.json``: ``runs``, ``teacher``, figures of the ``methods`` (see ``summarize``), the
         method they are compared ``against``, and the differences between any two (see ``pairwise``). Top-1 and top-5
-        are in percent on the test split, after the last epoch; ``top1_best`` is of the epoch that validation chose.
+        are in percent on the test split, after the last epoch. ``top1_last`` names that top-1 too; ``top1_kept`` is of
+        the epoch whose weights are delivered, in ``weights.safetensors`` (and so is ``top1_best``, its former name).
     """
     if against not in methods:
         raise InputError(
@@ -157,16 +161,18 @@ def score(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
             raise done
         last = figures_of(experiment, done, last=True)
         # If the delivered weights are those of the last epoch, they need not be evaluated again.
-        best = last if done.record.get("last_sha256") is None else figures_of(experiment, done)
+        kept = last if done.record.get("last_sha256") is None else figures_of(experiment, done)
     except (InputError, RuntimeError, MemoryError) as error:
         experiment.say(f"{recipe.method}, seed {recipe.student.seed}, failed: {error}")
-        failed = dict.fromkeys(("top1", "top5", "top1_best", "loss", "seconds"))
+        failed = dict.fromkeys(("top1", "top5", "top1_last", "top1_kept", "top1_best", "loss", "seconds"))
         return {**run, **failed, "settings": settings, "error": str(error)}
     return {
         **run,
         "top1": last["top1"],
         "top5": last["top5"],
-        "top1_best": best["top1"],
+        "top1_last": last["top1"],
+        "top1_kept": kept["top1"],
+        "top1_best": kept["top1"],  # the former name of ``top1_kept``
         "loss": last["loss"],
         "seconds": done.record["seconds"],
         "settings": settings,
@@ -185,8 +191,9 @@ def summarize(
         against: the method that the others are compared with.
 
     Returns:
-        For each method: ``mean`` top-1 and its 95 % ``interval``; the ``difference`` from ``against``, the mean over
-        the seeds that both have, and its ``difference_interval``; the ``p`` value of that difference, ``p_holm``,
+        For each method: ``mean`` top-1 of the last epoch and its 95 % ``interval``; that mean again as ``top1_last``,
+        and the mean of the delivered weights as ``top1_kept``; the ``difference`` from ``against``, the mean over the
+        seeds that both have, and its ``difference_interval``; the ``p`` value of that difference, ``p_holm``,
         corrected for all methods that are tested, and whether it is ``significant``, below 0.05; the share of the gap
         between the student alone and the teacher that is closed (``gap_closed``, 1 is all); ``cost``, the seconds of
         training relative to the student alone; and ``failed``, the number of failed runs. ``None`` where undefined.
@@ -199,6 +206,7 @@ def summarize(
         figures: dict[str, Any] = dict.fromkeys(_FIGURES)
         if own:
             figures["mean"], figures["interval"] = estimate(list(own.values()))
+            figures["top1_last"], figures["top1_kept"] = figures["mean"], _mean_kept(runs, method)
         both = sorted(own.keys() & alone.keys())
         if both:
             figures["cost"] = sum(seconds[method][s] for s in both) / sum(seconds[ALONE][s] for s in both)
@@ -247,6 +255,11 @@ def _by_seed(runs: Sequence[Mapping[str, Any]], methods: Sequence[str], figure: 
     """One figure of all runs that did not fail, by method and seed."""
     good = [run for run in runs if run["top1"] is not None]
     return {method: {run["seed"]: run[figure] for run in good if run["method"] == method} for method in methods}
+
+
+def _mean_kept(runs: Sequence[Mapping[str, Any]], method: str) -> float | None:
+    kept = [run["top1_kept"] for run in runs if run["method"] == method and run.get("top1_kept") is not None]
+    return sum(kept) / len(kept) if kept else None
 
 
 def _differences(own: Mapping[int, float], other: Mapping[int, float]) -> list[float]:

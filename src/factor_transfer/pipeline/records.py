@@ -182,6 +182,8 @@ class Figures(Record):
 
     top1: Percent
     top5: Percent
+    top1_kept: Percent | None = None  # older files lack this figure and the next one
+    top1_last: Percent | None = None
     parameters: Count
     macs: Count
     bytes: Count

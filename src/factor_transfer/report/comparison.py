@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from factor_transfer.errors import printable
+from factor_transfer.pipeline.artefact import LAST, WEIGHTS
 from factor_transfer.report.confidence import as_estimate
 from factor_transfer.report.names import name_of, the_name_of
 from factor_transfer.training.evaluate import at_chance
@@ -46,6 +47,11 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
         "of the gap between the student alone and the teacher; cost: seconds of the student's training, relative to "
         "the student alone (without the paraphraser's)."
     ]
+    if any(run.get("top1_kept") not in (None, run["top1"]) for run in comparison["runs"]):
+        lines.append(
+            f"{LAST} has the weights of the last epoch (top1_last in comparison.json); {WEIGHTS}, which is delivered, "
+            "has those of the epoch that validation chose (top1_kept)."
+        )
     lines += _verdicts(methods, reference)
     classes = comparison["classes"]
     guessing = [

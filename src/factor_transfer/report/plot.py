@@ -2,18 +2,47 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factor_transfer.report.names import name_of
 
+if TYPE_CHECKING:  # it takes a second to import, and is only needed for drawing
+    from matplotlib.figure import Figure
 
-def plot_comparison(comparison: Mapping[str, Any], path: Path) -> None:
+
+# The formats of a picture. Without these entries a file would contain the time at which it was written.
+_UNDATED = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+_STYLE: Any = {
+    "svg.hashsalt": "comparison",  # the ids in the file are random without it
+    "pdf.fonttype": 42,  # TrueType, because some publishers refuse the default, Type 3
+    "text.parse_math": False,  # a name may contain "$"
+}
+
+
+def plot_comparison(comparison: Mapping[str, Any], path: Path) -> list[Path]:
     """Plot the top-1 of every run, each method's mean with its 95 % interval, and the teacher's top-1.
+
+    The same comparison gives the same bytes.
 
     Args:
         comparison: the content of ``comparison.json``.
-        path: the PNG file to write.
+        path: the PNG file to write. A PDF and an SVG file with the same name are written beside it.
+
+    Returns:
+        The paths of the files.
     """
+    import matplotlib
+
+    paths = [path.with_suffix(suffix) for suffix in _UNDATED]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_STYLE):
+        figure = _draw(comparison)
+        for one in paths:
+            figure.savefig(one, metadata=_UNDATED[one.suffix])
+    return paths
+
+
+def _draw(comparison: Mapping[str, Any]) -> "Figure":
     # Not pyplot, which opens a display and leaves state in the process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -39,5 +68,4 @@ def plot_comparison(comparison: Mapping[str, Any], path: Path) -> None:
     axes.set_xlim(max(low, 0), min(high, 101))  # the interval of two seeds may exceed 0..100 %
     axes.set_xlabel("top-1 % on the test images: each seed, mean and 95 % interval")
     axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    return figure

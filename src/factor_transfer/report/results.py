@@ -14,7 +14,7 @@ from rich.table import Table
 
 from factor_transfer.config.recipe import ALONE
 from factor_transfer.models import macs, parameters
-from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.artefact import LAST, Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.report.names import name_of
 from factor_transfer.training.evaluate import top
@@ -29,16 +29,21 @@ def network_figures(experiment: Experiment, done: Artefact) -> dict[str, Any]:
         done: the finished stage of the network.
 
     Returns:
-        ``top1`` and ``top5`` in percent, the number of ``parameters``, the ``macs`` per image, and the ``bytes`` and
+        ``top1`` and ``top5`` in percent, of the delivered weights; that top-1 again as ``top1_kept``, and that of the
+        last epoch as ``top1_last``; the number of ``parameters``, the ``macs`` per image, and the ``bytes`` and
         the path of the ``weights`` file.
     """
     model = experiment.load(done)
     split = experiment.test
     figures = top(*experiment.test_logits(done))
+    # Without a file of the last epoch, the delivered weights are those of the last epoch.
+    last = figures if done.record.get("last_sha256") is None else top(*experiment.test_logits(done, last=True))
     example = torch.zeros(1, *split.images.shape[1:], device=experiment.fabric.device)
     return {
         "top1": figures["top1"],
         "top5": figures["top5"],
+        "top1_kept": figures["top1"],
+        "top1_last": last["top1"],
         "parameters": parameters(model),
         "macs": macs(model, example),
         "bytes": done.weights.stat().st_size,
@@ -59,7 +64,7 @@ def print_results(console: Console, summaries: Sequence[Mapping[str, Any]], test
     table.add_column("")
     for heading in ("parameters", "MACs", "file", "top-1 %"):
         table.add_column(heading, justify="right")
-    locations = []
+    locations, differ = [], False
     method = summaries[0]["method"]
     student = name_of(method) if method == ALONE else f"student, {name_of(method)}"
     for key, name in {"teacher": "teacher", "baseline": name_of(ALONE), "student": student}.items():
@@ -69,11 +74,19 @@ def print_results(console: Console, summaries: Sequence[Mapping[str, Any]], test
             size = f"{first['bytes'] / 1000:,.0f} kB"
             top1 = spread([row["top1"] for row in rows])
             table.add_row(name, f"{first['parameters']:,}", f"{first['macs']:,}", size, top1)
+            differ = differ or any(row.get("top1_last", row["top1"]) != row["top1"] for row in rows)
             locations.append(f"{name}: {_pattern([row['weights'] for row in rows])}")
     console.print(table)
     console.print(f"Top-1 on {test_images:,} test images{runs}. The weights:", highlight=False, soft_wrap=True)
     for location in locations:
         console.print(f"  {location}", highlight=False, markup=False, soft_wrap=True)
+    if differ:
+        console.print(
+            f"They are those of the epoch that validation chose (top1_kept in summary.json); {LAST} beside them, where "
+            "there is one, has those of the last epoch (top1_last).",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _pattern(paths: Sequence[str]) -> str:

@@ -229,9 +229,12 @@ def _note(comparison: Comparison) -> str:
     differences = "Differences are computed seed by seed. " if several else ""
     tested = "p is corrected for all rows (Holm's method); a difference with p below 0.05 is called significant. "
     tested = tested if any(one.p_holm is not None for one in comparison.methods.values()) else ""
+    delivered = "The delivered weights are those of the epoch that validation chose. "
+    delivered = delivered if any(run.kept not in (None, run.top1) for run in comparison.runs) else ""
     return (
-        f"Top-1 on the test images after the last epoch, {spread}. {differences}{tested}The gap is the one between the "
-        "student alone and the teacher. The training time is that of the student, relative to the student alone."
+        f"Top-1 on the test images after the last epoch, {spread}. {delivered}{differences}{tested}The gap is the one "
+        "between the student alone and the teacher. The training time is that of the student, relative to the student "
+        "alone."
     )
 
 

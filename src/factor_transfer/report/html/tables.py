@@ -73,19 +73,17 @@ def methods_table(comparison: Comparison) -> Table:
     reference = the_name_of(comparison.against)
     rows = [["teacher", f"{comparison.teacher.top1:.2f}", f"{comparison.teacher.top5:.2f}", "", "", "", "", ""]]
     for name, one in comparison.methods.items():
-        mean, difference = mean_of(one), difference_of(one)
-        top5 = [run.top5 for run in comparison.runs if run.method == name and run.top5 is not None]
-        count = sum(run.method == name and run.top1 is not None for run in comparison.runs)
+        mean, difference, top5 = mean_of(one), difference_of(one), comparison.top5(name)
         rows.append(
             [
                 name_of(name),
                 "failed" if mean is None else f"{mean:.2f}",
-                f"{sum(top5) / len(top5):.2f}" if top5 else "",
+                "" if top5 is None else f"{top5:.2f}",
                 "" if difference is None else minus(f"{difference:+.2f}"),
                 "" if one.p_holm is None else p_value(one.p_holm).removeprefix("= "),
                 "" if one.gap_closed is None else minus(f"{one.gap_closed:.0%}"),
                 "" if one.cost is None else f"{one.cost:.2f} ×",
-                f"{count}" + (f", {one.failed} failed" if one.failed else ""),
+                f"{comparison.count(name)}" + (f", {one.failed} failed" if one.failed else ""),
             ]
         )
     headings = [

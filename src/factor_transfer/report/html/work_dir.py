@@ -1,6 +1,6 @@
 """The content of a work dir that a report shows, read and validated."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -30,6 +30,15 @@ class RunFigures(Record):
     seed: int
     top1: Percent | None
     top5: Percent | None = None
+    top1_kept: Percent | None = None
+    top1_best: Percent | None = None  # the name of ``top1_kept`` in older files
+    seconds: Annotated[float, Field(ge=0)] | None = None
+    error: str | None = None
+
+    @property
+    def kept(self) -> float | None:
+        """The top-1 of the delivered weights; ``None`` if it is unknown."""
+        return self.top1_best if self.top1_kept is None else self.top1_kept
 
 
 class MethodFigures(Record):
@@ -76,6 +85,18 @@ class Comparison(Record):
     def seeds(self) -> list[int]:
         """The seeds of the runs, ascending."""
         return sorted({run.seed for run in self.runs})
+
+    def count(self, method: str) -> int:
+        """The number of seeds whose training by a method succeeded."""
+        return sum(run.method == method and run.top1 is not None for run in self.runs)
+
+    def top5(self, method: str) -> float | None:
+        """The mean top-5 of a method; ``None`` if all its trainings failed."""
+        return _mean([run.top5 for run in self.runs if run.method == method])
+
+    def kept(self, method: str) -> float | None:
+        """The mean top-1 of a method's delivered weights; ``None`` if it is unknown."""
+        return _mean([run.kept for run in self.runs if run.method == method])
 
     @property
     def best(self) -> str:
@@ -156,6 +177,11 @@ class WorkDir:
         """The networks that exist, by role: teacher, student alone and student."""
         artefacts = {"teacher": self.teacher, "baseline": self.baseline, "student": self.student}
         return {name: done for name, done in artefacts.items() if done is not None}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def read_work_dir(folder: Path) -> WorkDir:

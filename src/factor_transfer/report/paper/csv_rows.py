@@ -1,0 +1,76 @@
+"""The results of a comparison as a CSV file."""
+
+import csv
+from io import StringIO
+from typing import Any
+
+from factor_transfer.report.html.work_dir import Comparison
+from factor_transfer.report.names import name_of
+
+COLUMNS = (
+    *("row", "method", "name", "seed", "n"),
+    *("top1", "top1_interval", "difference", "difference_interval", "p_holm", "top5", "top1_kept"),
+    *("gap_closed", "cost", "seconds", "error"),
+)
+
+
+def as_csv(comparison: Comparison) -> str:
+    """The results as CSV with the columns ``COLUMNS``. Cells without a value are empty, and numbers are not rounded.
+
+    The column ``row`` has the kind of each row: ``teacher``; ``mean``, the figures of a method over its seeds; or
+    ``run``, the figures of one method and seed. The difference of a run is that from the reference with the same seed.
+    """
+    text = StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    teacher = comparison.teacher
+    writer.writerow(
+        {"row": "teacher", "method": "teacher", "name": "teacher", "top1": teacher.top1, "top5": teacher.top5}
+    )
+    writer.writerows(_means(comparison))
+    writer.writerows(_runs(comparison))
+    return text.getvalue()
+
+
+def _means(comparison: Comparison) -> list[dict[str, Any]]:
+    return [
+        {
+            "row": "mean",
+            "method": method,
+            "name": name_of(method),
+            "n": comparison.count(method),
+            "top1": one.mean,
+            "top1_interval": one.interval,
+            "difference": one.difference,
+            "difference_interval": one.difference_interval,
+            "p_holm": one.p_holm,
+            "top5": comparison.top5(method),
+            "top1_kept": comparison.kept(method),
+            "gap_closed": one.gap_closed,
+            "cost": one.cost,
+        }
+        for method, one in comparison.methods.items()
+    ]
+
+
+def _runs(comparison: Comparison) -> list[dict[str, Any]]:
+    references = {run.seed: run.top1 for run in comparison.runs if run.method == comparison.against}
+    rows: list[dict[str, Any]] = []
+    for run in comparison.runs:
+        reference = references.get(run.seed)
+        compared = run.method != comparison.against and run.top1 is not None and reference is not None
+        rows.append(
+            {
+                "row": "run",
+                "method": run.method,
+                "name": name_of(run.method),
+                "seed": run.seed,
+                "top1": run.top1,
+                "difference": run.top1 - reference if compared else None,  # type: ignore[operator]
+                "top5": run.top5,
+                "top1_kept": run.kept,
+                "seconds": run.seconds,
+                "error": run.error,
+            }
+        )
+    return rows
