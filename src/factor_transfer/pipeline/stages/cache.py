@@ -79,8 +79,8 @@ class Cache:
 
     def features(self) -> CachedTargets:
         """The teacher's features at its taps, for stage 2; those that are not cached yet are computed now."""
-        taps = self.experiment.taps[0]
-        return lambda indices, views: self._features_and_logits(indices, views)[: len(taps)]
+        taps, cached = self.experiment.taps[0], self._features_and_logits
+        return lambda indices, views: cached(indices, views)[: len(taps)]
 
     def targets(self, terms: dict[str, Term]) -> dict[str, CachedTargets]:
         """The targets of terms, by name; those that are not cached yet are computed now."""
