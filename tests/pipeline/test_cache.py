@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,11 @@ from torch import Tensor
 from conftest import Run, refused
 from factor_transfer.config.read import read_recipe
 from factor_transfer.data import Augment, Batches, Split, Views
+from factor_transfer.errors import InputError
 from factor_transfer.methods import Teacher
 from factor_transfer.pipeline.artefact import find
 from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.stages import cache
 from factor_transfer.pipeline.stages.cache_files import Store
 from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, make_paraphraser
 from factor_transfer.pipeline.stages.student import fill_cache, make_students
@@ -181,20 +187,53 @@ def test_a_kill_while_it_is_filled_loses_one_view(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 def test_ctrl_c_while_it_is_filled_says_what_is_kept(
-    work: Path, tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    work: Path, tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    write = Store.write
+    write, only_once = Store.write, iter([signal.SIGINT])
 
     def stopped(self: Store, view: int, *rest: Any) -> None:
         if view == 1:
-            raise KeyboardInterrupt
+            for number in only_once:
+                os.kill(os.getpid(), number)
+            time.sleep(0.2)  # a signal that another thread sends takes a moment
         write(self, view, *rest)
 
+    monkeypatch.setattr(cache, "_CPU_BATCH", 20)
     monkeypatch.setattr(Store, "write", stopped)
-    result = run("pretrain", tiny, *VIEWS, "--work-dir", work)
+    result = run("pretrain", tiny, *VIEWS, f"threads={threads}", "--work-dir", work)
     assert result.code == 130
     assert "the cache has 1 of 2 views" in result.err
+    assert torch.get_num_threads() == 1
+
+
+def test_several_threads_write_the_bytes_of_one(
+    work: Path, tiny: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The features of the teacher, and what is computed from them; and an error in a thread is that of the command."""
+    monkeypatch.setattr(cache, "_CPU_BATCH", 20)
+    one = Path(shutil.copytree(work, tmp_path / "one"))
+    threads: set[int] = set()
+    write = Store.write
+
+    def watched(self: Store, *rest: Any) -> None:
+        assert torch.get_num_threads() == 1
+        threads.add(threading.get_ident())
+        write(self, *rest)
+
+    monkeypatch.setattr(Store, "write", watched)
+    for folder, count in ((one, 1), (work, 3)):
+        threads.clear()
+        experiment = Experiment(read_recipe(str(tiny), VIEWS), folder, Console(quiet=True), "")
+        experiment.cache_threads = count
+        make_paraphraser(experiment)
+        fill_cache([experiment.with_method(method) for method in ("factor", "at+kd")])
+        assert (threading.get_ident() in threads) == (count == 1)
+    assert cached(one) == cached(work)
+
+    monkeypatch.setattr(Store, "write", lambda *_: (_ for _ in ()).throw(InputError("no more")))
+    refused(run("run", tiny, *VIEWS, "cache.seed=1", "threads=3", "--work-dir", work), "no more")
 
 
 def test_another_paraphraser_or_other_bytes_make_it_anew(work: Path, tiny: Path, run: Run) -> None:

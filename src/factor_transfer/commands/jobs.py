@@ -190,7 +190,9 @@ class _Pool:
             threads = max(1, self.count - parallel) if task.seed is None else 1
             ours, theirs = self.context.Pipe()
             settings = self.recipe, self.experiment.work_dir, self.experiment.command, holder_token()
-            process = self.context.Process(target=_work, args=(theirs, *settings, task, threads, self.score))
+            # The threads that fill the cache do not wait for each other, so they may share processors with students.
+            count = threads, self.count if task.seed is None else threads
+            process = self.context.Process(target=_work, args=(theirs, *settings, task, *count, self.score))
             with starting_workers():
                 process.start()
             theirs.close()
@@ -272,6 +274,7 @@ def _work(
     token: str | None,
     task: Task,
     threads: int,
+    cache_threads: int,
     score: Callable[..., Any],
 ) -> None:
     """Run one task; the main function of a process."""
@@ -280,7 +283,7 @@ def _work(
     act_for(token)
     torch.set_num_threads(threads)
     experiment = Experiment(read_recipe(recipe), work_dir, RemoteDisplay(connection), command)
-    experiment.threads_are_set = True
+    experiment.threads_are_set, experiment.cache_threads = True, cache_threads
     try:
         with raise_on_signals():
             connection.send(("done", _run_task(experiment, task, score)))

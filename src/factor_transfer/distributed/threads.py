@@ -1,11 +1,19 @@
-"""The number of threads with which a computation is fastest."""
+"""The number of threads with which a computation is fastest, and computations in several threads."""
 
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import torch
+from torch import nn
 from torch.nn import functional as F
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 _BETTER = 1.1  # the smallest speed-up for which fewer threads are used, since short measurements are noisy
 _LAYERS, _ROUNDS = 5, 3
@@ -67,3 +75,51 @@ def convolutions() -> float:
         out.sum().backward()
         durations.append(time.perf_counter() - began)
     return sorted(durations[1:])[_ROUNDS // 2]
+
+
+@contextmanager
+def side_by_side(count: int) -> Iterator[Callable[[Callable[[T], object], Iterable[T]], None]]:
+    """A context with a function that calls a function for each of several values, in several threads.
+
+    In each thread, PyTorch's operators have one thread. Unlike the threads of an operator, these threads do not wait
+    for each other, and the results do not depend on their number. If the context is left early, calls that have begun
+    continue for a moment, but no others begin.
+
+    Args:
+        count: the number of threads. A single one is the thread of the caller.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) if count > 1 else None
+
+    def call(function: Callable[[T], object], values: Iterable[T]) -> None:
+        for _ in (pool.map if pool else map)(function, values):
+            pass  # raises the error of a call, if there is one
+
+    try:
+        yield call
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+class OnePerThread(Generic[M]):
+    """A network for each thread, since the hooks that return its features belong to one pass at a time.
+
+    Args:
+        network: the network, which the thread that creates this object uses. Other threads use copies.
+        copy: the function that copies it.
+    """
+
+    def __init__(self, network: M, copy: Callable[[M], M]) -> None:
+        self._network, self._copy = network, copy
+        self._local = threading.local()
+        self._local.network = network
+
+    def __call__(self) -> M:
+        """The network of the current thread."""
+        if not hasattr(self._local, "network"):
+            self._local.network = self._copy(self._network)
+        network: M = self._local.network
+        return network

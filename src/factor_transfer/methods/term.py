@@ -213,7 +213,10 @@ class Term(nn.Module):
         return pair.student.model
 
     def target(self, teacher: Seen) -> Target:
-        """The target, from the teacher's outputs. It depends on frozen modules alone and carries no gradient."""
+        """The target, from the teacher's outputs. It depends on frozen modules alone and carries no gradient.
+
+        To fill the factor cache, several threads call this method at the same time, so it must not store anything.
+        """
         raise NotImplementedError
 
     def target_settings(self) -> dict[str, Any]:

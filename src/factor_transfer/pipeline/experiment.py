@@ -51,9 +51,11 @@ class Experiment:
     Attributes:
         threads_are_set: whether the number of threads was chosen for this whole process, so that no training measures
             which one is best.
+        cache_threads: the number of threads that fill the factor cache on a CPU; ``None`` for PyTorch's number.
     """
 
     threads_are_set = False
+    cache_threads: int | None = None
 
     def __init__(
         self,

@@ -7,8 +7,9 @@ from and the logits; ``cache/factor``, ``cache/kd`` … have the targets of the 
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from factor_transfer.data import Views
 from factor_transfer.distributed import collectives
+from factor_transfer.distributed.threads import OnePerThread, side_by_side
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.methods import Term
 from factor_transfer.methods.base import CachedTargets
+from factor_transfer.models.inference import copy_network
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import EVALUATION_BATCH, Experiment
@@ -28,6 +31,9 @@ from factor_transfer.pipeline.stages.teacher import frozen_teacher
 from factor_transfer.taps.extract import Seen
 from factor_transfer.training.log import duration
 
+# On a CPU, the images of one call of the teacher. Their number does not depend on the number of threads, since the
+# last bits of the outputs might depend on it.
+_CPU_BATCH = 250
 _SAMPLES = 4  # images whose tensors are computed again before those on disk are used
 # How far a tensor on disk may be from one computed now, relative to the largest value: bfloat16 has eight bits.
 _TOLERANCE = 0.02
@@ -54,6 +60,8 @@ class _Entry:
 
 # Indices int64 (B,) of images and the number of a view -> the teacher's outputs for them.
 _Outputs = Callable[[Tensor, int], Seen]
+# A function and values -> the function is called for each of them.
+_Call = Callable[[Callable[[Tensor], object], Iterable[Tensor]], None]
 
 
 class Cache:
@@ -71,8 +79,8 @@ class Cache:
 
     def features(self) -> CachedTargets:
         """The teacher's features at its taps, for stage 2; those that are not cached yet are computed now."""
-        taps = self.experiment.taps[0]
-        return lambda indices, views: self._features_and_logits(indices, views)[: len(taps)]
+        taps, cached = self.experiment.taps[0], self._features_and_logits
+        return lambda indices, views: cached(indices, views)[: len(taps)]
 
     def targets(self, terms: dict[str, Term]) -> dict[str, CachedTargets]:
         """The targets of terms, by name; those that are not cached yet are computed now."""
@@ -113,11 +121,12 @@ class Cache:
         teacher = frozen_teacher(experiment, experiment.load(self.teacher), experiment.normalize(self.teacher))
         for entry in entries:
             teacher.want(entry.taps, entry.logits)
+        teachers = OnePerThread(teacher, copy_network)
         images, draws, device = experiment.data.pool.images, self.views.draws, experiment.fabric.device
 
         def outputs(indices: Tensor, view: int) -> Seen:
             chosen = indices.cpu()
-            return teacher(experiment.augment.apply(images[chosen].to(device), draws[view, chosen].to(device)))
+            return teachers()(experiment.augment.apply(images[chosen].to(device), draws[view, chosen].to(device)))
 
         return outputs
 
@@ -190,19 +199,23 @@ class Cache:
                 f"{store.nbytes / 1e9:.2f} GB in {store.folder}"
             )
         start, first = time.perf_counter(), min(store.done for store in filled)
+
+        def fill(view: int, written: Sequence[tuple[_Entry, Store]], indices: Tensor) -> None:
+            with torch.no_grad(), self.experiment.fabric.autocast():
+                batch_outputs = outputs(indices, view)
+                for entry, store in written:
+                    value = entry.compute(batch_outputs)
+                    store.write(view, indices, [value] if isinstance(value, Tensor) else value)
+
         try:
-            for view in range(first, self.views.count):
-                for indices in self._batches():
-                    with torch.no_grad(), self.experiment.fabric.autocast():
-                        batch_outputs = outputs(indices, view)
-                        for entry, store in zip(missing, filled, strict=True):
-                            if store.done <= view:
-                                value = entry.compute(batch_outputs)
-                                store.write(view, indices, [value] if isinstance(value, Tensor) else value)
-                for store in filled:
-                    store.finish(view)
-                left = (time.perf_counter() - start) / (view + 1 - first) * (self.views.count - view - 1)
-                self.experiment.say(f"cache  view {view + 1} of {self.views.count}  {duration(left)} left")
+            with self._threads() as call:
+                for view in range(first, self.views.count):
+                    written = [pair for pair in zip(missing, filled, strict=True) if pair[1].done <= view]
+                    call(partial(fill, view, written), self._batches())
+                    for store in filled:
+                        store.finish(view)
+                    left = (time.perf_counter() - start) / (view + 1 - first) * (self.views.count - view - 1)
+                    self.experiment.say(f"cache  view {view + 1} of {self.views.count}  {duration(left)} left")
             for store in filled:
                 artefact.complete(store.folder, {"stage": "cache", "shapes": store.shapes})
         except (KeyboardInterrupt, Interrupted) as error:
@@ -214,7 +227,23 @@ class Cache:
 
     def _batches(self) -> Iterator[Tensor]:
         everything = torch.arange(len(self.experiment.data.pool), device=self.experiment.fabric.device)
-        return iter(everything.split(EVALUATION_BATCH))
+        return iter(everything.split(_CPU_BATCH if self._is_on_cpus() else EVALUATION_BATCH))
+
+    def _threads(self) -> AbstractContextManager[_Call]:
+        """The threads that fill the cache: on a CPU, as many as the training may have."""
+        if not self._is_on_cpus():
+            return nullcontext(_one_after_the_other)
+        given = self.experiment.recipe.threads
+        return side_by_side(self.experiment.cache_threads or (torch.get_num_threads() if given == "auto" else given))
+
+    def _is_on_cpus(self) -> bool:
+        fabric = self.experiment.fabric
+        return fabric.device.type == "cpu" and fabric.world_size == 1
+
+
+def _one_after_the_other(function: Callable[[Tensor], object], values: Iterable[Tensor]) -> None:
+    for value in values:
+        function(value)
 
 
 def _single(store: Store) -> CachedTargets:
