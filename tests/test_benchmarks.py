@@ -1,5 +1,6 @@
 """That the benchmarks run, and that what is written of them is what they said. How fast anything is, is not asked."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -11,12 +12,16 @@ import pytest
 from factor_transfer.config.read import read_recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+compare = importlib.import_module("compare")
 README = (BENCHMARKS / "README.md").read_text()
+HALF = {"transfer_bf16", "transfer_cached_bf16", "student_bf16"}
 VARIANTS = {"textbook_student", "textbook_transfer", "transfer", "transfer_cached", "student"}
 
 
 def test_step_measures_every_variant(tmp_path: Path) -> None:
     quick = ["--pair", "resnet8-resnet8", "--batch", "4", "--rounds", "1", "--threads", "1", "--compile", "off"]
+    quick += ["--precision", "32-true", "bf16-mixed"]
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "step.py", *quick, "--json", tmp_path / "step.json"],
         capture_output=True,
@@ -27,11 +32,31 @@ def test_step_measures_every_variant(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "step.json").read_text())
     assert {"pair", "device", "threads", "batch", "peak_gflops"} <= set(found)
     for key in ("images_per_s", "fraction_of_peak", "peak_memory_mb"):
-        assert set(found[key]) == VARIANTS
+        assert set(found[key]) == VARIANTS | HALF
     for name, ratio in found["ratios"].items():
         one, other = name.split(" / ")
         assert ratio == pytest.approx(found["images_per_s"][one] / found["images_per_s"][other])
         assert name in done.stdout
+
+
+def test_compare_times_comparisons_of_valid_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each row's recipe and settings are read; the comparisons are not run."""
+    durations, commands = iter([8.0, 4.0, 2.0, 4.0, 1.0]), []
+
+    def seconds(source: Path, words: list[str]) -> float:
+        commands.append(words)
+        read_recipe(words[0], [word for word in words[1:] if "=" in word])
+        return next(durations)
+
+    monkeypatch.setattr(compare, "seconds", seconds)
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--before", ".", "--json", str(tmp_path / "found.json")])
+    compare.main()
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found["ratios"].values()) == [1.0, 2.0, 4.0, 2.0, 8.0]
+    assert ["--jobs" in words for words in commands] == [False, True, True, False, False]
+    assert "side by side, bfloat16       1.0 s  8.00 times as fast as before" in capsys.readouterr().out
 
 
 def test_the_recipe_is_valid() -> None:
