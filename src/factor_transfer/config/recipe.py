@@ -16,6 +16,7 @@ from factor_transfer.errors import InputError, about, choose
 from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining
 from factor_transfer.models import MODELS
 from factor_transfer.settings import FreeOptions, Options, options
+from factor_transfer.training.loggers.tensorboard_csv import LoggerName
 from factor_transfer.training.optim import Optimization
 
 ALONE = "student"  # the method without terms: the student is trained alone
@@ -44,6 +45,8 @@ class Recipe(Options):
         on_nonfinite: ``"stop"`` ends a training whose loss is not finite; ``"skip"`` skips steps whose gradient is not
             finite.
         max_skipped: the largest number of steps that are skipped in a stage.
+        log: the formats that the figures of each epoch are written in beside ``metrics.jsonl``: ``"tensorboard"``, into
+            the stage's folder ``tensorboard``, and ``"csv"``, into ``csv/metrics.csv``.
         checkpoint: when checkpoints of a running training are written.
         data: the images.
         augment: the random augmentation of the training images.
@@ -67,6 +70,7 @@ class Recipe(Options):
     sync_batch_norm: bool = False
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_skipped: Annotated[int, Ge(1)] = 10
+    log: list[LoggerName] = Field(default_factory=list)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     data: Named
     augment: Options
