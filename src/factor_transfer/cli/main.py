@@ -173,6 +173,9 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Compare methods over several seeds, on the same batches; finished trainings are reused."""
+    from factor_transfer.config.sweep import split_sweep
+
+    sweep, overrides = split_sweep(overrides or [])
     experiment = _experiment(recipe, overrides, work_dir)
 
     from factor_transfer.commands.compare import Runner, parse_methods, refuse_failed
@@ -189,8 +192,10 @@ def compare(
     else:
         count = default_jobs(experiment) if jobs is None else jobs
         runner = ProcessJobs(count) if count != 1 else None
-    (reference,) = set(parse_methods(against)) - {"student"} or {"student"}
-    comparison = run_comparison(experiment, parse_methods(methods), seeds, runner, reference)
+    rows = parse_methods(methods) if sweep is None else sweep.rows(parse_methods(methods), experiment.recipe)
+    if against not in rows:
+        (against,) = set(parse_methods(against)) - {"student"} or {"student"}
+    comparison = run_comparison(experiment, rows, seeds, runner, against)
     print_comparison(experiment.console, comparison, len(experiment.test), seeds)
     names = ("comparison.json", "comparison.png", "comparison.pdf", "comparison.svg", "report.html")
     written = [path for name in names if (path := experiment.work_dir / name).exists()]

@@ -81,7 +81,7 @@ def compare(
 
     Args:
         experiment: the experiment whose recipe has the settings of the terms; a term without a table has its defaults.
-        methods: the methods, such as ``["student", "factor", "factor+kd"]``.
+        methods: the methods, such as ``["student", "factor", "factor+kd"]``, or the rows of a sweep, see ``Sweep``.
         seeds: the number of seeds; the first one is the recipe's ``student.seed``.
         runner: how the students are trained; in this process, by default.
         against: the method that the others are compared with.
@@ -100,6 +100,9 @@ def compare(
         raise InputError(f"--seeds must be at least 1, got {seeds}")
     preflight(experiment, methods)
     check_networks(experiment)
+    for method in methods:
+        if ",student." in method:
+            check_networks(experiment.with_method(method))
     return _train_and_score(experiment, methods, seeds, runner or ThisProcess(), against)
 
 
@@ -155,7 +158,7 @@ def score(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
     """The record of one run: the student's figures on the test split, or the error of its training."""
     recipe = experiment.recipe
     settings = {name: term.model_dump(mode="json") for name, term in recipe.terms.items()}
-    run: dict[str, Any] = {"method": recipe.method, "seed": recipe.student.seed}
+    run: dict[str, Any] = {"method": recipe.row, "seed": recipe.student.seed}
     try:
         if isinstance(done, Exception):
             raise done
@@ -163,7 +166,7 @@ def score(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
         # If the delivered weights are those of the last epoch, they need not be evaluated again.
         kept = last if done.record.get("last_sha256") is None else figures_of(experiment, done)
     except (InputError, RuntimeError, MemoryError) as error:
-        experiment.say(f"{recipe.method}, seed {recipe.student.seed}, failed: {error}")
+        experiment.say(f"{recipe.row}, seed {recipe.student.seed}, failed: {error}")
         failed = dict.fromkeys(("top1", "top5", "top1_last", "top1_kept", "top1_best", "loss", "seconds"))
         return {**run, **failed, "settings": settings, "error": str(error)}
     return {

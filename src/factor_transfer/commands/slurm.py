@@ -20,6 +20,12 @@ _MINUTES = 24 * 60  # the default time limit of a job
 _LIMITS = ("time", "cpus_per_task", "gpus_per_node", "mem", "account", "qos", "constraint", "exclude", "nodelist")
 
 
+def _as_overrides(row: str) -> list[str]:
+    """The changes to a recipe that make it one of the row of a comparison."""
+    method, _, setting = row.partition(",")
+    return [*([setting, f"variant={setting}"] if setting else []), f"transfer.method={method}"]
+
+
 class Jobs:
     """A runner that trains the students of a comparison in Slurm jobs.
 
@@ -72,12 +78,12 @@ class Jobs:
                 raise error
         pairs = {f"{method}-seed{seed}": (method, seed) for seed in seeds for method in methods}
         commands = {
-            name: ["train", *arguments, f"transfer.method={method}", f"student.seed={seed}"]
+            name: ["train", *arguments, *_as_overrides(method), f"student.seed={seed}"]
             for name, (method, seed) in pairs.items()
         }
         students: dict[tuple[str, int], Artefact | Exception] = {}
         for name, error in self._run(experiment, commands).items():
-            folder = student_folder(experiment.work_dir, experiment.recipe.with_method(*pairs[name]))
+            folder = student_folder(experiment.work_dir, experiment.with_method(*pairs[name]).recipe)
             students[pairs[name]] = (
                 error or artefact.find(folder) or InputError(f"the job finished without a student in {folder}")
             )

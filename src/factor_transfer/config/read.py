@@ -50,14 +50,18 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
     document = _parse(path, text)
     for override in overrides:
         _override(document, override)
+    return _validated(document, _Origin(text, overrides, document), f"recipe {path}", path.stem)
+
+
+def _validated(document: dict[str, Any], origin: "_Origin", place: str, name: str = "") -> "Recipe":
+    """The recipe of a document, with ``name`` as its name if it has none."""
     # Imported here, because it imports PyTorch: a missing file or a syntax error is reported without that delay.
     from factor_transfer.config.presets import with_preset
     from factor_transfer.config.recipe import recipe_type
 
-    origin = _Origin(text, overrides, document)
     try:
         check_values(document)
-        document.setdefault("name", path.stem)
+        document.setdefault("name", name)
         preset = document.get("preset")
         if isinstance(preset, str):
             with about("preset"):
@@ -71,18 +75,37 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
         faults = [(error.key, str(error))]
     lines = [f"  {origin.of(key)}{fault}" for key, fault in faults[:_SHOWN]]
     more = [f"  … and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-    raise InputError("\n".join([f"recipe {path}:", *lines, *more]))
+    raise InputError("\n".join([f"{place}:", *lines, *more]))
+
+
+def with_setting(recipe: "Recipe", setting: str) -> "Recipe":
+    """A copy of a recipe with one setting changed, whose ``variant`` is that setting.
+
+    Args:
+        recipe: the recipe.
+        setting: the change as ``KEY=VALUE``, see ``read_recipe``.
+
+    Raises:
+        InputError: if the key or the value is invalid.
+    """
+    document = _document(recipe)
+    _override(document, setting)
+    return _validated({**document, "variant": setting}, _Origin("", [setting], document), f"recipe {recipe.name}")
 
 
 def as_toml(recipe: "Recipe") -> str:
     """A recipe with all its settings, including the defaults, as TOML that ``read_recipe`` can read."""
-    # The settings of the preset are already merged, and must not replace settings that were removed since.
-    document = recipe.model_dump(mode="json", exclude_none=True, exclude={"preset"})
+    document = _document(recipe)
     tables = {name: value for name, value in document.items() if isinstance(value, dict)}
     lines = [f"{name} = {toml_value(value)}" for name, value in document.items() if name not in tables]
     for name, table in tables.items():
         lines += ["", f"[{name}]", *(f"{_key(key)} = {toml_value(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def _document(recipe: "Recipe") -> dict[str, Any]:
+    # The settings of the preset are already merged, and must not replace settings that were removed since.
+    return recipe.model_dump(mode="json", exclude_none=True, exclude={"preset"})
 
 
 def toml_value(value: Any) -> str:

@@ -16,6 +16,7 @@ from factor_transfer.errors import InputError, about, choose
 from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining
 from factor_transfer.models import MODELS
 from factor_transfer.settings import FreeOptions, Options, options
+from factor_transfer.training.loggers.tensorboard_csv import LoggerName
 from factor_transfer.training.optim import Optimization
 
 ALONE = "student"  # the method without terms: the student is trained alone
@@ -29,6 +30,8 @@ class Recipe(Options):
 
     Attributes:
         name: the name of the default work dir; defaults to the name of the file.
+        variant: a word that is added to the name of the student's folder, so that students of one method with different
+            settings lie side by side in a work dir. ``compare`` gives one to each value of a setting with several.
         preset: the preset whose settings apply where the recipe has none, see ``factor-transfer show presets``.
         precision: the precision of all trainings: ``"32-true"``; ``"bf16-mixed"``, bfloat16 where it is safe; or
             ``"auto"``, the precision of the stages in the work dir, or else bfloat16 if the device is faster in it.
@@ -42,6 +45,8 @@ class Recipe(Options):
         on_nonfinite: ``"stop"`` ends a training whose loss is not finite; ``"skip"`` skips steps whose gradient is not
             finite.
         max_skipped: the largest number of steps that are skipped in a stage.
+        log: the formats that the figures of each epoch are written in beside ``metrics.jsonl``: ``"tensorboard"``, into
+            the stage's folder ``tensorboard``, and ``"csv"``, into ``csv/metrics.csv``.
         checkpoint: when checkpoints of a running training are written.
         data: the images.
         augment: the random augmentation of the training images.
@@ -55,6 +60,7 @@ class Recipe(Options):
     """
 
     name: Annotated[str, Field(pattern=r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$")]
+    variant: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$")] | None = None
     preset: str | None = None
     precision: AnyPrecision = "32-true"
     teacher_precision: Precision | None = None
@@ -64,6 +70,7 @@ class Recipe(Options):
     sync_batch_norm: bool = False
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_skipped: Annotated[int, Ge(1)] = 10
+    log: list[LoggerName] = Field(default_factory=list)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     data: Named
     augment: Options
@@ -82,6 +89,11 @@ class Recipe(Options):
     def method(self) -> str:
         """The method that trains the student: its terms joined by plus signs, or ``"student"`` if there are none."""
         return "+".join(self.terms) or ALONE
+
+    @property
+    def row(self) -> str:
+        """The name of the student's row in a comparison: the method, with the variant after a comma if there is one."""
+        return self.method if self.variant is None else f"{self.method},{self.variant}"
 
     @property
     def terms(self) -> dict[str, Options]:
@@ -139,8 +151,8 @@ class Recipe(Options):
 
 
 def needs_paraphraser(method: str) -> bool:
-    """Whether a term of a method such as ``"factor+kd"`` needs a paraphraser."""
-    return any(TERMS[name].needs_paraphraser for name in parse_method(method))
+    """Whether a term of a method such as ``"factor+kd"``, or of a row of a comparison, needs a paraphraser."""
+    return any(TERMS[name].needs_paraphraser for name in parse_method(method.partition(",")[0]))
 
 
 def parse_method(method: str) -> list[str]:

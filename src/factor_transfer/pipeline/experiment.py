@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from factor_transfer.config.read import with_setting
 from factor_transfer.config.recipe import Network, Recipe
 from factor_transfer.data import Augment, Batch, Batches, Data, Split, Views, describe, in_order, mix, open_data
 from factor_transfer.data.sets.image_files import class_name
@@ -77,12 +78,21 @@ class Experiment:
         Both share the images, the device, the taps and the logits of the test images.
 
         Args:
-            method: the name of the method, such as ``"factor+kd"``.
+            method: the name of the method, such as ``"factor+kd"``; a setting may follow after a comma, as in the rows
+                of a comparison: ``"factor,transfer.factor.beta=50"``.
             seed: the seed of the student; ``None`` for the recipe's.
+
+        Raises:
+            InputError: if the method or the setting is invalid.
         """
         _ = self.data, self.taps, self.views  # computed before copying, so that both share them
         other = copy(self)
-        other.recipe = self.recipe.with_method(method, seed)
+        method, _, setting = method.partition(",")
+        recipe = with_setting(self.recipe, setting) if setting else self.recipe.model_copy(update={"variant": None})
+        other.recipe = recipe.with_method(method, seed)
+        if setting.startswith("student."):
+            del other.taps  # they depend on the student; a deleted cached property is computed again
+            other._check_batch_sizes(self.data)
         return other
 
     def say(self, text: str) -> None:
@@ -108,6 +118,15 @@ class Experiment:
         data = open_data(**self.recipe.data.model_dump())
         chosen = f", in {self.precision}" if self.recipe.precision == "auto" else ""
         self.display.say_once(data_line(data, self.fabric) + chosen)
+        self._check_batch_sizes(data)
+        if data.unlabelled is None and self.recipe.student.unlabelled_share is not None:
+            raise InputError(
+                "student.unlabelled_share is given, but there are no images without labels; give data.unlabelled, "
+                "their folder"
+            )
+        return data
+
+    def _check_batch_sizes(self, data: Data) -> None:
         for name in ("teacher", "paraphraser", "student"):
             section = getattr(self.recipe, name)
             images = len(data.train if name == "teacher" else data.pool)
@@ -116,12 +135,6 @@ class Experiment:
                     f"{name}.batch_size is {section.batch_size}, larger than the training set of {images} "
                     f"images; choose a smaller one, such as {name}.batch_size={min(32, images)}"
                 )
-        if data.unlabelled is None and self.recipe.student.unlabelled_share is not None:
-            raise InputError(
-                "student.unlabelled_share is given, but there are no images without labels; give data.unlabelled, "
-                "their folder"
-            )
-        return data
 
     def batches(self, stage: str, has_terms: bool = True) -> Batches:
         """The batches that a stage is trained on: this process's part of each, on the device.

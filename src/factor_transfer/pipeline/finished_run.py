@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from factor_transfer.config.read import read_recipe
-from factor_transfer.config.recipe import Recipe
+from factor_transfer.config.recipe import ALONE, Recipe
 from factor_transfer.errors import InputError
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
@@ -58,8 +58,26 @@ class Run:
         return read_recipe(path, overrides)
 
 
+def folder_name(row: str, seed: int) -> str:
+    """The name of a student's folder; the inverse of ``method_of``.
+
+    Args:
+        row: the method, or the row of a comparison, see ``Recipe.row``.
+        seed: the seed of the student.
+
+    Example:
+        >>> from factor_transfer.pipeline.finished_run import folder_name
+        >>> folder_name("factor,transfer.factor.beta=50", 0)
+        'student-factor,transfer.factor.beta=50-seed0'
+    """
+    method, comma, variant = row.partition(",")
+    return f"student-{'alone' if method == ALONE else method}{comma}{variant}-seed{seed}"
+
+
 def method_of(name: str) -> str:
     """The method in the name of a student's folder, such as ``"factor+kd"``; ``"student"`` is training without one.
+
+    The variant follows it after a comma if there is one, as in ``Recipe.row``.
 
     Args:
         name: the name of the folder.
@@ -69,8 +87,8 @@ def method_of(name: str) -> str:
         >>> method_of("student-factor+kd-seed0")
         'factor+kd'
     """
-    method = name.removeprefix("student-").rpartition("-seed")[0]
-    return "student" if method == "alone" else method
+    method, comma, variant = name.removeprefix("student-").rpartition("-seed")[0].partition(",")
+    return f"{ALONE if method == 'alone' else method}{comma}{variant}"
 
 
 def find_run(folder: Path) -> Run:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.text import Text
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_atomic
+from factor_transfer.training.loggers.tensorboard_csv import EpochLoggers
 
 # The format of an epoch's figures on the screen, in this order. Accuracies are in percent.
 _FORMATS = {
@@ -110,11 +111,14 @@ class RunLog:
         display: the display that shows the progress, or a console to make one for.
         stage: the name of the stage.
         path: the path of ``metrics.jsonl``, which gets one object per epoch.
+        loggers: the other formats that the figures of the epochs are written in, ``"tensorboard"`` and ``"csv"``, in
+            folders beside ``path``.
     """
 
-    def __init__(self, display: Display | Console, stage: str, path: Path) -> None:
+    def __init__(self, display: Display | Console, stage: str, path: Path, loggers: Sequence[str] = ()) -> None:
         self.display = display if isinstance(display, Display) else Display(display)
-        self.stage, self.path = stage, path
+        self.stage, self.path, self.logger_names = stage, path, loggers
+        self.loggers: EpochLoggers | None = None
 
     def start(self, epochs: int, steps: int, at: int) -> None:
         """Begin the log, or resume it after ``at`` steps and drop the lines of later epochs that a kill left.
@@ -129,6 +133,8 @@ class RunLog:
         if not collectives.rank():
             lines = self.path.read_bytes().splitlines(keepends=True)[: at // steps] if self.path.exists() else []
             write_atomic(self.path, b"".join(lines))
+            if self.logger_names:
+                self.loggers = EpochLoggers(self.logger_names, self.path.parent, [json.loads(line) for line in lines])
         self.display.start(self.stage, epochs * steps, at)
         self.validation: dict[str, Any] = {}  # of the last complete epoch
 
@@ -143,6 +149,8 @@ class RunLog:
         self.validation = {key: value for key, value in figures.items() if key.startswith("validation_")}
         if not collectives.rank():
             self._write({"stage": self.stage, "epoch": epoch + 1, **figures})
+        if self.loggers is not None:
+            self.loggers.epoch(epoch, figures)
         left = (time.perf_counter() - self.start_time) / (epoch + 1 - self.first) * (self.epochs - epoch - 1)
         if figures.get("waiting", 0) < _MIN_WAITING_PERCENT:
             figures = {key: value for key, value in figures.items() if key != "waiting"}
@@ -161,8 +169,10 @@ class RunLog:
         self.display.say(text)
 
     def stop(self) -> None:
-        """Remove the progress bar."""
+        """Remove the progress bar, and close the other logs."""
         self.display.stop(self.stage)
+        if self.loggers is not None:
+            self.loggers.close()
 
 
 def describe(figures: Mapping[str, Any]) -> str:

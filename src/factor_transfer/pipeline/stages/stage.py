@@ -168,7 +168,7 @@ class StageTraining:
             validate=self.validate,
             selection=Selection(metric, highest=highest, keep=self.section.keep),
             checkpoint=self.folder / artefact.RUNNING,
-            log=RunLog(self.experiment.display, self.folder.name, self.folder / artefact.METRICS),
+            log=RunLog(self.experiment.display, self.folder.name, self.folder / artefact.METRICS, recipe.log),
             compiled=self._compiled(),
             max_skipped=recipe.max_skipped if recipe.on_nonfinite == "skip" else 0,
             sync_batch_norm=recipe.sync_batch_norm,

@@ -29,6 +29,7 @@ from factor_transfer.models import Normalize
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.finished_run import folder_name
 from factor_transfer.pipeline.provenance import frozen_provenance, training_provenance, unlabelled_provenance
 from factor_transfer.pipeline.stages.cache import Cache
 from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, new_paraphrasers, require_paraphraser
@@ -57,7 +58,7 @@ def make_students(experiments: Sequence[Experiment], fresh: bool = False) -> lis
     """Train the students of several methods in lockstep: they share the batches and the teacher's forward passes.
 
     Args:
-        experiments: experiments of one recipe and seed, with different methods.
+        experiments: experiments of one recipe and seed, with different methods or variants.
         fresh: whether to train students again that are up to date.
 
     Returns:
@@ -81,17 +82,27 @@ def make_students(experiments: Sequence[Experiment], fresh: bool = False) -> lis
     trained: dict[Path, Artefact | Exception] = {}
     for group in _with_the_same_batches(trainings):
         folders = [training.folder for training in group]
-        trained |= dict(zip(folders, train(group), strict=True))
+        try:
+            outcomes = train(group)
+        except (InputError, RuntimeError, MemoryError) as error:
+            if len(experiments) == 1:
+                raise
+            outcomes = [error] * len(group)
+        trained |= dict(zip(folders, outcomes, strict=True))
     return [trained[student.folder] if isinstance(student, StageTraining) else student for student in students]
 
 
 def _with_the_same_batches(trainings: Sequence[StageTraining]) -> list[list[StageTraining]]:
-    """The groups of students that are trained on the same images: a student alone needs labelled ones."""
-    if trainings[0].experiment.data.unlabelled is None:
-        return [list(trainings)]
-    alone = [training for training in trainings if isinstance(training.method, Supervised)]
-    others = [training for training in trainings if training not in alone]
-    return [group for group in (alone, others) if group]
+    """The groups of students with the same settings of ``[student]`` that are trained on the same images.
+
+    Where there are images without labels, a student alone needs the labelled ones.
+    """
+    unlabelled = trainings[0].experiment.data.unlabelled is not None
+    groups: dict[str, list[StageTraining]] = {}
+    for training in sorted(trainings, key=lambda one: unlabelled and not isinstance(one.method, Supervised)):
+        labelled = unlabelled and isinstance(training.method, Supervised)
+        groups.setdefault(f"{labelled} {training.section.model_dump_json()}", []).append(training)
+    return list(groups.values())
 
 
 @in_work_dir
@@ -174,8 +185,8 @@ def student_provenance(
 
 
 def student_folder(work_dir: Path, recipe: Recipe) -> Path:
-    """The folder of the student of the recipe's method and seed."""
-    return work_dir / f"student-{'+'.join(recipe.terms) or 'alone'}-seed{recipe.student.seed}"
+    """The folder of the student of the recipe's method, variant and seed."""
+    return work_dir / folder_name(recipe.row, recipe.student.seed)
 
 
 def build_student_method(
@@ -231,15 +242,16 @@ def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
 
     Args:
         experiment: the experiment.
-        methods: the names of the methods, such as ``"factor+kd"``.
+        methods: the names of the methods, such as ``"factor+kd"``, or the rows of a comparison, see ``Recipe.row``.
 
     Raises:
         InputError: if a tap does not exist, or a term cannot be used between these networks.
     """
-    recipe = experiment.recipe
+    targets: dict[str, tuple[Any, ...]] = {}
     state = torch.random.get_rng_state()
     for method in methods:
         other = experiment.with_method(method)
+        recipe = other.recipe
         student, teacher = other.build(recipe.student), other.build(recipe.teacher)
         student_input, teacher_input = (
             other.normalize(other.statistics(section)) for section in (recipe.student, recipe.teacher)
@@ -250,6 +262,13 @@ def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
         )
         if isinstance(distillation, Distillation):
             print_sizes(other, distillation, paraphrasers)
+            for name, term in distillation.named_terms():
+                target = list(term.teacher_taps), term.teacher_logits, term.target_settings()
+                if experiment.views is not None and targets.setdefault(name, target) != target:
+                    raise InputError(
+                        f"{recipe.variant} changes what the factor cache holds for {name}, but all rows of a "
+                        "comparison share the cache; leave out [cache] views"
+                    )
         distillation.eval()
         device = experiment.fabric.device
         with torch.no_grad():

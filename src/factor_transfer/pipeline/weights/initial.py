@@ -17,6 +17,7 @@ from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
 from factor_transfer.pipeline.weights.zoo import weights_file
 from factor_transfer.state_dicts import State, load_into, read_weights
 from factor_transfer.training.log import Display
+from factor_transfer.training.loggers.tensorboard_csv import check_loggers
 
 
 def init_network(experiment: Experiment, name: str, section: Network) -> tuple[nn.Module, dict[str, Any]]:
@@ -135,12 +136,15 @@ def _report_preprocessing(experiment: Experiment, name: str, model: str, network
 def check_networks(experiment: Experiment) -> None:
     """Try both networks and load all weights that the recipe names, before anything is trained or replaced.
 
+    The libraries of the recipe's loggers are looked for, too.
+
     Args:
         experiment: the experiment.
 
     Raises:
-        InputError: if a network cannot be used, or weights cannot be read or do not fit.
+        InputError: if a network cannot be used, weights cannot be read or do not fit, or a library is missing.
     """
+    check_loggers(experiment.recipe.log)
     _ = experiment.taps
     quiet = copy(experiment)
     quiet.display = Display(Console(quiet=True))

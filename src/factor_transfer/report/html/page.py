@@ -11,7 +11,7 @@ from torch import Tensor
 from factor_transfer.config.recipe import ALONE, Recipe
 from factor_transfer.data import Data, Split, describe, in_order
 from factor_transfer.errors import printable
-from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.finished_run import folder_name, method_of
 from factor_transfer.report.html import charts, tables
 from factor_transfer.report.html import svg as palette
 from factor_transfer.report.html.answers import Answers, missed
@@ -123,7 +123,7 @@ def compose(found: WorkDir, recipe: Recipe, measured: Measured, data: Data | Non
         data: the images; ``None`` if they are not available.
         test: the test images; ``None`` if they are not available.
     """
-    method = _method(found.student)
+    method = method_of(found.student.folder.name)
     if found.comparison is not None:
         sentence = tables.comparison_sentence(found.comparison)
     else:
@@ -161,11 +161,6 @@ def render(page: Page) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template("report.html").render(page=page)
-
-
-def _method(student: Artefact) -> str:
-    name = student.folder.name.removeprefix("student-").rpartition("-seed")[0]
-    return ALONE if name == "alone" else name
 
 
 def _facts(found: WorkDir, recipe: Recipe, data: Data | None) -> list[str]:
@@ -207,7 +202,7 @@ def _shades(comparison: Comparison) -> dict[str, str]:
 
 def _labels(found: WorkDir) -> dict[str, str]:
     """The names of the networks in charts, by role; the student of a comparison is named by its method."""
-    named = {} if found.summary is not None else {"student": name_of(_method(found.student))}
+    named = {} if found.summary is not None else {"student": name_of(method_of(found.student.folder.name))}
     return {role: (tables.ROLES | named)[role] for role in found.networks}
 
 
@@ -218,7 +213,7 @@ def _stages(found: WorkDir) -> dict[str, tuple[str, Path]]:
     if found.summary is None and found.comparison is not None:
         seed = found.student.folder.name.rpartition("-seed")[2]
         for method, color in _shades(found.comparison).items():
-            folder = found.folder / f"student-{'alone' if method == ALONE else method}-seed{seed}"
+            folder = found.folder / folder_name(method, int(seed))
             stages.setdefault(name_of(method), (color, folder))
     return stages
 

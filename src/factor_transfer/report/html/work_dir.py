@@ -11,6 +11,7 @@ from factor_transfer.config.recipe import ALONE
 from factor_transfer.errors import InputError
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
+from factor_transfer.pipeline.finished_run import folder_name
 from factor_transfer.pipeline.records import Count, Percent, Record, Summary, read_record
 
 SUMMARY, COMPARISON = "summary.json", "comparison.json"
@@ -101,7 +102,8 @@ class Comparison(Record):
     @property
     def best(self) -> str:
         """The method with the highest mean, other than the student alone unless there is no other."""
-        means = {name: one.mean for name, one in self.methods.items() if name != ALONE and one.mean is not None}
+        others = {name: one for name, one in self.methods.items() if name.partition(",")[0] != ALONE}
+        means = {name: one.mean for name, one in others.items() if one.mean is not None}
         return max(means, key=lambda name: means[name]) if means else ALONE
 
 
@@ -244,8 +246,8 @@ def _students(summary: Summary | None, comparison: Comparison | None) -> tuple[s
     seeds = sorted(seed for name, seed in succeeded if name == method)
     if not seeds:
         raise InputError("all trainings of this comparison failed; there is nothing to report")
-    alone = f"student-alone-seed{seeds[0]}" if (ALONE, seeds[0]) in succeeded else None
-    return f"student-{'alone' if method == ALONE else method}-seed{seeds[0]}", alone
+    alone = folder_name(ALONE, seeds[0]) if (ALONE, seeds[0]) in succeeded else None
+    return folder_name(method, seeds[0]), alone
 
 
 def _network(folder: Path) -> Artefact | None:

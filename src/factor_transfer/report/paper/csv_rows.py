@@ -8,7 +8,7 @@ from factor_transfer.report.html.work_dir import Comparison
 from factor_transfer.report.names import name_of
 
 COLUMNS = (
-    *("row", "method", "name", "seed", "n"),
+    *("row", "method", "setting", "value", "name", "seed", "n"),
     *("top1", "top1_interval", "difference", "difference_interval", "p_holm", "top5", "top1_kept"),
     *("gap_closed", "cost", "seconds", "error"),
 )
@@ -32,12 +32,18 @@ def as_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
+def _named(row: str) -> dict[str, str]:
+    """The method of a row, the setting that is swept and its value, both empty if there is none, and the row's name."""
+    method, _, variant = row.partition(",")
+    setting, _, value = variant.partition("=")
+    return {"method": method, "setting": setting, "value": value, "name": name_of(row)}
+
+
 def _means(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
             "row": "mean",
-            "method": method,
-            "name": name_of(method),
+            **_named(method),
             "n": comparison.count(method),
             "top1": one.mean,
             "top1_interval": one.interval,
@@ -62,8 +68,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
         rows.append(
             {
                 "row": "run",
-                "method": run.method,
-                "name": name_of(run.method),
+                **_named(run.method),
                 "seed": run.seed,
                 "top1": run.top1,
                 "difference": run.top1 - reference if compared else None,  # type: ignore[operator]

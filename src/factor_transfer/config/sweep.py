@@ -1,0 +1,102 @@
+"""Sweeps: several values of one setting, each of which makes a row of a comparison.
+
+A row is named by its method and, if a setting is swept, by that setting: ``"factor,transfer.factor.beta=50"``.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from factor_transfer.config.read import with_setting
+from factor_transfer.config.recipe import ALONE, Recipe, parse_method
+from factor_transfer.errors import InputError, choose, shown
+from factor_transfer.methods import TERMS
+
+# Two or more plain values (numbers, booleans or words) separated by commas: neither TOML's lists nor paths.
+_VALUES = re.compile(r"[\w.+-]+(\s*,\s*[\w.+-]+)+")
+
+
+class Sweep(NamedTuple):
+    """The values of one setting.
+
+    Attributes:
+        key: the dotted key of the setting, in ``[student]`` or ``[transfer.*]``.
+        values: the values as they were written.
+    """
+
+    key: str
+    values: Sequence[str]
+
+    def rows(self, methods: Sequence[str], recipe: Recipe) -> list[str]:
+        """The rows of a comparison of ``methods``.
+
+        A setting of a term makes a row per value of each method that has the term. A setting of the student makes a row
+        per value of every method. The student alone with the recipe's own settings is always the first row.
+
+        Args:
+            methods: the methods, with the student alone among them.
+            recipe: the recipe.
+
+        Raises:
+            InputError: if no method has the term, or a value is invalid.
+        """
+        settings = [f"{self.key}={value}" for value in self.values]
+        changed = {setting: with_setting(recipe, setting) for setting in settings}
+        table, name, *_ = self.key.split(".")
+        swept = [method for method in methods if table == "student" or name in parse_method(method)]
+        if not swept:
+            raise InputError(f"{self.key} has several values, but no method of --methods has the term {name!r}")
+        # The student alone that has the recipe's own value is the first row, and is not trained twice.
+        own = [setting for setting in settings if changed[setting].student.model_dump() == recipe.student.model_dump()]
+        rows = [ALONE] if ALONE in methods else []
+        for method in methods:
+            if method not in swept:
+                rows += [method] if method != ALONE else []
+            else:
+                rows += [f"{method},{setting}" for setting in settings if method != ALONE or setting not in own]
+        return rows
+
+
+def split_sweep(overrides: Sequence[str]) -> tuple[Sweep | None, list[str]]:
+    """Find the override that has several values, separated by commas.
+
+    Args:
+        overrides: changes to a recipe as ``KEY=VALUE``.
+
+    Returns:
+        The sweep, or ``None`` if there is none, and the other overrides.
+
+    Raises:
+        InputError: if several settings have several values, the setting cannot be swept, or a value is given twice.
+    """
+    swept = [override for override in overrides if _VALUES.fullmatch(override.partition("=")[2])]
+    if not swept:
+        return None, list(overrides)
+    if len(swept) > 1:
+        raise InputError(
+            f"{shown(swept[0])[1:-1]} and {shown(swept[1])[1:-1]}: only one setting can have several values"
+        )
+    key, _, text = swept[0].partition("=")
+    values = [value.strip() for value in text.split(",")]
+    _check_key(key, text)
+    for value in values:
+        if values.count(value) > 1:
+            raise InputError(f"{key} has the value {value} twice")
+    return Sweep(key, values), [override for override in overrides if override != swept[0]]
+
+
+def _check_key(key: str, text: str) -> None:
+    steps = key.split(".")
+    if key == "student.seed":
+        raise InputError(f"{key}={text}: --seeds N trains every method with N seeds, of which {key} is the first")
+    if key == "transfer.method":
+        raise InputError(f"{key}={text}: --methods names the methods to compare")
+    if (steps[0], len(steps) > 1) == ("student", True):
+        return
+    if steps[0] == "transfer" and len(steps) > 2:
+        choose("method", steps[1], TERMS)
+        return
+    raise InputError(
+        f"{key}={text}: only settings of [student] and [transfer.*] can have several values, since teacher, "
+        f"paraphraser and images are the same for all. A single value with commas has quotes: {key}='\"{text}\"'"
+    )

@@ -1,0 +1,1 @@
+"""Loggers that write the figures of ``metrics.jsonl`` in other formats too."""
