@@ -155,7 +155,13 @@ def test_from_a_run_to_a_running_file(exported_digits: Path, run: Run) -> None:
     shutil.copytree(exported_digits, ".", dirs_exist_ok=True)
     shutil.rmtree("runs/resnet20-resnet8/student-factor-seed0/export")  # the float32 file, which the page does not make
     Path("pictures").mkdir()
-    Image.fromarray(open_data("digits").test().images[:1][0, 0].numpy()).save("pictures/0.png")
+    # A larger picture that lies on its side, to be turned, scaled and cropped.
+    digit = Image.fromarray(open_data("digits").test().images[:1][0, 0].numpy()).resize((50, 50))
+    picture = Image.new("L", (50, 70), 90)
+    picture.paste(digit, (0, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it by 90 degrees
+    picture.rotate(90, expand=True).save("pictures/0.png", exif=exif)
     # The settings that the run of all these tests was made with: what is up to date is not trained again.
     small = "teacher.model=resnet8 teacher.epochs=4 paraphraser.epochs=1 student.epochs=4"
     for command in commands:
@@ -164,14 +170,21 @@ def test_from_a_run_to_a_running_file(exported_digits: Path, run: Run) -> None:
             continue
         result = run(*shlex.split(f"{command} {small if command.startswith('run') else ''}"))
         assert result.code == 0, result.err
+        if command.startswith("predict"):
+            predicted = re.findall(r"(\d) ([\d.]+)%", result.out)
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(code.strip().splitlines()) <= 10
+    assert len(code.strip().splitlines()) <= 21
     Path("load.py").write_text(code)
-    loaded = subprocess.run([sys.executable, "load.py"], capture_output=True, text=True, check=False, timeout=120)
+    (called,) = re.findall(r"^    python (load\.py .*)$", page, re.MULTILINE)
+    command = [sys.executable, *called.split()]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert loaded.returncode == 0, loaded.stderr
-    lines = loaded.stdout.split()
-    assert len(lines) == 6
-    assert set(lines[::2]) < set("0123456789")
+    found = loaded.stdout.split()
+    # The same classes, with the same probabilities, as predict finds in the same file.
+    assert found[::2] == [name for name, _ in predicted]
+    assert [float(share) for share in found[1::2]] == pytest.approx(
+        [float(percent) / 100 for _, percent in predicted], abs=0.002
+    )
     (cpp,) = re.findall(r"```cpp\n(.*?)```", page, re.DOTALL)
     assert len(cpp.strip().splitlines()) <= 20
     assert list(json.loads(Path("shared/export.json").read_text())) == ["executorch-int8"]

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +77,20 @@ class Sends:
         send(NUMBER)
         for _ in range(100):
             pass
-teacher.start_stage = lambda *_: Sends() and time.sleep(20)
+teacher.start_stage = lambda *_: Sends() and time.sleep(600)
 """,
     "while the first one is handled": f"""
 def start(*_):
     try:
         send({int(signal.SIGTERM)})
-        time.sleep(20)
+        time.sleep(600)
     finally:
         send(NUMBER)
-        time.sleep(20)
+        time.sleep(600)
 teacher.start_stage = start
 """,
     "beside a thread that waits": """
-threading.Thread(target=time.sleep, args=[40]).start()
+threading.Thread(target=time.sleep, args=[600]).start()
 teacher.start_stage = lambda *_: send(NUMBER)
 """,
 }
@@ -108,9 +107,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         for number in SIGNALS
     }
     (folder / "cases.json").write_text(json.dumps(cases))
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", CASES], cwd=folder, check=True, timeout=120)
-    assert time.monotonic() - began < 30  # nothing was waited for
+    subprocess.run(
+        [sys.executable, "-c", CASES], cwd=folder, check=True, timeout=300
+    )  # where one waits, it is too late
     found: dict[str, list[Any]] = json.loads((folder / "outcomes.json").read_text())
     return found
 

@@ -1,6 +1,7 @@
 """How many threads a training has: those that are fastest, or those that it began with."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def test_a_measurement_leaves_no_trace_but_the_number(tiny: Path, run: Run, monk
     monkeypatch.setattr(threads, "fastest", lambda found: 1)
     measured = run("run", tiny, *settings, "--work-dir", "auto")
     assert measured.code == 0, measured.err
-    assert "student-factor+crd-seed0  1 of 2 threads: a step of 24 images takes " in measured.out
+    # Of all images of a step, or of fewer where the machine is busy.
+    assert re.search(r"student-factor\+crd-seed0  1 of 2 threads: a step of \d+ images takes ", measured.out)
     assert recorded("given") == recorded("auto") == {1}
     assert weights("given") == weights("auto")
     assert torch.get_num_threads() == 2

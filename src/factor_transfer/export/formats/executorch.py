@@ -1,4 +1,4 @@
-"""ExecuTorch: PyTorch's runtime for phones and microcontrollers, with XNNPACK's kernels for ARM and x86."""
+"""ExecuTorch: PyTorch's runtime for devices, with XNNPACK's kernels for the ARM and x86 processors of phones."""
 
 from importlib import import_module
 
