@@ -21,7 +21,7 @@ from factor_transfer.cli.main import app as commands
 from factor_transfer.config.presets import PRESETS, dotted
 from factor_transfer.config.read import toml_value
 from factor_transfer.config.recipe import Recipe, recipe_type
-from factor_transfer.config.sections import Cache, Checkpoint, Network, Student, Training
+from factor_transfer.config.sections import Cache, Checkpoint, Named, Network, Student, Training
 from factor_transfer.data import DATASETS, Augment, open_data
 from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining
 from factor_transfer.models import MODELS
@@ -153,7 +153,7 @@ PARTS: Mapping[str, Callable[[str, Path], str]] = {
 
 # Where what a table's keys mean is written.
 _SOURCES: Mapping[str, list[Any]] = {
-    "data": [open_data],
+    "data": [open_data, Named],
     "augment": [Augment],
     "teacher": [Network, Training, Optimization],
     "paraphraser": [Paraphraser, ParaphraserTraining, Training, Optimization],

@@ -110,6 +110,7 @@ def test_a_sweep_of_a_term(tiny: Path, run: Run) -> None:
     result = run(*given, "transfer.factor.beta=50,500", "--jobs", "2")
     assert result.code == 0, result.err
     assert "Factor Transfer, beta = 500" in result.out
+    assert "significance is unknown: Factor Transfer, beta = 50; Factor Transfer, beta = 500." in result.out
     found = json.loads(Path("runs/tiny/comparison.json").read_text())
     assert [entry["method"] for entry in found["runs"]] == ["student", *BETAS]
     assert [entry["settings"]["factor"]["beta"] for entry in found["runs"][1:]] == [50, 500]

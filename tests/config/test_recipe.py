@@ -32,7 +32,7 @@ def test_settings_arrive_where_they_are_used(tiny: Path) -> None:
     assert recipe.student.optimization == Optimization(schedule="step", milestones=[2], weight_decay=0.0)
     assert recipe.student.tap == "layer2"
     assert recipe.terms["factor"].model_dump() == FACTOR | {"beta": 50.0}
-    assert len(open_data(**recipe.data.model_dump()).train) == 72
+    assert len(open_data(**recipe.data.arguments).train) == 72
     build_model(recipe.student.model, 4, **recipe.student.args.model_dump())
 
 

@@ -1,6 +1,7 @@
 """The folder to share: what is in it, and that it is enough."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from conftest import Run, refused
 from factor_transfer import build_model, load_student
 from factor_transfer.config.read import read_recipe
 from factor_transfer.data import open_data
+from factor_transfer.deploy.model_card import _requirement
 from factor_transfer.errors import InputError
 from factor_transfer.files import sha256
 from factor_transfer.models import Normalize
@@ -77,6 +79,36 @@ def test_what_is_in_the_folder(digits_run: Path, shared: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=shared, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() in set("0123456789")
+
+
+def test_the_card_says_how_to_install_and_where_to_read(shared: Path) -> None:
+    card = (shared / "README.md").read_text()
+    assert "```\npip install factor-transfer\n```" in card
+    assert "[Factor Transfer](https://arxiv.org/abs/1802.04977)" in card
+    assert card.count("](http") == 1
+    assert _requirement({"model": {"name": "timm:resnet18"}}) == "'factor-transfer[timm]'"
+    assert _requirement({"model": {"name": "mine:build"}}) == "factor-transfer"
+
+
+def test_the_card_names_the_images(digits_run: Path, run: Run, tmp_path: Path) -> None:
+    work = Path(shutil.copytree(digits_run, tmp_path / "work"))
+    recipe = work / STUDENT / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace('name = "digits"', 'name = "digits"\ntitle = "Zahlen: \\"8×8\\"\\n"'))
+    assert run("package", work, "--out", tmp_path / "out").code == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    title = 'Zahlen: "8×8"\\n'  # the line break is escaped
+    assert f"# resnet8-{title}\n" in card
+    assert f"It was trained on {title} by Factor Transfer" in card
+    names = [json.loads(line.partition(": ")[2]) for line in card.splitlines() if line.startswith('      name: "')]
+    assert names == [title]
+    assert run("test", tmp_path / "work").code == 0  # the title changes nothing else
+    assert "up to date" in run("train", recipe, "--work-dir", work).out
+    Path("birds.toml").write_text(recipe.read_text())
+    pictures = ["data.name=folder", "data.root=pictures/birds/"]
+    given = Path("birds.toml").read_text()
+    Path("birds.toml").write_text(re.sub(r"\[data\][^[]*", "[data]\nvalidation = 0.2\n\n", given))
+    assert read_recipe("birds.toml", pictures).data.display_name == "birds"
+    assert read_recipe("birds.toml", [*pictures, "data.title=My birds"]).data.display_name == "My birds"
 
 
 def test_figures_of_exported_files_are_packaged_and_those_of_another_student_refused(

@@ -79,7 +79,7 @@ def score(
     from factor_transfer.distributed.fabric import open_fabric  # not before it is needed: it takes a second
 
     fabric = open_fabric(recipe.device, FULL)  # figures are measured in full precision
-    data = open_data(**recipe.data.model_dump())
+    data = open_data(**recipe.data.arguments)
     say(data_line(data, fabric))
     model, normalize, note = _network(recipe, data, path, trusted_code)
     network = fabric.to_device(nn.Sequential(normalize, model))

@@ -1,7 +1,8 @@
 """The tables that all recipes share."""
 
 import dataclasses
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 from pydantic import Field, model_validator
@@ -12,9 +13,28 @@ from factor_transfer.training.optim import Optimization
 
 
 class Named(Options):
-    """``[data]``: the ``name`` of the data set, with the settings of that data set and those of ``open_data``."""
+    """``[data]``: the data set, with the settings of that data set and those of ``open_data``.
+
+    Attributes:
+        name: the name of the data set.
+        title: the name of the images in a model card; defaults to the name of their folder for ``"folder"``, and to
+            ``name`` otherwise.
+    """
 
     name: str
+    title: Annotated[str, Field(min_length=1)] | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of ``open_data``."""
+        return self.model_dump(exclude={"title"})
+
+    @property
+    def display_name(self) -> str:
+        """The name of the images for people: the ``title``, or its default."""
+        if self.title is None and self.name == "folder":
+            return Path(str(self.arguments["root"])).resolve().name or self.name
+        return self.title or self.name
 
 
 class Cache(Options):

@@ -4,18 +4,23 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from factor_transfer.errors import printable
+from factor_transfer.models.zoos import ZOOS
 from factor_transfer.report.names import name_of
+
+PAPER = "https://arxiv.org/abs/1802.04977"
 
 
 def model_card(name: str, config: Mapping[str, Any], facts: Mapping[str, Any], exports: Mapping[str, Any]) -> str:
     """The text of ``README.md``.
 
     Args:
-        name: the name of the model.
+        name: the name of the model. Characters that are not printable are escaped.
         config: the content of ``config.json``.
         facts: the figures and the origin of the student, see ``package``.
         exports: the records of the exported files by name, see ``export.export_student``.
     """
+    name = printable(name)
     return _metadata(name, facts) + "\n".join(
         [
             "",
@@ -33,7 +38,7 @@ def model_card(name: str, config: Mapping[str, Any], facts: Mapping[str, Any], e
 
 def _metadata(name: str, facts: Mapping[str, Any]) -> str:
     """The YAML header. JSON strings are valid YAML strings."""
-    data = facts["data"]["name"]
+    data, title = facts["data"]["name"], printable(facts["data"]["title"])
     lines = [
         "---",
         "library_name: factor-transfer",
@@ -50,12 +55,12 @@ def _metadata(name: str, facts: Mapping[str, Any]) -> str:
             "metrics:",
             "- accuracy",
             "model-index:",
-            f"- name: {json.dumps(name)}",
+            f"- name: {json.dumps(name, ensure_ascii=False)}",
             "  results:",
             "  - task:",
             "      type: image-classification",
             "    dataset:",
-            f"      name: {json.dumps(data)}",
+            f"      name: {json.dumps(title, ensure_ascii=False)}",
             f"      type: {json.dumps(data)}",
             "      split: test",
             "    metrics:",
@@ -72,8 +77,8 @@ def _description(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     image = f"of size {' x '.join(str(length) for length in config['image'])}" if config["image"] else "of its data set"
     return (
         f"A {model['name']} that classifies images {image} into {len(config['classes'])} classes ({_classes(config)}). "
-        f"It was trained on {facts['data']['name']} by {name_of(facts['method'])}{origin}, using "
-        "[factor-transfer](https://arxiv.org/abs/1802.04977)."
+        f"It was trained on {printable(facts['data']['title'])} by {name_of(facts['method'])}{origin}, using "
+        f"factor-transfer, a library for knowledge distillation by [Factor Transfer]({PAPER})."
     )
 
 
@@ -122,6 +127,12 @@ def _loading(config: Mapping[str, Any]) -> list[str]:
     return [
         "## How to load it",
         "",
+        "```",
+        f"pip install {_requirement(config)}",
+        "```",
+        "",
+        "In this folder, with Python:",
+        "",
         "```python",
         "import torch",
         "from factor_transfer import load_student",
@@ -132,6 +143,12 @@ def _loading(config: Mapping[str, Any]) -> list[str]:
         "```",
         "",
     ]
+
+
+def _requirement(config: Mapping[str, Any]) -> str:
+    """The package to install, with the extra of the model zoo that has the network, if there is one."""
+    zoo, colon, _ = str(config["model"]["name"]).partition(":")
+    return f"'factor-transfer[{zoo}]'" if colon and zoo in ZOOS else "factor-transfer"
 
 
 def _provenance(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:

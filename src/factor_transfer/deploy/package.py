@@ -82,9 +82,10 @@ def package(
         (folder / artefact.RECIPE).write_text(as_toml(recipe), encoding="utf-8")
         if exports:
             write_json(folder / RECORD, exports)
-        facts = {**summary, "method": run.method, "data": recipe.data.model_dump(), "inputs": record["inputs"]}
+        facts = {**summary, "method": run.method, "inputs": record["inputs"]}
+        facts |= {"data": {"name": recipe.data.name, "title": recipe.data.display_name}}
         facts |= {"versions": record["versions"], "machine": record["machine"]}
-        card = model_card(f"{recipe.student.model}-{recipe.data.name}", config, facts, exports)
+        card = model_card(f"{recipe.student.model}-{recipe.data.display_name}", config, facts, exports)
         (folder / CARD).write_text(card, encoding="utf-8")
         if to is not None:
             save_weights(folder / f"{to}.safetensors", _renamed(done, network, to))

@@ -115,7 +115,7 @@ class Experiment:
         Raises:
             InputError: if the data is invalid, or a batch is larger than the training set.
         """
-        data = open_data(**self.recipe.data.model_dump())
+        data = open_data(**self.recipe.data.arguments)
         chosen = f", in {self.precision}" if self.recipe.precision == "auto" else ""
         self.display.say_once(data_line(data, self.fabric) + chosen)
         self._check_batch_sizes(data)

@@ -1,6 +1,6 @@
 """The results of ``compare``, as a table with its interpretation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -78,16 +78,19 @@ def _verdicts(methods: Mapping[str, Mapping[str, Any]], reference: str) -> list[
         kind = sign if figures["significant"] else "not significant"
         kinds[kind if figures["difference_interval"] is not None else "one seed"].append(name_of(name))
     lines = [
-        f"Significantly {kind} than {reference}: {', '.join(kinds[kind])}."
-        for kind in ("better", "worse")
-        if kinds[kind]
+        f"Significantly {kind} than {reference}: {_listed(kinds[kind])}." for kind in ("better", "worse") if kinds[kind]
     ]
     if kinds["not significant"]:
-        lines.append(f"Not significant with these seeds: {', '.join(kinds['not significant'])}.")
+        lines.append(f"Not significant with these seeds: {_listed(kinds['not significant'])}.")
     if kinds["one seed"]:
-        lines.append(f"One seed gives no interval, so significance is unknown: {', '.join(kinds['one seed'])}.")
+        lines.append(f"One seed gives no interval, so significance is unknown: {_listed(kinds['one seed'])}.")
     if len(compared) > len(kinds["one seed"]) + 1:
         lines.append(
             f"Significance is corrected for {len(compared)} comparisons (Holm's method); the intervals are not."
         )
     return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a sentence; those of a sweep have commas themselves."""
+    return ("; " if any("," in name for name in names) else ", ").join(names)
