@@ -77,3 +77,18 @@ def test_speeds_in_the_readme_are_those_of_the_record(record: Path) -> None:
     for name, ratio in found["ratios"].items():
         (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", README, re.MULTILINE)
         assert row.split("|")[column].strip() == f"{ratio:.2f}"
+
+
+@pytest.mark.parametrize("name", ["precision-step", "peer-torchdistill"])
+def test_ratios_in_the_readme_are_those_of_the_record(name: str) -> None:
+    speeds = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())["images_per_s"]
+    section = README[README.index(f"`results/{name}.json`") :].partition("\n\n| ")[2].partition("\n\n")[0]
+    columns = [column.strip(" `/") for column in section.splitlines()[0].strip("|").split("|")[2:]]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE))
+    assert rows.keys() == speeds.keys()
+    for variant, row in rows.items():
+        speed, *ratios = [cell.strip() for cell in row.split("|")]
+        assert speed == f"{speeds[variant]:.0f}"
+        for column, ratio in zip(columns, ratios, strict=True):
+            assert ratio in ("", f"{speeds[variant] / speeds[column]:.2f}")
+        assert any(ratios)
