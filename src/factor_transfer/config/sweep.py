@@ -5,12 +5,13 @@ A row is named by its method and, if a setting is swept, by that setting: ``"fac
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from factor_transfer.config.read import with_setting
-from factor_transfer.config.recipe import ALONE, Recipe, parse_method
 from factor_transfer.errors import InputError, choose, shown
-from factor_transfer.methods import TERMS
+
+if TYPE_CHECKING:
+    from factor_transfer.config.recipe import Recipe
 
 # Two or more plain values (numbers, booleans or words) separated by commas: neither TOML's lists nor paths.
 _VALUES = re.compile(r"[\w.+-]+(\s*,\s*[\w.+-]+)+")
@@ -27,7 +28,7 @@ class Sweep(NamedTuple):
     key: str
     values: Sequence[str]
 
-    def rows(self, methods: Sequence[str], recipe: Recipe) -> list[str]:
+    def rows(self, methods: Sequence[str], recipe: "Recipe") -> list[str]:
         """The rows of a comparison of ``methods``.
 
         A setting of a term makes a row per value of each method that has the term. A setting of the student makes a row
@@ -40,6 +41,9 @@ class Sweep(NamedTuple):
         Raises:
             InputError: if no method has the term, or a value is invalid.
         """
+        # Imported here, because it imports PyTorch: a mistake in the recipe is reported without that delay.
+        from factor_transfer.config.recipe import ALONE, parse_method
+
         settings = [f"{self.key}={value}" for value in self.values]
         changed = {setting: with_setting(recipe, setting) for setting in settings}
         table, name, *_ = self.key.split(".")
@@ -94,6 +98,8 @@ def _check_key(key: str, text: str) -> None:
     if (steps[0], len(steps) > 1) == ("student", True):
         return
     if steps[0] == "transfer" and len(steps) > 2:
+        from factor_transfer.methods import TERMS
+
         choose("method", steps[1], TERMS)
         return
     raise InputError(
