@@ -1,7 +1,9 @@
 """A comparison in several processes: the same bytes, whatever happens to one of them."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from conftest import Run, refused
-from factor_transfer.commands.jobs import Task, default_jobs, plan
+from factor_transfer.commands.jobs import Task, _Pool, _Running, default_jobs, plan
 from factor_transfer.config.read import read_recipe
 from factor_transfer.methods import KD, TERMS
 from factor_transfer.pipeline.experiment import Experiment
@@ -114,6 +116,38 @@ def test_sigterm_stops_all_processes_and_the_same_command_goes_on(tiny: Path, ru
     assert run(*words[:-3], "1", "--work-dir", "through").code == 0
     for path in Path("through").glob("*/weights.safetensors"):
         assert path.read_bytes() == Path("stopped", path.parent.name, path.name).read_bytes()
+
+
+def test_a_terminal_has_a_row_per_process_and_keeps_the_epochs(tiny: Path) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, highlight=False)
+    pool = _Pool(2, Experiment(read_recipe(str(tiny)), Path("work"), console, ""), tiny, print)
+    jobs = [_Running(task, None, None) for task in plan(pool.experiment, ["student", "kd", "factor"], [0])[1:]]  # type: ignore[arg-type]
+    alone, both = jobs
+
+    def rows() -> list[str]:
+        progress = pool.display._progress
+        assert progress is not None
+        progress.refresh()
+        return [str(task.description) for task in progress.tasks]
+
+    pool._show(alone, "start", "student-alone-seed0", 9, 3)
+    for stage in ("student-kd-seed0", "student-factor-seed0"):
+        pool._show(both, "start", stage, 9, 0)
+        pool._show(both, "update", stage, 2, "loss 0.1")
+    assert rows() == ["student-alone-seed0", "student-kd-seed0, student-factor-seed0"]
+    pool._show(both, "epoch", "student-kd-seed0  epoch 1/3")
+    pool._show(both, "stop", "student-kd-seed0")
+    assert rows() == ["student-alone-seed0", "student-factor-seed0"]
+    pool._show(both, "stop", "student-factor-seed0")
+    assert rows() == ["student-alone-seed0"]
+    pool._show(alone, "stop", "student-alone-seed0")
+    assert pool.display._progress is None
+    plain = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue())
+    lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]|\r", "\n", plain).splitlines()
+    assert "student-kd-seed0  epoch 1/3" in lines
+    assert all(len(line) <= 80 for line in lines)
+    assert any(line.startswith("student-kd-seed0, ") and " 4/18 " in line for line in lines), lines
 
 
 @pytest.mark.parametrize("count", ["0", "-1"])

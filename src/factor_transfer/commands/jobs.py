@@ -77,7 +77,7 @@ class _Running:
     process: Any
     connection: Connection
     outcome: Any = None
-    rows: set[str] = field(default_factory=set)
+    stages: dict[str, tuple[int, int]] = field(default_factory=dict)  # completed steps and all steps
 
 
 class ProcessJobs:
@@ -209,8 +209,7 @@ class _Pool:
             except EOFError:
                 one.process.join()
                 self.running.remove(one)
-                for row in one.rows:
-                    self.display.stop(row)
+                self.display.job(one.task.name, {})
                 one.outcome = one.outcome or ("error", _died(one.task, one.process.exitcode))
                 yield one
 
@@ -218,9 +217,18 @@ class _Pool:
         if kind in ("done", "error", "stopped"):
             one.outcome = (kind, *values)
             return
+        if kind in ("say", "epoch"):
+            getattr(self.display, kind)(*values)
+            return
+        stage = values[0]
         if kind == "start":
-            one.rows.add(values[0])
-        getattr(self.display, kind)(*values)
+            _, total, completed = values
+            one.stages[stage] = completed, total
+        elif kind == "update" and stage in one.stages:
+            one.stages[stage] = values[1], one.stages[stage][1]
+        elif kind == "stop":
+            one.stages.pop(stage, None)
+        self.display.job(one.task.name, one.stages)
 
 
 def _died(task: Task, code: int) -> str:
@@ -239,7 +247,7 @@ class RemoteDisplay(Display):
     """
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(Console(quiet=True), several=True)
+        super().__init__(Console(quiet=True))
         self.connection = connection
 
     def say(self, text: str) -> None:

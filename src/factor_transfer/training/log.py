@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from factor_transfer.distributed import collectives
@@ -34,7 +35,7 @@ class Display:
 
     Args:
         console: the terminal, file or pipe that is written to.
-        several: whether several trainings run side by side. On a terminal, their epochs are then not printed as lines.
+        several: whether trainings run in several processes. Each process then has one row of a single line.
     """
 
     def __init__(self, console: Console, several: bool = False) -> None:
@@ -56,29 +57,33 @@ class Display:
 
     def start(self, stage: str, total: int, completed: int) -> None:
         """Add a row for a training of ``total`` steps, of which ``completed`` are done."""
-        if not self.console.is_terminal:
-            return
-        if self._progress is None:
-            self._progress = _Rows(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
-            self._progress.start()
-        self._rows[stage] = self._progress.add_task(stage, total=total, completed=completed, figures="")
+        if self.console.is_terminal:
+            self._rows[stage] = self._opened().add_task(stage, total=total, completed=completed, figures="")
 
     def update(self, stage: str, completed: int, figures: str) -> None:
         """Show the number of completed steps of a training and its formatted figures."""
         if self._progress is not None and stage in self._rows:
             self._progress.update(self._rows[stage], completed=completed, figures=figures)
 
+    def job(self, name: str, stages: Mapping[str, tuple[int, int]]) -> None:
+        """Show the row of a process, or remove it.
+
+        Args:
+            name: the name of the process.
+            stages: the completed steps and all steps of its running trainings, by stage; empty removes the row.
+        """
+        if not stages:
+            self.stop(name)
+            return
+        if name not in self._rows:
+            self.start(name, 1, 0)
+        if self._progress is not None:
+            completed, total = (sum(steps) for steps in zip(*stages.values(), strict=True))
+            self._progress.update(self._rows[name], description=", ".join(stages), completed=completed, total=total)
+
     def epoch(self, text: str) -> None:
         """Print the line of a finished epoch."""
-        if not (self.several and self.console.is_terminal):
-            self.say(text)
+        self.say(text)
 
     def stop(self, stage: str) -> None:
         """Remove a training's row."""
@@ -90,6 +95,15 @@ class Display:
         else:
             self._progress.stop()
             self._progress = None
+
+    def _opened(self) -> Progress:
+        if self._progress is None:
+            name = TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+            columns = (name, BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+            rows = Progress if self.several else _Rows
+            self._progress = rows(*columns, console=self.console, transient=True)
+            self._progress.start()
+        return self._progress
 
 
 class _Rows(Progress):
