@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "factor_transfer"
 
 # Each floor may import from those before it. The first line has the modules that lie beside the packages.
 FLOORS = [
-    *("errors", "settings", "files", "state_dicts", "versions"),
+    *("errors", "settings", "files", "state_dicts", "versions", "external"),
     *("distributed", "data", "models", "taps", "methods", "training", "config"),
     *("pipeline", "report", "commands", "export", "deploy", "cli"),
 ]

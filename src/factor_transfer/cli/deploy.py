@@ -77,7 +77,7 @@ def export(
         raise InputError(f"{run} is a network of the zoo, which is not written to; give a folder with --out")
     recipe = found.recipe(overrides or [])
     trusted = trust_code or []
-    announce(permit(found.models("teacher", "student"), trusted, found.student.folder))
+    announce(permit(found.models("teacher", "student"), trusted, found.student.folder, recipe.data.name))
     work_dir = found.student.folder.parent
     command = shlex.join([str(found.student.folder / RECIPE), *(overrides or []), "--work-dir", str(work_dir)])
     experiment = Experiment(recipe, work_dir, console(), command, trusted)

@@ -287,7 +287,7 @@ def test(
 
         read, checkpoint, models = find_tested(Path(network), changes)
         trusted = trust_code or []
-        announce(permit(models, trusted, checkpoint))
+        announce(permit(models, trusted, checkpoint, read.data.name))
     else:
         read = _recipe(network, changes)
 
@@ -387,5 +387,5 @@ def _recipe(recipe: str, overrides: list[str] | None) -> "Recipe":
     from factor_transfer.config.read import read_recipe
 
     read = read_recipe(recipe, overrides or [])
-    announce(read.models)
+    announce([*read.models, read.data.name])
     return read

@@ -11,7 +11,7 @@ from factor_transfer.data import Data, in_order, open_data
 from factor_transfer.distributed import collectives
 from factor_transfer.distributed.precision import FULL
 from factor_transfer.errors import InputError
-from factor_transfer.models import Normalize, build_model, zoo_statistics
+from factor_transfer.models import Normalize, build_model, check_trusted_data, zoo_statistics
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import EVALUATION_BATCH, check_fits, data_line, load_network, named_code
@@ -79,6 +79,8 @@ def score(
     from factor_transfer.distributed.fabric import open_fabric  # not before it is needed: it takes a second
 
     fabric = open_fabric(recipe.device, FULL)  # figures are measured in full precision
+    if trusted_code is not None:
+        check_trusted_data(recipe.data.name, trusted_code, f"the recipe of {checkpoint}")
     data = open_data(**recipe.data.arguments)
     say(data_line(data, fabric))
     model, normalize, note = _network(recipe, data, path, trusted_code)

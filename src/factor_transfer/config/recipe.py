@@ -11,7 +11,7 @@ from annotated_types import Ge
 from pydantic import Field, create_model, model_validator
 
 from factor_transfer.config.sections import Cache, Checkpoint, Named, Network, Student, Training
-from factor_transfer.data import DATASETS, Augment, open_data
+from factor_transfer.data import Augment, data_set, open_data
 from factor_transfer.errors import InputError, about, choose
 from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining
 from factor_transfer.models import MODELS
@@ -214,7 +214,7 @@ def recipe_type(document: Mapping[str, Any]) -> type[Recipe]:
 
     data = named("data", "name")
     with about("data", "name"):
-        openers = [DATASETS[choose("data set", data, DATASETS)]] if data is not None else []
+        openers = [data_set(data)] if data is not None else []
     augment = options("augment", Augment)
     paraphraser = options("paraphraser", Paraphraser, ParaphraserTraining, Optimization, base=Training)
     terms: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 from factor_transfer.data.augment import Augment
 from factor_transfer.data.batches import Batch, Batches, Mixture, in_order, mix
-from factor_transfer.data.dataset import DATASETS, Data, open_data
+from factor_transfer.data.dataset import DATASETS, Data, data_set, open_data
 from factor_transfer.data.describe import describe
 from factor_transfer.data.seeds import epoch_seed
 from factor_transfer.data.split import UNLABELLED, Source, Split, stratified
@@ -21,6 +21,7 @@ __all__ = [
     "Split",
     "StoredImages",
     "Views",
+    "data_set",
     "describe",
     "epoch_seed",
     "in_order",

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Annotated, Any
 
 import torch
@@ -14,6 +14,8 @@ from factor_transfer.data.sets.cifar.load import load_cifar10, load_cifar100
 from factor_transfer.data.sets.digits import load_digits
 from factor_transfer.data.sets.fashion_mnist import load_fashion_mnist, load_fashion_mnist_small
 from factor_transfer.data.sets.folder import load_folder
+from factor_transfer.data.sets.outside.huggingface import load_huggingface
+from factor_transfer.data.sets.outside.own import load_own
 from factor_transfer.data.sets.synthetic import load_synthetic
 from factor_transfer.data.sets.unlabelled import check_apart, load_unlabelled
 from factor_transfer.data.split import Origin, Source, Split, stratified
@@ -33,7 +35,25 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "fashion-mnist-small": load_fashion_mnist_small,
     "folder": load_folder,
     "synthetic": load_synthetic,
+    "huggingface": load_huggingface,
 }
+
+# Prefixes of the names of networks, which are not modules with data sets.
+_ZOOS = ("timm", "torchvision", "transformers")
+
+
+def data_set(name: str) -> Callable[..., Source]:
+    """The function that opens a data set.
+
+    Args:
+        name: the name of the data set: one of ``DATASETS``, or ``package.module:callable``.
+
+    Raises:
+        InputError: if there is no such data set.
+    """
+    if ":" in name and name.partition(":")[0] not in _ZOOS:
+        return partial(load_own, name)
+    return DATASETS[choose("data set", name, DATASETS)]
 
 
 @dataclass(frozen=True)
@@ -129,7 +149,7 @@ def open_data(
     """Open a data set, and split off a part of its training images if it has no validation split.
 
     Args:
-        name: the name of the data set, one of ``DATASETS``.
+        name: the name of the data set, one of ``DATASETS``, or ``package.module:callable``, see ``load_own``.
         validation: the fraction of the training images that is used for validation, in 0..1, stratified by class. It
             has no effect if the data set has its own validation split, such as a folder ``val``.
         limit: the number of training images to use, stratified by class; ``None`` uses all.
@@ -154,7 +174,7 @@ def open_data(
         >>> data.train.images.shape, len(data.validation)
         (torch.Size([808, 1, 8, 8]), 90)
     """
-    opener = DATASETS[choose("data set", name, DATASETS)]
+    opener = data_set(name)
     if "split_seed" in settings(opener):
         options["split_seed"] = split_seed
     source = opener(**options)

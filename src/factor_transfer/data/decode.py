@@ -60,17 +60,25 @@ def decode(path: Path, size: int | None, channels: Literal[1, 3], convert: bool 
             raise InputError(f"{path}: does not have 8 bits per channel (mode {file.mode}); convert it first")
         if not convert:
             _check_mode(path, file, channels)
-        image: Image.Image = ImageOps.exif_transpose(file)
-        if "transparency" in image.info:  # transparent colours of a palette, which only RGBA can represent
-            image = image.convert("RGBA")
-        image = image.convert(_MODES[channels])
-        if size is not None:
-            # Scaling only the centre is less work than cropping afterwards, and differs by at most half a pixel.
-            side = min(image.size)
-            left, top = (image.width - side) / 2, (image.height - side) / 2
-            square = (left, top, left + side, top + side)
-            image = image.resize((size, size), Image.Resampling.BILINEAR, box=square)
-        return np.asarray(image).reshape(image.height, image.width, channels)
+        return fit(ImageOps.exif_transpose(file), size, channels)
+
+
+def fit(image: Image.Image, size: int | None, channels: Literal[1, 3]) -> np.ndarray:
+    """The pixels of an image without transparency, scaled and cropped; see ``decode``.
+
+    Returns:
+        The pixels, uint8 (H, W, C).
+    """
+    if "transparency" in image.info:  # transparent colours of a palette, which only RGBA can represent
+        image = image.convert("RGBA")
+    image = image.convert(_MODES[channels])
+    if size is not None:
+        # Scaling only the centre is less work than cropping afterwards, and differs by at most half a pixel.
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        square = (left, top, left + side, top + side)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=square)
+    return np.asarray(image).reshape(image.height, image.width, channels)
 
 
 def read_header(path: Path) -> tuple[Literal[1, 3], int]:

@@ -39,6 +39,7 @@ class StoredImages:
     """
 
     dtype = torch.uint8
+    are_files = True  # whether each image is a file, see ``path``
 
     def __init__(
         self,

@@ -4,17 +4,14 @@
 is a custom network, built by a callable outside this package. External code is imported only when a network is built.
 """
 
-import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from factor_transfer.errors import InputError, printable, shown, suggest
+from factor_transfer.errors import InputError, printable, shown
+from factor_transfer.external import call_external, import_external, place_of, working_directory
 from factor_transfer.models.optional import state
 from factor_transfer.models.outputs import return_logits
 from factor_transfer.models.zoos import ZOOS, Statistics
@@ -32,29 +29,37 @@ def is_own(name: str) -> bool:
     return is_external(name) and name.partition(":")[0] not in ZOOS
 
 
-def check_trusted(name: str, trusted_code: Collection[str], place: object) -> None:
-    """Refuse to run the code of a custom network that only a file names.
+def check_trusted(
+    name: str, trusted_code: Collection[str], place: object, what: str = "a network that external code builds"
+) -> None:
+    """Refuse to run the code of a custom network or data set that only a file names.
 
     Args:
-        name: the name of the network in the file.
+        name: the name of the network or data set in the file.
         trusted_code: the names, ``package.module:callable``, of the code that the user's recipe, command line or
             program allows to run.
         place: the file or folder, for the message of an error.
+        what: what the code makes, for the message of an error.
 
     Raises:
-        InputError: if the network is custom and not among the trusted ones.
+        InputError: if the network or data set is custom and not among the trusted ones.
     """
     if is_own(name) and name not in trusted_code:
         raise InputError(
-            f"{place} names a network that external code builds, {shown(name)}; code that only a file names is not "
+            f"{place} names {what}, {shown(name)}; code that only a file names is not "
             f"run. If you trust this code, add --trust-code {printable(name)} to test, predict, export or package, or "
             "pass trusted_code to load_student; other commands run the code that their recipe names in the same place "
             "(student.model, teacher.model) with the same args"
         )
 
 
+def check_trusted_data(name: str, trusted_code: Collection[str], place: object) -> None:
+    """Refuse to run the code of a data set that only a file names, see ``check_trusted``."""
+    check_trusted(name, trusted_code, place, "a data set that external code makes")
+
+
 def permit(
-    models: Sequence[Mapping[str, Any]], trusted_code: Collection[str], place: object
+    models: Sequence[Mapping[str, Any]], trusted_code: Collection[str], place: object, data: str = ""
 ) -> Sequence[Mapping[str, Any]]:
     """The networks in records, after a check that all of them may be built.
 
@@ -62,16 +67,18 @@ def permit(
         models: the networks, each with its ``name`` and arguments.
         trusted_code: the names of trusted code, see ``check_trusted``.
         place: the file or folder of the records, for the message of an error.
+        data: the name of the data set, if it is read, too.
 
     Returns:
-        ``models``, to be announced.
+        ``models``, and the data set if external code makes it, to be announced.
 
     Raises:
         InputError: if a network is built by external code that is not trusted.
     """
     for model in models:
         check_trusted(str(model["name"]), trusted_code, place)
-    return models
+    check_trusted_data(data, trusted_code, place)
+    return [*models, {"name": data}] if is_own(data) else models
 
 
 def announce(models: Iterable[str | Mapping[str, Any]]) -> list[str]:
@@ -89,7 +96,7 @@ def announce(models: Iterable[str | Mapping[str, Any]]) -> list[str]:
         if is_own(name):
             with_args = f", with {', '.join(f'{printable(key)} = {shown(value)}' for key, value in args.items())}"
             lines.append(
-                f"runs external code: {printable(name)} ({printable(_place(name))}){with_args if args else ''}"
+                f"runs external code: {printable(name)} ({printable(place_of(name))}){with_args if args else ''}"
             )
     return list(dict.fromkeys(lines))
 
@@ -167,8 +174,8 @@ def source(name: str) -> Path | None:
     """The source file of a custom network; ``None`` for a zoo's network or one of ``MODELS``."""
     if not is_own(name):
         return None
-    with _working_directory():
-        file = _import(name).__file__
+    with working_directory():
+        file = import_external(name, "model", _zoo_names()).__file__
     return Path(file) if file else None
 
 
@@ -177,77 +184,14 @@ def zoo_states() -> dict[str, str]:
     return {zoo: state(zoo) for zoo in ZOOS}
 
 
-def _import(name: str) -> ModuleType:
-    """Import the module of a custom network."""
-    path, _, attribute = name.partition(":")
-    zoos = ", ".join(f"{zoo}:NAME" for zoo in ZOOS)
-    if not all(part.isidentifier() for part in [*path.split("."), attribute]):
-        raise InputError(
-            f"{name!r} is not a valid model name; a name with a colon is package.module:callable, or one of {zoos}"
-        )
-    try:
-        return import_module(path)
-    except ImportError as error:
-        raise InputError(
-            f"model {name!r}: module {path!r} cannot be imported ({error}); it must be installed or be in "
-            f"{Path.cwd()}{'' if '.' in path else f'; the names of zoo networks are {zoos}'}"
-        ) from error
-
-
-def _place(name: str) -> str:
-    """The path of a custom network's module, found without ``importlib``, which would run the packages around it."""
-    places: list[str | None] = []
-    parts = name.partition(":")[0].split(".")
-    path: Any = None
-    with _working_directory():
-        for count in range(1, len(parts) + 1):
-            module = ".".join(parts[:count])
-            found = (finder.find_spec(module, path) for finder in sys.meta_path if parts[count - 1].isidentifier())
-            spec = next((spec for spec in found if spec is not None), None)
-            if spec is None:
-                return "not found"
-            path = spec.submodule_search_locations
-            places = [spec.origin, *(path or ())]
-    return next((place for place in places if place), "no file")
+def _zoo_names() -> str:
+    return ", ".join(f"{zoo}:NAME" for zoo in ZOOS)
 
 
 def _build_own(name: str, args: dict[str, Any]) -> nn.Module:
-    path, _, attribute = name.partition(":")
-    call = ", ".join(f"{key} = {value!r}" for key, value in args.items())
-    with _working_directory():
-        module = _import(name)
-        builder = getattr(module, attribute, None)
-        if builder is None:
-            names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-            raise InputError(f"model {name!r}: module {path!r} has no {attribute!r}{suggest(attribute, names)}")
-        if not callable(builder):
-            raise InputError(f"model {name!r} is of type {type(builder).__name__}; a function or class is needed")
-        try:
-            model = builder(**args)
-        except TypeError as error:
-            raise InputError(
-                f"model {name!r} raises a TypeError when called with {call}: {error}. It must accept num_classes, "
-                "in_channels and the entries of args; --debug shows the traceback"
-            ) from error
+    model = call_external(name, "model", args, "num_classes, in_channels and the entries of args", _zoo_names())
     if not isinstance(model, nn.Module):
         raise InputError(
             f"model {name!r} returns an object of type {type(model).__name__}; a torch.nn.Module is needed"
         )
     return model
-
-
-@contextmanager
-def _working_directory() -> Iterator[None]:
-    """A context in which modules in the working directory can be imported, as with ``python -m``.
-
-    Builders may import further modules from there.
-    """
-    folder = str(Path.cwd())
-    absent = folder not in sys.path
-    if absent:
-        sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if absent and folder in sys.path:
-            sys.path.remove(folder)

@@ -15,21 +15,13 @@ from typing import Any
 import torch
 
 from factor_transfer.errors import InputError
+from factor_transfer.external import installed as installed
+from factor_transfer.external import pip_install as pip_install
 
 TIMEOUT_S = 10.0  # for a response of a server
 
 # Packages whose exceptions concern the network connection, as every OSError does.
 _CLIENTS = {"huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
-
-
-def installed(library: str) -> bool:
-    """Whether a library is installed. It is not imported."""
-    return find_spec(library) is not None
-
-
-def pip_install(extra: str) -> str:
-    """The command that installs an extra of this package for the Python that runs."""
-    return f"{shlex.quote(sys.executable or 'python')} -m pip install 'factor-transfer[{extra}]'"
 
 
 def library(name: str) -> Any:

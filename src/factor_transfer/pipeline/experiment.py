@@ -18,7 +18,7 @@ from factor_transfer.distributed import collectives
 from factor_transfer.distributed.device import find_device
 from factor_transfer.distributed.precision import fast_precision
 from factor_transfer.errors import InputError, printable
-from factor_transfer.models import Normalize, build_model, check_trusted, zoo_statistics
+from factor_transfer.models import Normalize, build_model, check_trusted, check_trusted_data, zoo_statistics
 from factor_transfer.models.memory_format import to_memory_format
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
@@ -115,6 +115,8 @@ class Experiment:
         Raises:
             InputError: if the data is invalid, or a batch is larger than the training set.
         """
+        if self.trusted_code is not None:
+            check_trusted_data(self.recipe.data.name, self.trusted_code, f"the recipe of {self.work_dir}")
         data = open_data(**self.recipe.data.arguments)
         chosen = f", in {self.precision}" if self.recipe.precision == "auto" else ""
         self.display.say_once(data_line(data, self.fabric) + chosen)

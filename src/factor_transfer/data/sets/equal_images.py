@@ -18,8 +18,8 @@ _NAMED = 3  # the largest number of pairs that are named
 def equal_images(name: str, split: Split, others: Sequence[Split], other_name: str = "training") -> dict[str, Any]:
     """Find the images of a split that are also in other splits.
 
-    Images in memory are equal if all their pixels are; images on disk are equal if their files are, since decoding all
-    of them would take as long as an epoch.
+    Images are equal if all their pixels are; those that are files on disk are equal if their files are, since decoding
+    all of them would take as long as an epoch.
 
     Args:
         name: the name of the split, used for images without a file.
@@ -36,7 +36,7 @@ def equal_images(name: str, split: Split, others: Sequence[Split], other_name: s
     """
     pictures = [_Picture(split, index) for index in range(len(split))]
     known = [_Picture(other, index) for other in others for index in range(len(other))]
-    stages = _PIXELS if isinstance(split.images, Tensor) else _FILES
+    stages = _PIXELS if isinstance(split.images, Tensor) or not split.images.are_files else _FILES
     pairs = sorted(_equal(pictures, known, stages), key=lambda pair: pair[0].index)
     names = [[one.name(name), other.name(other_name)] for one, other in pairs[:_NAMED]]
     return {"count": len(pairs), "pairs": names}
@@ -57,8 +57,8 @@ class _Picture:
 
     def pixels(self) -> bytes:
         """The SHA-256 of its pixels."""
-        assert isinstance(self.split.images, Tensor)
-        return hashlib.sha256(self.split.images[self.index].contiguous().numpy().data).digest()
+        image = self.split.images[self.index : self.index + 1]
+        return hashlib.sha256(image.contiguous().numpy().data).digest()
 
     def file_size(self) -> int:
         """The size of its file in bytes."""

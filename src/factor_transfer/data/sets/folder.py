@@ -104,7 +104,7 @@ def load_folder(
     split_folders = {name: f"{splits[name].name}/" for name in splits}
     origin = Origin(str(folder), train_folder, split_folders.get("validation", ""), split_folders.get("test", ""))
     if "test" not in listed:
-        test, train = _divide(train_labels, test_fraction, split_seed, classes)
+        test, train = divide(train_labels, test_fraction, split_seed, classes)
         listed["test"] = [train_paths[index] for index in test], train_labels[test]
         train_paths, train_labels = [train_paths[index] for index in train], train_labels[train]
         origin = replace(origin, test=f"{100 * test_fraction:.3g} % of {train_folder}, as there is no test folder")
@@ -242,7 +242,7 @@ def _list_split(folder: Path, classes: Sequence[str], skipped: Skipped) -> tuple
     return _list_images(classes, class_folders, skipped)
 
 
-def _divide(labels: Tensor, fraction: float, seed: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+def divide(labels: Tensor, fraction: float, seed: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The indices of test and training images; the latter must contain each class."""
     count = round(fraction * len(labels))
     if count == 0:

@@ -44,9 +44,10 @@ def open_work_dir(folder: Path, console: Console, trusted_code: Collection[str] 
     """
     found = read_work_dir(folder)
     models = [done.record["model"] for done in found.networks.values()]
-    permit(models, trusted_code, folder)
     recipe = read_recipe(found.student.folder / artefact.RECIPE)
-    return Experiment(recipe, folder, console, f"{found.student.folder / artefact.RECIPE}", trusted_code), models
+    announced = permit(models, trusted_code, folder, recipe.data.name)
+    experiment = Experiment(recipe, folder, console, f"{found.student.folder / artefact.RECIPE}", trusted_code)
+    return experiment, [dict(model) for model in announced]
 
 
 def write_report(experiment: Experiment) -> Path:
