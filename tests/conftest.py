@@ -238,20 +238,18 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported_digits(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with that run as ``runs/resnet20-resnet8`` and ExecuTorch files. Not to be changed: copy it.
+    """A folder with that run as ``runs/resnet20-resnet8`` and an ExecuTorch file. Not to be changed: copy it.
 
-    The files are those of the page on deployment, ``device/student.pte`` in 8 bits, and the student's and the teacher's
-    in the work dir. What the commands printed is beside them, ``int8.txt`` and ``float32.txt``.
+    The file is that of the page on deployment, ``device/student.pte`` in 8 bits. What the command printed is in
+    ``int8.txt``.
     """
 
     def make(folder: Path) -> None:
-        work = shutil.copytree(digits_run, folder / "runs" / "resnet20-resnet8")
+        shutil.copytree(digits_run, folder / "runs" / "resnet20-resnet8")
         (page,) = re.findall(r"^    factor-transfer (export .*)$", (ROOT / "docs" / "deploy.md").read_text(), re.M)
-        for precision, words in (("int8", page.split()), ("float32", ["export", str(work), "--format", "executorch"])):
-            printed = io.StringIO()
-            succeeds = pytest.raises(SystemExit, match=r"^0$")
-            with contextlib.chdir(folder), contextlib.redirect_stdout(printed), succeeds:
-                main([*words, "--tolerance", "5"])  # of a student that was hardly trained
-            (folder / f"{precision}.txt").write_text(printed.getvalue())
+        printed, succeeds = io.StringIO(), pytest.raises(SystemExit, match=r"^0$")
+        with contextlib.chdir(folder), contextlib.redirect_stdout(printed), succeeds:
+            main([*page.split(), "--tolerance", "5"])  # of a student that was hardly trained
+        (folder / "int8.txt").write_text(printed.getvalue())
 
     return once(tmp_path_factory, "exported", make)

@@ -153,7 +153,6 @@ def test_from_a_run_to_a_running_file(exported_digits: Path, run: Run) -> None:
     commands = re.findall(r"^    factor-transfer (.*)$", page, re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["run", "export", "predict", "package"]
     shutil.copytree(exported_digits, ".", dirs_exist_ok=True)
-    shutil.rmtree("runs/resnet20-resnet8/student-factor-seed0/export")  # the float32 file, which the page does not make
     Path("pictures").mkdir()
     # A larger picture that lies on its side, to be turned, scaled and cropped.
     digit = Image.fromarray(open_data("digits").test().images[:1][0, 0].numpy()).resize((50, 50))

@@ -78,7 +78,7 @@ VALUES = st.one_of(
     st.lists(st.floats(0.1, 1), max_size=4),
     st.lists(st.text("abcdefghijk", min_size=1, max_size=3), min_size=8, max_size=12),
 )
-often = settings(max_examples=25)
+often = settings(max_examples=12)
 
 
 def ends_well(result: Outcome, before: Outcome, same: bool) -> None:
@@ -136,7 +136,7 @@ def test_a_runs_summary(run: Run, place: Path, data: st.DataObject) -> None:
     tried(run, place / "work" / "summary.json", data, ["predict", place / "work", place / "one.png", "--top", "10"])
 
 
-@settings(often, max_examples=15)
+@settings(often, max_examples=8)
 @given(data=st.data())
 def test_a_run_that_goes_on(run: Run, finished: Path, tmp_path: Path, tiny: Path, data: st.DataObject) -> None:
     """A stage whose record says something else is made anew, or refused."""
@@ -154,7 +154,7 @@ def test_a_run_that_goes_on(run: Run, finished: Path, tmp_path: Path, tiny: Path
     shutil.rmtree(work)
 
 
-@settings(often, max_examples=15)
+@settings(often, max_examples=8)
 @given(data=st.data())
 def test_what_a_package_is_made_of(run: Run, place: Path, data: st.DataObject) -> None:
     """A summary that says another figure is believed; what is written is sound."""
@@ -176,7 +176,7 @@ def test_what_a_package_is_made_of(run: Run, place: Path, data: st.DataObject) -
 
 
 @pytest.mark.skipif(find_spec("onnxruntime") is None, reason="the extra onnx is not installed")
-@settings(often, max_examples=15)
+@settings(often, max_examples=8)
 @given(data=st.data())
 def test_an_exported_files_record(run: Run, place: Path, data: st.DataObject) -> None:
     ask: list[str | Path] = ["predict", place / "device" / "student.onnx", place / "one.png", "--top", "10"]

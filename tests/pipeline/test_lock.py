@@ -130,36 +130,40 @@ def test_a_training_stops_where_its_lock_was_removed_and_taken(tmp_path: Path, t
 
 def test_of_two_recipes_that_claim_a_new_work_dir_one_gets_it(tiny: Path, tmp_path: Path) -> None:
     """Both find the folder free, and only then ask for it."""
+    # Two forks of a process that has imported everything.
     script = """
-import sys
-from pathlib import Path
+import os, sys
 from factor_transfer.cli import main
 from factor_transfer.pipeline import artefact
-looked = artefact.check_owner
-def look(work_dir, recipe):
-    found = looked(work_dir, recipe)
-    if not looks:
-        looks.append(found)
-        print("looked", flush=True)
-        sys.stdin.readline()
+from factor_transfer.pipeline.stages import teacher
+check = artefact.check_owner
+def check_and_wait(work_dir, recipe):
+    found = check(work_dir, recipe)
+    if not checked:
+        checked.append(found)
+        os.write(ready[1], b"r")
+        os.read(go[0], 1)
     return found
-looks = []
-artefact.check_owner = look
-main(["teacher", sys.argv[1], "name=" + sys.argv[2], "teacher.epochs=1", "--work-dir", "work"])
+checked, ready, go = [], os.pipe(), os.pipe()
+artefact.check_owner = check_and_wait
+children = {}
+for name in ("one", "two"):
+    child = os.fork()
+    if not child:
+        sys.argv[1:] = ["teacher", sys.argv[1], f"name={name}", "teacher.epochs=1", "--work-dir", "work"]
+        main()
+    children[child] = name
+for _ in children:
+    os.read(ready[0], 1)
+os.write(go[1], b"gg")
+codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+assert codes == [0, 2], codes
 """
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(tiny), name],
-            **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},  # type: ignore[call-overload]
-        )
-        for name in ("one", "two")
-    ]
-    for process in processes:
-        while "looked" not in process.stdout.readline():
-            pass
-    errors = [process.communicate("go\n")[1] for process in processes]
-    assert sorted(process.returncode for process in processes) == [0, 2]
-    assert "belongs to the recipe" in "".join(errors) or "is in use by" in "".join(errors)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tiny)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "belongs to the recipe" in done.stderr or "is in use by" in done.stderr
 
 
 def test_a_folder_of_somebody_else_stays_as_it_was(tmp_path: Path, tiny: Path, run: Run) -> None:
