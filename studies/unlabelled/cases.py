@@ -1,6 +1,8 @@
 """The comparisons of the study: how many labels there are, who trained the teacher, and which images are used."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 METHODS = ("student", "kd", "at", "factor", "factor+kd")
 SEEDS = 5
@@ -49,6 +51,11 @@ class Case:
         if self.own_teacher:  # as many steps as a student takes, in batches of half the size
             few.append(f"teacher.epochs={round(_STEPS * 64 / self.labels)}")
         return few
+
+
+def given_teacher(weights: Path) -> str:
+    """The change of the recipe that takes the teacher's weights from a file, in place of training it."""
+    return f'teacher={{model="resnet20", args={{width=8}}, tap="layer3", weights={json.dumps(str(weights))}}}'
 
 
 # The most informative ones first.

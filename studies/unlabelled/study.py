@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # so that its own modules come before those of other studies
 
 import torch
-from cases import CASES, SEEDS, Case
+from cases import CASES, SEEDS, Case, given_teacher
 from results import write_report
 from rich.console import Console
 
@@ -55,8 +55,7 @@ def run_case(case: Case, methods: list[str], data: Path, work: Path, console: Co
     changes = [*case.settings, f"name={case.name}"]
     if not case.own_teacher:
         _provide_teacher(data, work, console)
-        changes.append(f"teacher.weights={TEACHER / 'weights.safetensors'}")
-        changes.append("teacher.epochs=null")
+        changes.append(given_teacher(TEACHER / "weights.safetensors"))
     experiment = _experiment(changes, data, work / case.name, console)
     compare(experiment, methods, SEEDS)
     comparison = read_json(work / case.name / COMPARISON)

@@ -1,0 +1,31 @@
+"""The study of images without labels: its cases are valid, and its page is that of its records."""
+
+from pathlib import Path
+
+import pytest
+from cases import CASES, IMAGES, Case, given_teacher
+from results import write_report
+
+from conftest import ROOT
+from factor_transfer.config.read import read_recipe
+
+STUDY = ROOT / "studies" / "unlabelled"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_case_is_a_valid_recipe(case: Case) -> None:
+    teacher = [] if case.own_teacher else [given_teacher(STUDY / "teacher" / "weights.safetensors")]
+    recipe = read_recipe(STUDY / "recipe.toml", [*case.settings, f"name={case.name}", *teacher])
+    assert (recipe.teacher.epochs is None) != case.own_teacher
+    data = recipe.data.model_dump()
+    assert (data["labelled"] is not None) == (case.unlabelled and not case.is_reference)
+    assert data["limit"] == (None if case.unlabelled else case.labels)
+    # A student takes about as many steps in each case: an epoch is a pass over all images, or over the labelled ones.
+    per_epoch = -(-case.labels // 128) if not case.unlabelled else -(-IMAGES // 128)
+    assert recipe.student.epochs is not None
+    assert recipe.student.epochs * per_epoch == pytest.approx(1450, rel=0.06)
+
+
+def test_the_page_is_that_of_the_records(tmp_path: Path) -> None:
+    write_report(CASES, STUDY / "records", tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == (STUDY / "README.md").read_text()
