@@ -7,6 +7,7 @@ from typing import Any
 from cases import IMAGES, SEEDS, Case
 
 from factor_transfer.files import read_json
+from factor_transfer.report.confidence import as_estimate
 from factor_transfer.report.names import name_of
 
 _HEAD = f"""# Images without labels
@@ -66,7 +67,7 @@ def _section(labels: int, own: bool, pair: dict[bool, dict[str, Any]], reference
         gain = closed = ""
         if method != "student" and method in together["methods"] and alone is not None:
             figures = together["methods"][method]
-            gain = _plus_minus(figures["difference"], figures["difference_interval"], "+")
+            gain = _figure(figures, "difference", "+.2f")
             if full is not None:
                 closed = f"{(figures['mean'] - alone) / (full - alone):.0%}"
         lines.append(_row(name_of(method), [*cells, gain, closed]))
@@ -87,10 +88,9 @@ def _top1(record: dict[str, Any], method: str) -> float:
 
 def _mean(record: dict[str, Any], method: str) -> str:
     figures = record["methods"].get(method)
-    return "" if figures is None else _plus_minus(figures["mean"], figures["interval"], "")
+    return "" if figures is None else _figure(figures, "mean", ".2f")
 
 
-def _plus_minus(value: float | None, interval: float | None, sign: str) -> str:
-    if value is None:
-        return ""
-    return f"{value:{sign}.2f}" + ("" if interval is None else f" ± {interval:.2f}")
+def _figure(figures: dict[str, Any], of: str, spec: str) -> str:
+    found = as_estimate(figures, of)
+    return "" if found is None else f"{found:{spec}}"

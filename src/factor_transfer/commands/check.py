@@ -9,7 +9,7 @@ from torch import Tensor
 
 from factor_transfer.commands.profile import Networks, first_of, measure_stages, networks_now
 from factor_transfer.commands.unlabelled import compare_unlabelled
-from factor_transfer.data.sets.equal_images import equal_images
+from factor_transfer.data.sets.equal_images import describe_equal, equal_images
 from factor_transfer.methods import Distillation
 from factor_transfer.models import macs, parameters, state_bytes
 from factor_transfer.models.inference import eval_mode
@@ -61,7 +61,7 @@ def check(experiment: Experiment) -> dict[str, Any]:
         result["unlabelled"], found = compare_unlabelled(experiment, current.teacher, current.of_teacher, trained)
         warnings += found
     if isinstance(method, Distillation):
-        mixture = experiment.batches("student").mixture
+        mixture = experiment.mixture
         method.labelled_share = None if mixture is None else mixture.labelled_share
         sizes = part_sizes(experiment, method, current.paraphrasers)
         warnings += size_warnings(sizes)
@@ -86,13 +86,10 @@ def _equal_images(experiment: Experiment, warnings: list[str]) -> dict[str, Any]
         ("test", test, "training and validation"),
         ("validation", data.validation, "training"),
     ):
-        count, pairs = found[name]["count"], found[name]["pairs"]
-        if count:
-            named = ", ".join(" = ".join(pair) for pair in pairs)
+        if found[name]["count"]:
+            described = describe_equal(found[name], name, len(split), f"the {others} images")
             warnings.append(
-                f"{count:,} of {len(split):,} {name} images are among the {others} images, too: {named}"
-                f"{', …' if count > len(pairs) else ''}. The accuracy measured on them is too high; keep each image in "
-                "one split only"
+                f"{described}. The accuracy measured on them is too high; keep each image in one split only"
             )
     return found
 

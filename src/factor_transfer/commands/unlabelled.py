@@ -32,7 +32,7 @@ def compare_unlabelled(
         and ``std`` of each channel, in 0..1, and the teacher's mean ``confidence``, in 0..1, each as a pair of
         labelled and unlabelled images; and warnings, if the images look different.
     """
-    data, mixture = experiment.data, experiment.batches("student").mixture
+    data, mixture = experiment.data, experiment.mixture
     assert data.unlabelled is not None
     assert mixture is not None
     parts = [_part(split) for split in (data.train, data.unlabelled)]
@@ -45,7 +45,7 @@ def compare_unlabelled(
     found = {
         "images": len(data.unlabelled),
         "labelled_per_batch": mixture.labelled_per_batch,
-        "unlabelled_per_batch": mixture.batch_size - mixture.labelled_per_batch,
+        "unlabelled_per_batch": mixture.unlabelled_per_batch,
         "steps": mixture.steps,
         "mean": [mean.tolist() for mean in means],
         "std": [std.tolist() for std in stds],

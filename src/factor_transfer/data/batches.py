@@ -32,6 +32,15 @@ class Batch(NamedTuple):
     indices: Tensor | None = None
     views: Tensor | None = None
 
+    def select(self, rows: Tensor | slice) -> "Batch":
+        """Some of the images, with all that belongs to them.
+
+        Args:
+            rows: the positions of the images in the batch, int64 (M,), or a slice.
+        """
+        indices, views = (None if value is None else value[rows] for value in (self.indices, self.views))
+        return Batch(self.images[rows], self.labels[rows], indices, views)
+
 
 _LEAST_LABELLED = 8  # the least number of labelled images in a batch, unless it is smaller than twice that
 
@@ -56,6 +65,11 @@ class Mixture:
     batch_size: int
     labelled_per_batch: int
     steps: int
+
+    @property
+    def unlabelled_per_batch(self) -> int:
+        """The number of unlabelled images per batch."""
+        return self.batch_size - self.labelled_per_batch
 
     @property
     def labelled_share(self) -> float:

@@ -141,8 +141,7 @@ class Distillation(Method):
             return 0.0 * logits.sum()
         part = Seen(logits[rows], {tap: feature[rows] for tap, feature in outputs.features.items()})
         aim = target[rows] if isinstance(target, Tensor) else tuple(tensor[rows] for tensor in target)
-        indices, views = (None if value is None else value[rows] for value in (batch.indices, batch.views))
-        distance: Tensor = term(part, aim, Batch(batch.images[rows], batch.labels[rows], indices, views))
+        distance: Tensor = term(part, aim, batch.select(rows))
         return distance * (len(rows) / (share * len(batch.labels)))
 
 

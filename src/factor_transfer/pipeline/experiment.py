@@ -12,7 +12,19 @@ from torch import Tensor, nn
 
 from factor_transfer.config.read import with_setting
 from factor_transfer.config.recipe import Network, Recipe
-from factor_transfer.data import Augment, Batch, Batches, Data, Split, Views, describe, in_order, mix, open_data
+from factor_transfer.data import (
+    Augment,
+    Batch,
+    Batches,
+    Data,
+    Mixture,
+    Split,
+    Views,
+    describe,
+    in_order,
+    mix,
+    open_data,
+)
 from factor_transfer.data.sets.image_files import class_name
 from factor_transfer.distributed import collectives
 from factor_transfer.distributed.device import find_device
@@ -138,6 +150,18 @@ class Experiment:
                     f"images; choose a smaller one, such as {name}.batch_size={min(32, images)}"
                 )
 
+    @property
+    def mixture(self) -> Mixture | None:
+        """The composition of the batches of a student whose method has terms; ``None`` if all images have labels.
+
+        Raises:
+            InputError: if the batch size does not suit the images.
+        """
+        section, unlabelled = self.recipe.student, self.data.unlabelled
+        if unlabelled is None:
+            return None
+        return mix(len(self.data.train), len(unlabelled), section.batch_size, section.unlabelled_share)
+
     def batches(self, stage: str, has_terms: bool = True) -> Batches:
         """The batches that a stage is trained on: this process's part of each, on the device.
 
@@ -151,14 +175,11 @@ class Experiment:
         Raises:
             InputError: if the batch size does not suit the images or the number of processes.
         """
-        section, data = getattr(self.recipe, stage), self.data
-        split, mixture = data.train, None
-        if data.unlabelled is not None and stage != "teacher":
-            if has_terms:
-                split = data.pool
-            if stage == "student":
-                mixture = mix(len(data.train), len(data.unlabelled), section.batch_size, section.unlabelled_share)
-                mixture = mixture if has_terms else mixture.labelled_alone()
+        section = getattr(self.recipe, stage)
+        split = self.data.pool if stage != "teacher" and has_terms else self.data.train
+        mixture = self.mixture if stage == "student" else None
+        if mixture is not None and not has_terms:
+            mixture = mixture.labelled_alone()
         return Batches(
             split,
             section.batch_size,

@@ -1,7 +1,7 @@
 """The search for images that are in two splits, such as test images that are also training images."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -40,6 +40,20 @@ def equal_images(name: str, split: Split, others: Sequence[Split], other_name: s
     pairs = sorted(_equal(pictures, known, stages), key=lambda pair: pair[0].index)
     names = [[one.name(name), other.name(other_name)] for one, other in pairs[:_NAMED]]
     return {"count": len(pairs), "pairs": names}
+
+
+def describe_equal(found: Mapping[str, Any], name: str, total: int, others: str) -> str:
+    """The sentence about equal images, with the first pairs, without the full stop.
+
+    Args:
+        found: the result of ``equal_images``.
+        name: the name of the split.
+        total: the number of images of the split.
+        others: what the other images are called, such as ``"the training images"``.
+    """
+    count, pairs = found["count"], [" = ".join(pair) for pair in found["pairs"]]
+    named = ", ".join([*pairs, "…"] if count > len(pairs) else pairs)
+    return f"{count:,} of {total:,} {name} images are among {others}, too: {named}"
 
 
 class _Picture:

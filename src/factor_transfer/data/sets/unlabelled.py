@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from factor_transfer.data.decode import FORMATS, decode, read_header
-from factor_transfer.data.sets.equal_images import equal_images
+from factor_transfer.data.sets.equal_images import describe_equal, equal_images
+from factor_transfer.data.sets.folder import IN_MEMORY
 from factor_transfer.data.sets.image_files import Skipped, list_images
 from factor_transfer.data.split import UNLABELLED, Split
 from factor_transfer.data.stored import StoredImages
 from factor_transfer.errors import InputError, printable
 
-IN_MEMORY = 2**32  # the largest size of all training images, in bytes, for which these images are held in memory
 _SAMPLE = 64  # the number of images whose channels are compared with those of the training images
 
 
@@ -79,11 +79,9 @@ def check_apart(unlabelled: Split, test: Split) -> None:
         unlabelled, test = (Split(split.files, split.labels) for split in (unlabelled, test) if split.files)
     found = equal_images("test", test, [unlabelled], "unlabelled")
     if found["count"]:
-        named = ", ".join(" = ".join(pair) for pair in found["pairs"])
         raise InputError(
-            f"{found['count']:,} of {len(test):,} test images are among the images of data.unlabelled, too: {named}"
-            f"{', …' if found['count'] > len(found['pairs']) else ''}. Their accuracy would be too high; "
-            "remove them from the images without labels"
+            f"{describe_equal(found, 'test', len(test), 'the images of data.unlabelled')}. Their accuracy would be too "
+            "high; remove them from the images without labels"
         )
 
 
