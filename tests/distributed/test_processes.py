@@ -76,6 +76,8 @@ class Together:
         if processes == 2:
             names = "student,crd,factor+kd"
             commands.append(command("compare", "tiny.toml", "--methods", names, "--seeds", "1", "--work-dir", "run"))
+            few = ["data.train=240", "data.labelled=0.2", "transfer.method=crd", "teacher.epochs=1", "student.epochs=1"]
+            commands.append(command("run", "tiny.toml", *few, "--work-dir", "few"))
         else:
             # The last one: nobody comes back from it.
             commands.append(
@@ -164,6 +166,16 @@ def test_methods_side_by_side(together: Together) -> None:
     assert result["code"] == 0, result["err"]
     assert "| Factor Transfer + KD |" in result["out"]
     assert "failed" not in result["out"].replace("failed: 0", "")
+
+
+def test_images_without_labels_and_a_term_that_needs_labels(together: Together) -> None:
+    if together.processes == 3:
+        pytest.skip("shown with two")
+    result = outcome(together, 7)
+    assert result["code"] == 0, result["err"]
+    assert "student-crd-seed0  crd uses labelled images only" in result["out"]
+    assert "each batch has 8 labelled and 16 unlabelled images; 9 steps per epoch" in result["out"]
+    assert "will not be trained" not in result["out"]
 
 
 def test_one_that_dies_takes_the_others_with_it(together: Together) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import nn
 
 from factor_transfer.config.recipe import Training
-from factor_transfer.data import Batch, Batches, Mixture
+from factor_transfer.data import UNLABELLED, Batches, Mixture
 from factor_transfer.distributed import collectives, signals
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.files import remove_unfinished
@@ -250,13 +250,13 @@ def train(trainings: list[StageTraining]) -> list[Artefact | Exception]:
             f"of {batches.world} processes; choose a batch_size that is a multiple of "
             f"{section.accumulate * batches.world}"
         )
+    if batches.mixture is not None:
+        _set_composition(trainings, batches.mixture)
     if batches.world > 1:
         for training in trainings:
             _leave_out_unused(training, batches)
     if section.weights is not None and first.method.classifies:
         trainings = [replace(training, start=training.validate().get("top1")) for training in trainings]
-    if batches.mixture is not None:
-        _set_composition(trainings, batches.mixture)
     if len(trainings) > 1:
         experiment.say(f"side by side  {', '.join(training.folder.name for training in trainings)}")
     assert section.epochs is not None
@@ -288,7 +288,7 @@ def _set_composition(trainings: Sequence[StageTraining], mixture: Mixture) -> No
             needing = [name for name, term in training.method.named_terms() if term.needs_labels]
             if needing:
                 training.experiment.say(f"{training.folder.name}  {', '.join(needing)} uses labelled images only")
-    others = mixture.batch_size - mixture.labelled_per_batch
+    others = mixture.unlabelled_per_batch
     kinds = f"{mixture.labelled_per_batch} labelled" + (f" and {others} unlabelled" if others else "")
     names = ", ".join(training.folder.name for training in trainings)
     trainings[0].experiment.say(f"{names}  each batch has {kinds} images; {mixture.steps:,} steps per epoch")
@@ -296,10 +296,9 @@ def _set_composition(trainings: Sequence[StageTraining], mixture: Mixture) -> No
 
 def _leave_out_unused(training: StageTraining, batches: Batches) -> None:
     first = next(batches.epoch(0))
-    views = None if first.views is None else first.views[:2]
-    indices = None if first.indices is None else first.indices[:2]
-    two_images = Batch(first.images[:2], first.labels[:2], indices, views)
-    unused = leave_out_unused(training.method.train(), two_images)
+    # Two images with labels, if there are any, since some terms depend on no others.
+    rows = (first.labels == UNLABELLED).int().argsort(stable=True)[:2]
+    unused = leave_out_unused(training.method.train(), first.select(rows))
     if unused:
         shown = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
         name = training.folder.name
