@@ -13,7 +13,7 @@ from factor_transfer.distributed.fabric import open_fabric
 from factor_transfer.methods import Method, Teacher
 from factor_transfer.models import Normalize, macs
 from factor_transfer.pipeline.stages.cache_files import Store
-from factor_transfer.training.compile import compile_networks
+from factor_transfer.training.networks.compile import compile_networks
 from factor_transfer.training.optim import Optimization
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

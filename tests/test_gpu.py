@@ -11,7 +11,7 @@ from factor_transfer import Distillation, FactorTransfer, Paraphraser, Translato
 from factor_transfer.data import Augment, Batches, Split
 from factor_transfer.distributed.fabric import open_fabric
 from factor_transfer.methods import Teacher, trained_state
-from factor_transfer.training.compile import compile_networks, set_eager
+from factor_transfer.training.networks.compile import compile_networks, set_eager
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 

@@ -47,7 +47,8 @@ def test_defaults_are_the_functions_own(tmp_path: Path) -> None:
     assert recipe.paraphraser is not None
     assert recipe.paraphraser.model_dump()["rate"] == 0.5
     assert recipe.teacher.optimization == Optimization()
-    assert recipe.augment.model_dump() == {"crop_padding": 0, "flip": False, "student": None}
+    untouched = {"student": None, "mixup": None, "cutmix": None}
+    assert recipe.augment.model_dump() == {"crop_padding": 0, "flip": False, **untouched}
 
 
 @pytest.mark.parametrize(

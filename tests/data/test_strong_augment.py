@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from conftest import Run
-from factor_transfer.data.augment import DRAWS, GEOMETRIC, PHOTOMETRIC, StrongAugment, change
+from factor_transfer.data.augment.strong import DRAWS, GEOMETRIC, PHOTOMETRIC, StrongAugment, change
 from factor_transfer.methods import Teacher
 
 IMAGES = torch.randint(0, 256, (6, 3, 8, 10), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -117,7 +117,7 @@ def test_the_student_sees_changed_images_and_its_teacher_does_not(
         changes.append(images)
         return images
 
-    monkeypatch.setattr("factor_transfer.data.augment.change", unchanged)
+    monkeypatch.setattr("factor_transfer.data.augment.strong.change", unchanged)
     monkeypatch.setattr(Teacher, "forward", noted)
     again = run("run", *given)
     assert again.code == 0, again.err

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from factor_transfer import DKD, KD, Distillation, build_model
 from factor_transfer.data import UNLABELLED
-from factor_transfer.methods.base import accuracy
+from factor_transfer.methods.criterion import accuracy
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([2, -1, -1, 0, -1, -1, 1, -1])

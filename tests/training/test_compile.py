@@ -13,9 +13,9 @@ from factor_transfer import Distillation, FactorTransfer, Paraphraser, Translato
 from factor_transfer.data import Batch, Batches, Split
 from factor_transfer.distributed.fabric import open_fabric
 from factor_transfer.methods import KD, Teacher, trained_state
-from factor_transfer.training.compile import compile_networks, worthwhile
 from factor_transfer.training.log import RunLog
 from factor_transfer.training.loop import fit
+from factor_transfer.training.networks.compile import compile_networks, worthwhile
 from factor_transfer.training.optim import Optimization
 from factor_transfer.training.trainer import Selection, Trainer
 

@@ -122,19 +122,37 @@ class Recipe(Options):
         transfer = self.transfer.model_copy(update={"method": method})
         seeds = {} if seed is None else {"seed": seed}
         other = self.model_copy(update={"transfer": transfer, "student": self.student.model_copy(update=seeds)})
-        other.check_paraphraser()
+        other.check_terms()
         return other
 
-    def check_paraphraser(self) -> None:
-        """Check that the recipe has a paraphraser if a term needs one.
+    def check_terms(self) -> None:
+        """Check that the recipe has what its terms need: a paraphraser, and one class per image.
 
         Raises:
-            InputError: if it has none.
+            InputError: if something is missing.
         """
         for name in self.terms:
+            if TERMS[name].needs_labels and self.mixing:
+                with about("augment", self.mixing[0]):
+                    raise InputError(f"the term {name} needs the class of each image, and mixed images have several")
             if TERMS[name].needs_paraphraser and self.paraphraser is None:
                 with about("transfer", name):
                     raise InputError(f"the term {name} needs a paraphraser; describe its training in [paraphraser]")
+
+    @property
+    def mixing(self) -> list[str]:
+        """The settings of ``[augment]`` by which images are mixed: ``"mixup"`` and ``"cutmix"``."""
+        return [name for name in ("mixup", "cutmix") if getattr(self.augment, name, None) is not None]
+
+    @model_validator(mode="after")
+    def _mixes(self) -> "Recipe":
+        for name in self.mixing:
+            with about("augment", name):
+                if self.cache.views is not None:
+                    raise InputError("the teacher's outputs for mixed images cannot be cached; leave out [cache] views")
+                if any(getattr(self.data, key, None) is not None for key in ("unlabelled", "labelled")):
+                    raise InputError("an image without a label cannot be mixed with another; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _transfers(self) -> "Recipe":
@@ -146,7 +164,7 @@ class Recipe(Options):
                     f"[transfer] is empty; name a term, such as [transfer.{next(iter(TERMS))}], or set "
                     f'method = "{ALONE}"'
                 )
-        self.check_paraphraser()
+        self.check_terms()
         return self
 
 

@@ -124,6 +124,10 @@ class Network(Training):
         classes: the names of the outputs of ``weights``, in order; the outputs are permuted to the order of the data's
             classes. ``"data"`` declares that they are in that order already. It defaults to the names stored with the
             weights, if there are any.
+        label_smoothing: the probability that the labels divide equally among all classes, in 0..1. A teacher that is
+            trained with it tells a student less about similar classes (Müller, Kornblith, Hinton, NeurIPS 2019).
+        ema_decay: the decay of a moving average of the weights, such as 0.999. The average is what is validated and
+            delivered in place of the weights.
     """
 
     model: str
@@ -132,6 +136,8 @@ class Network(Training):
     mean: list[float] | None = None
     std: list[Annotated[float, Field(gt=0)]] | None = None
     classes: list[str] | Literal["data"] | None = None
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    ema_decay: Annotated[float, Gt(0), Lt(1)] | None = None
 
     @property
     def taps(self) -> list[str] | None:

@@ -1,6 +1,7 @@
 """Data sets: labelled images, split into training, validation and test."""
 
-from factor_transfer.data.augment import Augment
+from factor_transfer.data.augment.crops import Augment
+from factor_transfer.data.augment.mixing import Mixing
 from factor_transfer.data.batches import Batch, Batches, Mixture, in_order, mix
 from factor_transfer.data.dataset import DATASETS, Data, data_set, open_data
 from factor_transfer.data.describe import describe
@@ -16,6 +17,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Data",
+    "Mixing",
     "Mixture",
     "Source",
     "Split",

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from factor_transfer.data.augment import Augment
+from factor_transfer.data.augment.crops import Augment
+from factor_transfer.data.augment.mixing import Mixing
 from factor_transfer.data.prefetch import ReadAhead
 from factor_transfer.data.seeds import epoch_seed
 from factor_transfer.data.split import Split
@@ -22,7 +23,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: the images, (B, C, H, W), uint8 in 0..255 if they come from ``Batches``.
-        labels: the labels, int64 (B,).
+        labels: the labels, int64 (B,); of mixed images the probabilities of the classes, float32 (B, K).
         indices: the indices of the images in their split, int64 (B,), for methods that store something per image.
         views: the index of the fixed view of each image, int64 (B,), see ``Views``; ``None`` if there are none.
     """
@@ -174,6 +175,8 @@ class Batches:
             it.
         mixture: the composition of the batches, if some images of ``split`` have no label; its batch size replaces
             ``batch_size``.
+        mixing: the mixing of the images of each batch; ``None`` leaves them as they are. Each process mixes the images
+            of its part.
 
     Attributes:
         waited: the time spent waiting for the images of the current epoch, in seconds, without crops and flips. It
@@ -200,6 +203,7 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         mixture: Mixture | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         if mixture is not None:
             batch_size = mixture.batch_size
@@ -221,7 +225,7 @@ class Batches:
         self.device = device
         self.views = views
         self.rank, self.world = rank, world
-        self.mixture = mixture
+        self.mixture, self.mixing = mixture, mixing
         self.waited = 0.0
 
     def __len__(self) -> int:
@@ -265,12 +269,15 @@ class Batches:
         windows = [self._window(step) for step in range(start, len(self))]
         images = self._read([order[window] for window in windows])
         self.waited = 0.0
-        for window in windows:
+        for step, window in enumerate(windows, start):
             began = time.perf_counter()
             raw = next(images)
             self.waited += time.perf_counter() - began
             augmented, indices = self.augment.apply(raw, draws[window]), order[window]
-            yield Batch(augmented, self.labels[indices], indices, None if views is None else views[window])
+            labels = self.labels[indices]
+            if self.mixing is not None:
+                augmented, labels = self.mixing(augmented, labels, epoch_seed(self.seed, epoch, step))
+            yield Batch(augmented, labels, indices, None if views is None else views[window])
 
     def _window(self, step: int) -> slice:
         """The part of an epoch's order that this process uses in a step."""

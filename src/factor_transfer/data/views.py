@@ -2,7 +2,7 @@
 
 import torch
 
-from factor_transfer.data.augment import Augment
+from factor_transfer.data.augment.crops import Augment
 from factor_transfer.data.seeds import epoch_seed
 
 

@@ -1,6 +1,7 @@
 """Training methods, and the terms of a distillation by name."""
 
 from factor_transfer.methods.base import Frozen, Losses, Method, Supervised, load_trained_state, trained_state
+from factor_transfer.methods.criterion import Criterion, cross_entropy
 from factor_transfer.methods.distillation import Distillation
 from factor_transfer.methods.paraphraser import Paraphraser, ParaphraserTraining, Translator
 from factor_transfer.methods.teacher import Teacher
@@ -24,6 +25,7 @@ __all__ = [
     "OFD",
     "TERMS",
     "AttentionTransfer",
+    "Criterion",
     "Distillation",
     "FactorTransfer",
     "FitNets",
@@ -43,6 +45,7 @@ __all__ = [
     "Term",
     "Translator",
     "attention_loss",
+    "cross_entropy",
     "dkd_loss",
     "factor_loss",
     "kd_loss",

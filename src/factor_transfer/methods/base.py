@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from factor_transfer.data import UNLABELLED
+from factor_transfer.methods.criterion import Criterion, accuracy, cross_entropy
 from factor_transfer.taps.extract import Taps
 
 Losses = dict[str, Tensor]
@@ -89,12 +88,6 @@ def _frozen_prefixes(method: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name, module in method.named_modules() if isinstance(module, Frozen))
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The top-1 accuracy of the labelled images of a batch in percent, 0-d."""
-    known = (labels != UNLABELLED).sum().clamp(min=1)
-    return 100 * (logits.detach().argmax(1) == labels).sum() / known
-
-
 class Supervised(Method):
     """Training on labels alone, for a teacher or for a student without a teacher.
 
@@ -108,16 +101,18 @@ class Supervised(Method):
     Args:
         model: the network, images (B, C, H, W) -> logits (B, K).
         prepare: a module that turns a batch into the network's input, such as ``Normalize``.
+        criterion: the loss: logits (B, K) and labels -> 0-d. The default is the cross-entropy.
     """
 
-    def __init__(self, model: nn.Module, prepare: nn.Module | None = None) -> None:
+    def __init__(self, model: nn.Module, prepare: nn.Module | None = None, criterion: Criterion | None = None) -> None:
         super().__init__()
         self.model = Taps(model, prepare=prepare)
+        self.criterion = criterion or cross_entropy()
 
     def forward(
         self, images: Tensor, labels: Tensor, indices: Tensor | None = None, views: Tensor | None = None
     ) -> Losses:
-        """Compute the cross-entropy for images (B, C, H, W) and labels int64 (B,)."""
+        """Compute the loss for images (B, C, H, W) and labels int64 (B,), or probabilities of classes (B, K)."""
         logits, _ = self.model(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = self.criterion(logits, labels)
         return {"loss": loss, "accuracy": accuracy(logits, labels)}

@@ -6,18 +6,20 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from factor_transfer.data import UNLABELLED, Batch
+from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
-from factor_transfer.methods.base import CachedTargets, Losses, Method, accuracy
+from factor_transfer.methods.base import CachedTargets, Losses, Method
+from factor_transfer.methods.criterion import Criterion, accuracy, cross_entropy, labelled_rows, loss_of_labels
 from factor_transfer.methods.teacher import Teacher
 from factor_transfer.methods.term import Target, Term
 from factor_transfer.taps.extract import Seen, Taps
 
+_CROSS_ENTROPY = cross_entropy()
+
 
 class Distillation(Method):
-    """The student's cross-entropy plus a weighted sum of terms: ``L = CE(student, labels) + sum of weight * term``.
+    """The student's loss on labels plus a weighted sum of terms: ``L = CE(student, labels) + sum of weight * term``.
 
     Example:
         >>> import torch
@@ -37,9 +39,12 @@ class Distillation(Method):
             loss.
         student_prepare: a module that turns a batch into the student's input, such as ``Normalize``.
         teacher_prepare: the same for the teacher. It is ignored if ``teacher`` is a ``Teacher``, which has its own.
+        criterion: the loss on labels: logits (B, K) and labels -> 0-d. The default is the cross-entropy, and the losses
+            contain it as ``loss_ce``; they contain another one as ``loss_labels``. ``None`` trains by the terms alone,
+            without labels.
 
     Raises:
-        InputError: if ``terms`` is not a mapping from names to terms.
+        InputError: if ``terms`` is not a mapping from names to terms, or empty without a ``criterion``.
 
     Attributes:
         labelled_share: the share of labelled images in a batch, in 0..1, if some images have the label ``UNLABELLED``.
@@ -54,9 +59,13 @@ class Distillation(Method):
         terms: Mapping[str, Term],
         student_prepare: nn.Module | None = None,
         teacher_prepare: nn.Module | None = None,
+        criterion: Criterion | None = _CROSS_ENTROPY,
     ) -> None:
         super().__init__()
         _check_terms(terms)
+        if criterion is None and not terms:
+            raise InputError("a student without terms learns from labels alone, so it needs a criterion")
+        self.criterion = criterion
         self.terms = nn.ModuleDict(terms)
         student_taps = [tap for term in terms.values() for tap in term.student_taps]
         teacher_taps = [tap for term in terms.values() for tap in term.teacher_taps]
@@ -104,17 +113,28 @@ class Distillation(Method):
         Args:
             images: the student's input before ``student_prepare``, (B, C, H, W).
             labels: the classes of the images, int64 (B,); ``UNLABELLED`` for images without a label, from which the
-                student learns by its terms alone.
+                student learns by its terms alone. Probabilities of the classes, (B, K), are possible, too, unless a
+                term needs classes.
             indices: the indices of the images in the training set, int64 (B,). Only a few terms need them.
             views: the indices of the images' fixed views, int64 (B,), if there are fixed views.
             targets: the teacher's targets by term. They are computed from ``images`` if left out.
+
+        Raises:
+            InputError: if a term needs classes, but the labels are probabilities.
         """
         if targets is None:
             targets = self.targets(images, indices, views)
         outputs = self.student(images)
+        logits = cast("Tensor", outputs.logits)
         batch = Batch(images, labels, indices, views)
-        losses = {"loss_ce": self.cross_entropy * self._cross_entropy(outputs.logits, labels)}
+        losses: Losses = {}
+        if self.criterion is not None:
+            on_labels = loss_of_labels(self.criterion, logits, labels, self.labelled_share)
+            kind = "loss_ce" if isinstance(self.criterion, nn.CrossEntropyLoss) else "loss_labels"
+            losses[kind] = self.cross_entropy * on_labels
         for name, term in self.named_terms():
+            if term.needs_labels and labels.is_floating_point():
+                raise InputError(f"{name} needs the class of each image, but the labels are probabilities of classes")
             if term.needs_labels and self.labelled_share is not None:
                 distance = self._of_labelled(term, outputs, targets[name], batch, self.labelled_share)
             else:
@@ -123,19 +143,12 @@ class Distillation(Method):
         return {
             "loss": torch.stack(list(losses.values())).sum(),
             **losses,
-            "accuracy": accuracy(outputs.logits, labels),
+            "accuracy": accuracy(logits, labels),
         }
-
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean cross-entropy of the labelled images, 0-d."""
-        if self.labelled_share is None:
-            return F.cross_entropy(logits, labels, ignore_index=UNLABELLED)
-        total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
-        return total / (self.labelled_share * len(labels))
 
     def _of_labelled(self, term: Term, outputs: Seen, target: Target, batch: Batch, share: float) -> Tensor:
         """A term of the labelled images of a batch, 0-d."""
-        rows = (batch.labels != UNLABELLED).nonzero().flatten()
+        rows = labelled_rows(batch.labels)
         logits = cast("Tensor", outputs.logits)
         if not len(rows):  # a small part of a batch may have none
             return 0.0 * logits.sum()

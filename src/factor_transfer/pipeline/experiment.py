@@ -17,6 +17,7 @@ from factor_transfer.data import (
     Batch,
     Batches,
     Data,
+    Mixing,
     Mixture,
     Split,
     Views,
@@ -190,6 +191,7 @@ class Experiment:
             collectives.rank(),
             collectives.world(),
             mixture,
+            self.mixing if stage == "student" else None,
         )
 
     @cached_property
@@ -213,6 +215,14 @@ class Experiment:
     def augment(self) -> Augment:
         """The random augmentation of the training images."""
         return Augment(**self.recipe.augment.model_dump())
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """The mixing of the student's images; ``None`` if they are not mixed."""
+        augment = self.augment
+        if augment.mixup is None and augment.cutmix is None:
+            return None
+        return Mixing(len(self.data.classes), augment.mixup, augment.cutmix)
 
     @cached_property
     def views(self) -> Views | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from factor_transfer.config.recipe import Network, Training
+from factor_transfer.data.augment.crops import OF_STUDENT
 from factor_transfer.files import sha256
 from factor_transfer.methods import TERMS
 from factor_transfer.models.external import source
@@ -16,7 +17,13 @@ from factor_transfer.settings import Options
 # settings, so at these values they are not recorded.
 _ADDED = {"factor": {"paraphrase": True}}
 
-_ADDED_TO_ALL = {"weights_key": None, "classes": None, "unlabelled_share": None}
+_ADDED_TO_ALL: dict[str, Any] = {
+    "weights_key": None,
+    "classes": None,
+    "unlabelled_share": None,
+    "label_smoothing": 0.0,
+    "ema_decay": None,
+}
 
 _RESOLVED = {"tap", "mean", "std", "weights"}  # recorded with their resolved values, not as written in the recipe
 
@@ -39,7 +46,7 @@ def cache_provenance(
         "teacher": teacher.fingerprint,
         "taps": ", ".join(taps),
         "data": experiment.data.fingerprint,
-        "augment": recipe.augment.model_dump(mode="json", exclude={"student"}),
+        "augment": recipe.augment.model_dump(mode="json", exclude=OF_STUDENT),
         "cache": recipe.cache.model_dump(mode="json"),
         "precision": experiment.precision,
         "teacher_precision": recipe.teacher_precision,
@@ -66,7 +73,7 @@ def training_provenance(experiment: Experiment, section: Training, **sections: O
         "data": data.fingerprint,
         "mean": list(mean or data.mean),
         "std": list(std or data.std),
-        "augment": recipe.augment.model_dump(mode="json", exclude={"student"}),
+        "augment": recipe.augment.model_dump(mode="json", exclude=OF_STUDENT),
     }
     if recipe.sync_batch_norm:
         inputs["sync_batch_norm"] = True
@@ -113,7 +120,7 @@ def weights_provenance(section: Training) -> dict[str, Any]:
     """
     if section.weights is None:
         return {}
-    given = section.model_dump(mode="json", include=set(_ADDED_TO_ALL), exclude_none=True)
+    given = section.model_dump(mode="json", include={"weights_key", "classes"}, exclude_none=True)
     if section.weights == "pretrained":
         return {"weights": section.weights, **given}
     return {"weights": sha256(weights_file(section.weights)), **given}

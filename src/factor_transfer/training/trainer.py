@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,12 +18,13 @@ from factor_transfer.methods import Losses, Method, Teacher, load_trained_state,
 from factor_transfer.methods.base import trained_buffers
 from factor_transfer.state_dicts import State
 from factor_transfer.training.checkpoint import is_under_way, latest_training, save_training
-from factor_transfer.training.compile import compile_networks, eagerly, set_eager
 from factor_transfer.training.log import RunLog
 from factor_transfer.training.meters import Meters
+from factor_transfer.training.networks.average import WeightAverage
+from factor_transfer.training.networks.compile import compile_networks, eagerly, set_eager
+from factor_transfer.training.networks.sync_batch_norm import synchronise
 from factor_transfer.training.nonfinite import GradientGuard, diverged, nonfinite_names
 from factor_transfer.training.optim import Optimization
-from factor_transfer.training.sync_batch_norm import synchronise
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -91,6 +92,8 @@ class Trainer:
         compiled: whether to compile the networks, if that is possible.
         max_skipped: the number of steps that may be skipped because their gradient is not finite.
         sync_batch_norm: whether batch norm takes its statistics from the images of all processes.
+        ema_decay: the decay of the moving average of the product's weights, which is validated and delivered in place
+            of the weights; ``None`` for no average.
 
     Attributes:
         at: the number of steps done, over all epochs.
@@ -118,6 +121,7 @@ class Trainer:
         compiled: bool = False,
         max_skipped: int = 0,
         sync_batch_norm: bool = False,
+        ema_decay: float | None = None,
     ) -> None:
         self.fabric, self.method, self.product = fabric, method, product
         self.epochs, self.steps = epochs, steps
@@ -128,6 +132,7 @@ class Trainer:
         optimizer, self.scheduler = optimization.build(self._parameters, steps, epochs)
         self.model, self.optimizer = fabric.setup(method, optimizer)
         self.clip_norm = optimization.clip_norm
+        self._average = None if ema_decay is None else WeightAverage(product, ema_decay)
         self.guard = GradientGuard(method, max_skipped)
         self.compiled, self._needs_compiling = compiled, compiled
         self._teachers = [module for module in method.modules() if isinstance(module, Teacher)]
@@ -201,6 +206,8 @@ class Trainer:
             if self.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
             self.optimizer.step()
+            if self._average is not None:
+                self._average.update()
             self.meters.add(self._parts, self._weights)
         self.optimizer.zero_grad()
         with warnings.catch_warnings():
@@ -234,11 +241,13 @@ class Trainer:
             self.meters.reduce(epoch, self.fabric.device)
         self.seconds += self.meters.seconds
         collectives.broadcast_from_rank_zero([value for _, value in trained_buffers(self.method)])
-        with eagerly(self.compiled):
+        if self._average is not None:
+            self._average.synchronise()
+        with self._delivered_weights(), eagerly(self.compiled):
             validation = self.validate()
         self._check_finite(epoch, validation)
         if self.selection.better(validation, self.best.figures if self.best else None):
-            self.best = Outcome(_copy(self.product.state_dict()), epoch + 1, validation, self.seconds)
+            self.best = Outcome(self._weights_to_deliver(), epoch + 1, validation, self.seconds)
         figures = self.meters.figures(waiting_seconds)
         if self.guard.skipped:
             figures["skipped"] = self.guard.skipped
@@ -268,6 +277,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "skipped": self.guard.skipped,
+                "average": self._average.state() if self._average else None,
             }
             save_training(self.checkpoint, state)
         self.saved = self.at
@@ -281,6 +291,8 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.guard.skipped = state["skipped"]
+            if self._average is not None:
+                self._average.load(**state["average"])
             self.at, self.seconds = state["epoch"] * self.steps + state["step"], state["seconds"]
             self.best = Outcome(**state["best"]) if state["best"] else None
             if state["running"]:
@@ -302,13 +314,21 @@ class Trainer:
             raise self.error
         if self.best is None:
             raise InputError(f"{self.log.stage} has no epochs to train")
-        last = None if self.best.epoch == self.epochs else _copy(self.product.state_dict())
+        last = None if self.best.epoch == self.epochs else self._weights_to_deliver()
         return replace(self.best, seconds=self.seconds, last=last)
 
     def stop(self) -> None:
         """Remove the progress bar, and undo the compilation of the networks."""
         self.log.stop()
         set_eager(self.method)
+
+    def _delivered_weights(self) -> AbstractContextManager[None]:
+        """A context in which the product has the weights to deliver: their average, if there is one."""
+        return nullcontext() if self._average is None else self._average.in_use()
+
+    def _weights_to_deliver(self) -> State:
+        with self._delivered_weights():
+            return _copy(self.product.state_dict())
 
     def _compile(self, batch: Batch) -> None:
         """Compile the networks before the first step, for the size of ``batch``. Only the last batch may be smaller."""

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
-from factor_transfer.config.recipe import Training
+from factor_transfer.config.recipe import Network, Training
 from factor_transfer.data import UNLABELLED, Batches, Mixture
 from factor_transfer.distributed import collectives, signals
 from factor_transfer.errors import InputError, Interrupted
@@ -23,10 +23,10 @@ from factor_transfer.pipeline.stages.threads import with_threads
 from factor_transfer.pipeline.weights.trial import leave_out_unused
 from factor_transfer.state_dicts import State
 from factor_transfer.training.checkpoint import is_under_way
-from factor_transfer.training.compile import worthwhile
 from factor_transfer.training.evaluate import at_chance, mean_losses, top
 from factor_transfer.training.log import RunLog, duration
 from factor_transfer.training.loop import fit
+from factor_transfer.training.networks.compile import worthwhile
 from factor_transfer.training.trainer import Selection, Trainer
 
 P = ParamSpec("P")
@@ -172,6 +172,7 @@ class StageTraining:
             compiled=self._compiled(),
             max_skipped=recipe.max_skipped if recipe.on_nonfinite == "skip" else 0,
             sync_batch_norm=recipe.sync_batch_norm,
+            ema_decay=self.section.ema_decay if isinstance(self.section, Network) else None,
         )
 
     def validate(self) -> dict[str, float]:
@@ -297,7 +298,8 @@ def _set_composition(trainings: Sequence[StageTraining], mixture: Mixture) -> No
 def _leave_out_unused(training: StageTraining, batches: Batches) -> None:
     first = next(batches.epoch(0))
     # Two images with labels, if there are any, since some terms depend on no others.
-    rows = (first.labels == UNLABELLED).int().argsort(stable=True)[:2]
+    is_unlabelled = (batches.labels[first.indices] == UNLABELLED).int()
+    rows = is_unlabelled.argsort(stable=True)[:2]
     unused = leave_out_unused(training.method.train(), first.select(rows))
     if unused:
         shown = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")

@@ -10,7 +10,8 @@ from torch import nn
 
 from factor_transfer.config.read import as_toml
 from factor_transfer.config.recipe import Recipe
-from factor_transfer.data.augment import StrongAugment
+from factor_transfer.data.augment.crops import OF_STUDENT
+from factor_transfer.data.augment.strong import StrongAugment
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_atomic
@@ -24,6 +25,7 @@ from factor_transfer.methods import (
     Supervised,
     Teacher,
     Term,
+    cross_entropy,
 )
 from factor_transfer.models import Normalize
 from factor_transfer.pipeline import artefact
@@ -172,8 +174,7 @@ def student_provenance(
     """The inputs of the student stage, with the teacher and the paraphraser that its terms need."""
     recipe = experiment.recipe
     inputs = training_provenance(experiment, recipe.student, student=recipe.student, **recipe.terms)
-    if experiment.augment.student is not None:
-        inputs["augment"] = {**inputs["augment"], "student": experiment.augment.student}
+    inputs["augment"] |= recipe.augment.model_dump(mode="json", include=OF_STUDENT, exclude_none=True)
     if any(TERMS[name].uses_taps for name in recipe.terms):
         inputs["taps"] = " → ".join(", ".join(taps) for taps in experiment.taps)
     inputs |= frozen_provenance(experiment, has_teacher=teacher is not None) | unlabelled_provenance(experiment)
@@ -211,8 +212,9 @@ def build_student_method(
     """
     strong = experiment.augment.student == "strong"
     own_prepare: nn.Module = nn.Sequential(StrongAugment(), normalize) if strong else normalize
+    criterion = cross_entropy(experiment.recipe.student.label_smoothing)
     if teacher is None or not experiment.recipe.terms:
-        return Supervised(student, own_prepare)
+        return Supervised(student, own_prepare, criterion)
     teacher_taps, student_taps = experiment.taps
     teacher_model, prepare = teacher.module.model, teacher.module.prepare
     examples = experiment.examples
@@ -234,7 +236,7 @@ def build_student_method(
     for name in terms:
         arguments = chosen(terms[name], TERMS[name], TERMS[name].between)
         built[name] = TERMS[name].between(pair, **arguments).to(experiment.fabric.device)
-    return Distillation(student, teacher, built, own_prepare)
+    return Distillation(student, teacher, built, own_prepare, criterion=criterion)
 
 
 def preflight(experiment: Experiment, methods: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from factor_transfer.methods import Supervised, Teacher
+from factor_transfer.methods import Supervised, Teacher, cross_entropy
 from factor_transfer.models import Normalize
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
@@ -45,7 +45,8 @@ def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
             experiment.say(f"Warning: {warning}")
         record |= {"stage": "teacher", "epoch": None, "seconds": 0.0}
         return finish_stage(folder, model.state_dict(), record)
-    return train_one(StageTraining(experiment, folder, section, Supervised(model, normalize), model, record))
+    method = Supervised(model, normalize, cross_entropy(section.label_smoothing))
+    return train_one(StageTraining(experiment, folder, section, method, model, record))
 
 
 def teacher_provenance(experiment: Experiment) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What a training does to its networks as a whole: compiling, synchronised batch norm, averaging of the weights."""
