@@ -85,9 +85,12 @@ def recipe_top(_: str) -> str:
 
 
 def recipe_table(name: str) -> str:
-    """The keys of one of a recipe's tables, less those that all stages share."""
-    shared = {} if name in ("data", "augment", "cache", "checkpoint") else _shared()
-    fields = {key: field for key, field in _fields(name).items() if key not in shared or field.is_required()}
+    """The keys of one of a recipe's tables, less those that all stages share; of the student, less the teacher's."""
+    if name == "student":
+        fields = {key: field for key, field in _fields(name).items() if key not in _fields("teacher")}
+    else:
+        shared = {} if name in ("data", "augment", "cache", "checkpoint") else _shared()
+        fields = {key: field for key, field in _fields(name).items() if key not in shared or field.is_required()}
     return _settings(fields, _SOURCES[name])
 
 
@@ -194,14 +197,19 @@ def _settings(fields: Mapping[str, FieldInfo], sources: Iterable[Any]) -> str:
     rows = []
     for key, field in fields.items():
         default = "required" if field.is_required() else _default(field)
-        rows.append((f"`{key}`", _type(field), default, meanings[key.rpartition(".")[2]]))
+        rows.append((f"`{key}`", _type(field), default, meanings.get(key) or meanings[key.rpartition(".")[2]]))
     return _table(["key", "value", "default", ""], rows) if rows else "It has no settings.\n"
 
 
 def _meanings(sources: Iterable[Any]) -> dict[str, str]:
-    """What the docstrings of functions and classes say of their arguments and attributes."""
+    """What the docstrings of functions and classes say of their arguments and attributes.
+
+    The keys of a table in a table have the name of their table before them.
+    """
     found: dict[str, str] = {}
     for source in sources:
+        for key, field in getattr(source, "model_fields", {}).items():
+            found |= {f"{key}.{name}": text for name, text in _meanings(_tables(field)).items()}
         target = source.func if isinstance(source, partial) else source
         for parameter in parse(target.__doc__ or "", DocstringStyle.GOOGLE).params:
             text = _named(" ".join((parameter.description or "").split()), sys.modules[target.__module__])

@@ -142,7 +142,7 @@ def _terms(
     experiment: Experiment, method: Distillation, images: int, warnings: list[str], trained_teacher: bool
 ) -> dict[str, dict[str, float]]:
     """The value of each part of the loss at the start of the training, and its shares of the loss and the gradient."""
-    names = ["ce", *method.terms]
+    names = [*([] if method.criterion is None else ["ce"]), *method.terms]
     sums = {name: {"weighted": 0.0, "gradient": 0.0} for name in names}
     weights = [parameter for parameter in method.student.parameters() if parameter.requires_grad]
     method.train()
@@ -181,7 +181,7 @@ def _balance(terms: dict[str, dict[str, float]], condition: str) -> list[str]:
     shares = {name: part["share_of_gradient"] for name, part in terms.items()}
     if sum(value > 0 for value in shares.values()) < 2:
         return []
-    ratio = shares.get("factor", 0.0) / shares["ce"] if shares["ce"] else 0.0
+    ratio = shares.get("factor", 0.0) / shares["ce"] if shares.get("ce") else 0.0
     beta = terms["factor"]["weight"] if ratio else 0.0
     remedy = ""
     if beta and (shares["factor"] >= DROWNING or ratio <= NEGLIGIBLE):
@@ -198,7 +198,8 @@ def _balance(terms: dict[str, dict[str, float]], condition: str) -> list[str]:
             )
     for name, share in shares.items():
         if name != "ce" and share >= DROWNING:
-            end = remedy if name == "factor" and remedy else "; a lower weight gives the labels more influence"
+            others = "the labels" if "ce" in shares else "the others"
+            end = remedy if name == "factor" and remedy else f"; a lower weight gives {others} more influence"
             found.append(
                 f"{name_of(name)} drowns out the other parts of the loss: {share:.1%} of the gradient comes from it"
                 f"{condition} (this warning appears from {DROWNING:.0%}){end}"

@@ -14,7 +14,7 @@ from factor_transfer.methods import Method, Paraphraser, ParaphraserTraining, Su
 from factor_transfer.models import Normalize, state_bytes
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
-from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.experiment import Experiment, Stage
 from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, new_paraphrasers, paraphraser_provenance
 from factor_transfer.pipeline.stages.teacher import frozen_teacher, teacher_provenance
 from factor_transfer.pipeline.weights.initial import init_network
@@ -112,13 +112,13 @@ def measure_stages(experiment: Experiment, networks: Networks, method: Method) -
     return found
 
 
-def measure_stage(experiment: Experiment, method: Method, stage: str) -> Budget:
+def measure_stage(experiment: Experiment, method: Method, stage: Stage) -> Budget:
     """Measure the time and memory of one stage.
 
     Args:
         experiment: the experiment.
         method: the method that trains the stage. Its weights are changed.
-        stage: the name of the stage's section in the recipe, such as ``"student"``.
+        stage: the stage.
     """
     section: Training = getattr(experiment.recipe, stage)
     assert section.epochs is not None

@@ -113,25 +113,34 @@ class Recipe(Options):
         """A copy of the recipe with another method, and optionally another seed of the student.
 
         Args:
-            method: the method, such as ``"factor+kd"``.
+            method: the method, such as ``"factor+kd"``. ``"student"`` learns from labels even if ``student.labels`` is
+                ``"none"``.
             seed: the seed of the student; ``None`` for this recipe's.
 
         Raises:
             InputError: if the method does not exist, or needs a paraphraser that the recipe does not have.
         """
         transfer = self.transfer.model_copy(update={"method": method})
-        seeds = {} if seed is None else {"seed": seed}
-        other = self.model_copy(update={"transfer": transfer, "student": self.student.model_copy(update=seeds)})
+        changes: dict[str, Any] = {} if seed is None else {"seed": seed}
+        if method == ALONE:
+            changes["labels"] = "all"  # it has nothing else to learn from
+        other = self.model_copy(update={"transfer": transfer, "student": self.student.model_copy(update=changes)})
         other.check_terms()
         return other
 
     def check_terms(self) -> None:
-        """Check that the recipe has what its terms need: a paraphraser, and one class per image.
+        """Check that the recipe has what its terms need: a paraphraser, labels, and one class per image.
 
         Raises:
             InputError: if something is missing.
         """
+        if not self.terms and self.student.labels == "none":
+            with about("student", "labels"):
+                raise InputError(f'the method "{ALONE}" has no terms, so it needs labels')
         for name in self.terms:
+            if TERMS[name].needs_labels and self.student.labels == "none":
+                with about("student", "labels"):
+                    raise InputError(f"the term {name} needs labels")
             if TERMS[name].needs_labels and self.mixing:
                 with about("augment", self.mixing[0]):
                     raise InputError(f"the term {name} needs the class of each image, and mixed images have several")

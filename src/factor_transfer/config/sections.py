@@ -157,6 +157,19 @@ class Network(Training):
         return self
 
 
+class Finetune(Options):
+    """``[student.finetune]``: the training of a distilled student on labels alone, after ``[student]``.
+
+    Attributes:
+        epochs: the number of passes over the labelled images.
+        learning_rate: the learning rate at the start, which is annealed to zero along half a cosine; it defaults to a
+            tenth of ``student.learning_rate``.
+    """
+
+    epochs: Annotated[int, Ge(1)]
+    learning_rate: Annotated[float, Gt(0)] | None = None
+
+
 class Student(Network):
     """``[student]``: the settings of the student, which is always trained.
 
@@ -164,9 +177,14 @@ class Student(Network):
         unlabelled_share: the share of images without labels in each batch, between 0 and 1, if there are such images;
             see ``data.unlabelled``. By default all images are used about equally often, but at least 8 images of a
             batch have labels.
+        labels: which labels the student learns from beside its terms: ``"all"`` there are, or ``"none"``.
+        finetune: the settings of a fine-tuning on labels after the distillation; there is none if left out. A student
+            without a teacher is fine-tuned, too.
     """
 
     unlabelled_share: Annotated[float, Gt(0), Lt(1)] | None = None
+    labels: Literal["all", "none"] = "all"
+    finetune: Finetune | None = None
 
     @model_validator(mode="after")
     def _trained(self) -> "Student":

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from rich.console import Console
@@ -26,6 +26,7 @@ from factor_transfer.data import (
     mix,
     open_data,
 )
+from factor_transfer.data.augment.strong import StrongAugment
 from factor_transfer.data.sets.image_files import class_name
 from factor_transfer.distributed import collectives
 from factor_transfer.distributed.device import find_device
@@ -48,6 +49,7 @@ EVALUATION_BATCH = 500
 KEPT_LOGITS = 2**30  # bytes: the logits of five networks for the 50,000 validation images of ImageNet
 EXAMPLES = 64  # the number of images that networks are tried with before training
 
+Stage = Literal["teacher", "paraphraser", "student", "finetune"]
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel, 0..1
 
 
@@ -144,7 +146,8 @@ class Experiment:
     def _check_batch_sizes(self, data: Data) -> None:
         for name in ("teacher", "paraphraser", "student"):
             section = getattr(self.recipe, name)
-            images = len(data.train if name == "teacher" else data.pool)
+            labelled_only = name == "teacher" or getattr(section, "finetune", None) is not None
+            images = len(data.train if labelled_only else data.pool)
             if section is not None and section.epochs is not None and section.batch_size > images:
                 raise InputError(
                     f"{name}.batch_size is {section.batch_size}, larger than the training set of {images} "
@@ -163,21 +166,23 @@ class Experiment:
             return None
         return mix(len(self.data.train), len(unlabelled), section.batch_size, section.unlabelled_share)
 
-    def batches(self, stage: str, has_terms: bool = True) -> Batches:
+    def batches(self, stage: Stage, has_terms: bool = True) -> Batches:
         """The batches that a stage is trained on: this process's part of each, on the device.
 
         The teacher is trained on labelled images. The paraphraser needs no labels, so it is trained on all images, and
         so is a student whose method has terms. A student alone is trained on labelled images, for as many steps.
+        Fine-tuning uses labelled images, without fixed views.
 
         Args:
-            stage: the name of the stage's section in the recipe: ``"teacher"``, ``"paraphraser"`` or ``"student"``.
+            stage: the stage.
             has_terms: for a student, whether its method has terms.
 
         Raises:
             InputError: if the batch size does not suit the images or the number of processes.
         """
-        section = getattr(self.recipe, stage)
-        split = self.data.pool if stage != "teacher" and has_terms else self.data.train
+        section = getattr(self.recipe, "student" if stage == "finetune" else stage)
+        labelled_only = stage in ("teacher", "finetune")
+        split = self.data.pool if not labelled_only and has_terms else self.data.train
         mixture = self.mixture if stage == "student" else None
         if mixture is not None and not has_terms:
             mixture = mixture.labelled_alone()
@@ -187,11 +192,11 @@ class Experiment:
             section.seed,
             self.augment,
             self.fabric.device,
-            self.views if stage != "teacher" else None,
+            None if labelled_only else self.views,
             collectives.rank(),
             collectives.world(),
             mixture,
-            self.mixing if stage == "student" else None,
+            self.mixing if stage in ("student", "finetune") else None,
         )
 
     @cached_property
@@ -300,6 +305,14 @@ class Experiment:
         if isinstance(statistics, Artefact):
             statistics = statistics.record["mean"], statistics.record["std"]
         return Normalize(*statistics).to(self.fabric.device)
+
+    def student_input(self, normalize: Normalize) -> nn.Module:
+        """The module that turns raw images into the student's input in training.
+
+        Args:
+            normalize: the module that does it elsewhere.
+        """
+        return nn.Sequential(StrongAugment(), normalize) if self.augment.student == "strong" else normalize
 
     def load(self, done: Artefact, last: bool = False) -> nn.Module:
         """Load the network of a finished stage onto the device.

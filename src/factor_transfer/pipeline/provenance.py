@@ -23,9 +23,11 @@ _ADDED_TO_ALL: dict[str, Any] = {
     "unlabelled_share": None,
     "label_smoothing": 0.0,
     "ema_decay": None,
+    "labels": "all",
 }
 
-_RESOLVED = {"tap", "mean", "std", "weights"}  # recorded with their resolved values, not as written in the recipe
+# Recorded with their resolved values, not as written in the recipe; fine-tuning is recorded by its own stage.
+_RESOLVED = {"tap", "mean", "std", "weights", "finetune"}
 
 
 def cache_provenance(

@@ -75,7 +75,7 @@ def make_paraphraser(experiment: Experiment, fresh: bool = False) -> Artefact:
     method = ParaphraserTraining(teacher_network, taps, list(paraphrasers.values()), **settings)
     if experiment.views is not None:
         method.cached = Cache(experiment, teacher, experiment.views).features()
-    return train_one(StageTraining(experiment, folder, section, method, product, record))
+    return train_one(StageTraining(experiment, folder, section, method, product, record, stage="paraphraser"))
 
 
 def paraphraser_provenance(experiment: Experiment, teacher: Artefact) -> dict[str, Any]:

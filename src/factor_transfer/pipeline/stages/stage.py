@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
-from factor_transfer.config.recipe import Network, Training
+from factor_transfer.config.recipe import Network, Student, Training
 from factor_transfer.data import UNLABELLED, Batches, Mixture
 from factor_transfer.distributed import collectives, signals
 from factor_transfer.errors import InputError, Interrupted
@@ -17,7 +17,7 @@ from factor_transfer.methods import Distillation, Method, Supervised
 from factor_transfer.models import Normalize, macs
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
-from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.experiment import Experiment, Stage
 from factor_transfer.pipeline.lock import hold, still_held
 from factor_transfer.pipeline.stages.threads import with_threads
 from factor_transfer.pipeline.weights.trial import leave_out_unused
@@ -137,6 +137,7 @@ class StageTraining:
         product: the part of the method whose weights are saved.
         record: the content of ``stage.json``, without the figures.
         start: the validation top-1 of the initial weights, in percent; ``None`` if they are random.
+        stage: the stage, which determines the images.
     """
 
     experiment: Experiment
@@ -146,12 +147,17 @@ class StageTraining:
     product: nn.Module
     record: Mapping[str, Any]
     start: float | None = None
+    stage: Stage = "student"
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the student will be fine-tuned after this training."""
+        return isinstance(self.section, Student) and self.section.finetune is not None
 
     @cached_property
     def batches(self) -> Batches:
         """The images that the method is trained on."""
-        stage = self.folder.name.partition("-")[0]
-        return self.experiment.batches(stage, has_terms=not isinstance(self.method, Supervised))
+        return self.experiment.batches(self.stage, has_terms=not isinstance(self.method, Supervised))
 
     def trainer(self) -> Trainer:
         """The trainer, ready to start or to resume."""
@@ -166,7 +172,7 @@ class StageTraining:
             steps=len(self.batches),
             optimization=self.section.optimization,
             validate=self.validate,
-            selection=Selection(metric, highest=highest, keep=self.section.keep),
+            selection=Selection(metric, highest=highest, keep="last" if self.is_followed else self.section.keep),
             checkpoint=self.folder / artefact.RUNNING,
             log=RunLog(self.experiment.display, self.folder.name, self.folder / artefact.METRICS, recipe.log),
             compiled=self._compiled(),
@@ -213,7 +219,7 @@ class StageTraining:
 
     def warnings(self, figures: Mapping[str, float]) -> list[str]:
         """The warnings about a trained network: at chance level, or worse than its initial weights."""
-        if "top1" not in figures or not self.method.classifies:
+        if "top1" not in figures or not self.method.classifies or self.is_followed:
             return []
         data, top1 = self.experiment.data, figures["top1"]
         found = []

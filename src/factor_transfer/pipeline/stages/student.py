@@ -1,7 +1,8 @@
 """Stage 3, distillation training: the student learns from labels and, through its method's terms, from the teacher."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import nn
 
 from factor_transfer.config.read import as_toml
 from factor_transfer.config.recipe import Recipe
+from factor_transfer.data import Batch
 from factor_transfer.data.augment.crops import OF_STUDENT
-from factor_transfer.data.augment.strong import StrongAugment
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_atomic
@@ -34,11 +35,13 @@ from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.finished_run import folder_name
 from factor_transfer.pipeline.provenance import frozen_provenance, training_provenance, unlabelled_provenance
 from factor_transfer.pipeline.stages.cache import Cache
+from factor_transfer.pipeline.stages.finetune import fine_tuning, untuned_folder
 from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, new_paraphrasers, require_paraphraser
 from factor_transfer.pipeline.stages.sizes import print_sizes
 from factor_transfer.pipeline.stages.stage import StageTraining, in_work_dir, start_stage, train
 from factor_transfer.pipeline.stages.teacher import frozen_teacher, require_teacher
 from factor_transfer.pipeline.weights.initial import init_network
+from factor_transfer.pipeline.weights.trial import depends_on_logits
 from factor_transfer.settings import chosen
 
 
@@ -66,15 +69,38 @@ def make_students(experiments: Sequence[Experiment], fresh: bool = False) -> lis
     Returns:
         The finished stage of each experiment. If there are several, a failed one is represented by its error.
     """
-    students: list[Artefact | Exception | StageTraining] = []
     teachers: dict[str, Teacher] = {}
-    for experiment in experiments:
-        try:
-            students.append(_student(experiment, teachers, fresh))
-        except (InputError, RuntimeError, MemoryError) as error:
-            if len(experiments) == 1:
-                raise
-            students.append(error)
+    prepared = [_attempt(partial(_student, one, teachers, fresh), experiments) for one in experiments]
+    students = _train(experiments, prepared, teachers)
+    if experiments[0].recipe.student.finetune is None:
+        return students
+    followed = [
+        student
+        if isinstance(student, Exception)
+        else _attempt(partial(_fine_tuning, experiment, student, fresh), experiments)
+        for experiment, student in zip(experiments, students, strict=True)
+    ]
+    return _train(experiments, followed, {})
+
+
+def _attempt(
+    prepare: Callable[[], Artefact | StageTraining], experiments: Sequence[Experiment]
+) -> Artefact | StageTraining | Exception:
+    """The result of ``prepare``, or its error if there are several experiments, so that the others continue."""
+    try:
+        return prepare()
+    except (InputError, RuntimeError, MemoryError) as error:
+        if len(experiments) == 1:
+            raise
+        return error
+
+
+def _train(
+    experiments: Sequence[Experiment],
+    students: Sequence[Artefact | Exception | StageTraining],
+    teachers: Mapping[str, Teacher],
+) -> list[Artefact | Exception]:
+    """Train those of several students that are not up to date, side by side where they have the same batches."""
     trainings = [student for student in students if isinstance(student, StageTraining)]
     for teacher in teachers.values():
         teacher.shared = len(trainings) > 1
@@ -99,11 +125,12 @@ def _with_the_same_batches(trainings: Sequence[StageTraining]) -> list[list[Stag
 
     Where there are images without labels, a student alone needs the labelled ones.
     """
-    unlabelled = trainings[0].experiment.data.unlabelled is not None
+    unlabelled = trainings[0].experiment.data.unlabelled is not None and trainings[0].stage == "student"
     groups: dict[str, list[StageTraining]] = {}
     for training in sorted(trainings, key=lambda one: unlabelled and not isinstance(one.method, Supervised)):
         labelled = unlabelled and isinstance(training.method, Supervised)
-        groups.setdefault(f"{labelled} {training.section.model_dump_json()}", []).append(training)
+        settings = training.section.model_dump_json(exclude={"labels"})
+        groups.setdefault(f"{labelled} {settings}", []).append(training)
     return list(groups.values())
 
 
@@ -132,10 +159,29 @@ def _fill(experiment: Experiment, methods: Sequence[Distillation]) -> None:
 def _student(experiment: Experiment, teachers: dict[str, Teacher], fresh: bool) -> Artefact | StageTraining:
     """A student that is up to date, or its training; the frozen teacher that it needs is added to ``teachers``."""
     teacher, paraphraser = _upstream(experiment)
-    folder = student_folder(experiment.work_dir, experiment.recipe)
+    folder = _first_folder(experiment)
     done = start_stage(experiment, folder, student_provenance(experiment, teacher, paraphraser), fresh)
-    collectives.on_rank_zero(lambda: write_atomic(folder / artefact.RECIPE, as_toml(experiment.recipe).encode()))
+    _write_recipe(experiment, folder)
     return done or _training(experiment, teachers, teacher, paraphraser)
+
+
+def _fine_tuning(experiment: Experiment, untuned: Artefact, fresh: bool) -> Artefact | StageTraining:
+    """A fine-tuned student that is up to date, or its training."""
+    folder = student_folder(experiment.work_dir, experiment.recipe)
+    found = fine_tuning(experiment, folder, untuned, fresh)
+    _write_recipe(experiment, folder)
+    return found
+
+
+def _write_recipe(experiment: Experiment, folder: Path) -> None:
+    collectives.on_rank_zero(lambda: write_atomic(folder / artefact.RECIPE, as_toml(experiment.recipe).encode()))
+
+
+def _first_folder(experiment: Experiment) -> Path:
+    """The folder of the student, or that of the student before fine-tuning, if it will be fine-tuned."""
+    recipe = experiment.recipe
+    folder = student_folder if recipe.student.finetune is None else untuned_folder
+    return folder(experiment.work_dir, recipe)
 
 
 def _upstream(experiment: Experiment) -> tuple[Artefact | None, Artefact | None]:
@@ -149,7 +195,7 @@ def _upstream(experiment: Experiment) -> tuple[Artefact | None, Artefact | None]
 def _training(
     experiment: Experiment, teachers: dict[str, Teacher], teacher: Artefact | None, paraphraser: Artefact | None
 ) -> StageTraining:
-    section, folder = experiment.recipe.student, student_folder(experiment.work_dir, experiment.recipe)
+    section, folder = experiment.recipe.student, _first_folder(experiment)
     frozen = None
     if teacher is not None:
         if teacher.fingerprint not in teachers:
@@ -210,9 +256,8 @@ def build_student_method(
     Raises:
         InputError: if a term cannot be used between these two networks.
     """
-    strong = experiment.augment.student == "strong"
-    own_prepare: nn.Module = nn.Sequential(StrongAugment(), normalize) if strong else normalize
-    criterion = cross_entropy(experiment.recipe.student.label_smoothing)
+    own_prepare, section = experiment.student_input(normalize), experiment.recipe.student
+    criterion = cross_entropy(section.label_smoothing)
     if teacher is None or not experiment.recipe.terms:
         return Supervised(student, own_prepare, criterion)
     teacher_taps, student_taps = experiment.taps
@@ -236,7 +281,7 @@ def build_student_method(
     for name in terms:
         arguments = chosen(terms[name], TERMS[name], TERMS[name].between)
         built[name] = TERMS[name].between(pair, **arguments).to(experiment.fabric.device)
-    return Distillation(student, teacher, built, own_prepare, criterion=criterion)
+    return Distillation(student, teacher, built, own_prepare, criterion=None if section.labels == "none" else criterion)
 
 
 def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
@@ -273,11 +318,22 @@ def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
                     )
         distillation.eval()
         device = experiment.fabric.device
+        batch = experiment.examples[:2], experiment.data.train.labels[:2].to(device), torch.arange(2, device=device)
         with torch.no_grad():
-            distillation(
-                experiment.examples[:2], experiment.data.train.labels[:2].to(device), torch.arange(2, device=device)
-            )
+            distillation(*batch)
+        if isinstance(distillation, Distillation) and distillation.criterion is None:
+            _check_classifier(recipe, distillation, Batch(*batch))
     torch.random.set_rng_state(state)
+
+
+def _check_classifier(recipe: Recipe, method: Distillation, batch: Batch) -> None:
+    """Raise an error if nothing trains the classifier of a student that learns without labels."""
+    learned = isinstance(method.student.model, ReusedClassifier) or depends_on_logits(method, method.student, batch)
+    if not learned and recipe.student.finetune is None:
+        raise InputError(
+            f'student.labels = "none": {recipe.method} compares features only, so the student\'s classifier would not '
+            "be trained; add a term that compares logits, such as kd, or fine-tune it with student.finetune.epochs"
+        )
 
 
 def _the_only(students: list[Artefact | Exception]) -> Artefact:

@@ -46,7 +46,7 @@ def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
         record |= {"stage": "teacher", "epoch": None, "seconds": 0.0}
         return finish_stage(folder, model.state_dict(), record)
     method = Supervised(model, normalize, cross_entropy(section.label_smoothing))
-    return train_one(StageTraining(experiment, folder, section, method, model, record))
+    return train_one(StageTraining(experiment, folder, section, method, model, record, stage="teacher"))
 
 
 def teacher_provenance(experiment: Experiment) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from factor_transfer.data import Batch
 from factor_transfer.errors import InputError, first_line, shown
 from factor_transfer.methods import Method, trained_state
 from factor_transfer.models.outputs import logits_of
+from factor_transfer.taps.extract import Taps
 
 _IMAGES = 2
 
@@ -73,6 +74,23 @@ def leave_out_unused(method: Method, batch: Batch) -> list[str]:
     for _, parameter in unused:
         parameter.requires_grad_(False)
     return [name for name, _ in unused]
+
+
+def depends_on_logits(method: Method, network: Taps, batch: Batch) -> bool:
+    """Whether the loss of a method depends on the logits of one of its networks.
+
+    Args:
+        method: the method, in evaluation mode.
+        network: the network, a part of the method.
+        batch: a few images with their labels.
+    """
+    logits: list[Tensor] = []
+    hook = network.register_forward_hook(lambda module, images, outputs: logits.append(outputs.logits))
+    with torch.enable_grad():
+        loss = method(*batch)["loss"]
+        hook.remove()
+        gradients = torch.autograd.grad(loss, logits, allow_unused=True)
+    return any(gradient is not None for gradient in gradients)
 
 
 def _check_logits(logits: Tensor, images: int, classes: int) -> None:

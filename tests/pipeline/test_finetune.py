@@ -1,0 +1,92 @@
+"""Students that learn without labels, and their fine-tuning on labels."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Run, refused
+from factor_transfer.config.read import read_recipe
+from factor_transfer.training import trainer
+from factor_transfer.training.checkpoint import save_training
+
+FEW = ["teacher.epochs=1", "paraphraser.epochs=1", "student.epochs=1"]
+TUNED = [*FEW, "student.labels=none", "student.finetune.epochs=6", "student.finetune.learning_rate=0.05"]
+
+
+def figures(stage: str, work: str = "work") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(work, stage, "metrics.jsonl").read_text().splitlines()]
+
+
+def record(stage: str, work: str = "work") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(work, stage, "stage.json").read_text())
+    return found
+
+
+def test_terms_alone_then_labels_alone(tiny: Path, run: Run) -> None:
+    result = run("run", tiny, *TUNED, "--baseline", "--work-dir", "work")
+    assert result.code == 0, result.err
+    before, after = figures("untuned-factor-seed0"), figures("student-factor-seed0")
+    assert "loss_factor" in before[0]
+    assert "loss_ce" not in before[0]
+    assert len(after) == 6
+    assert "loss_factor" not in after[0]
+    assert after[0]["learning_rate"] == 0.05
+    assert after[-1]["accuracy"] > before[-1]["accuracy"]
+    # The student alone has only labels to learn from, and takes as many steps.
+    assert "loss_factor" not in figures("untuned-alone-seed0")[0]
+    assert len(figures("student-alone-seed0")) == 6
+    assert read_recipe(Path("work/student-alone-seed0/recipe.toml")).student.labels == "all"
+    assert "untuned-factor-seed0 has learned nothing" not in result.out
+
+    again = run("run", tiny, *TUNED, "student.finetune.epochs=1", "--work-dir", "work")
+    assert again.code == 0, again.err
+    assert "untuned-factor-seed0  up to date" in again.out
+    assert "student-factor-seed0  runs again because its inputs changed" in again.out
+    assert run("test", "work").code == 0
+
+
+def test_a_resumed_fine_tuning_ends_with_the_same_bytes(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("run", tiny, *TUNED, "--work-dir", "through").code == 0
+
+    def save_and_die(path: Path, state: Any) -> None:
+        save_training(path, state)
+        if path.parent.name == "student-factor-seed0":
+            raise SystemError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_training", save_and_die)
+        with pytest.raises(SystemError, match="killed"):
+            run("run", tiny, *TUNED, "--work-dir", "killed")
+    resumed = run("run", tiny, *TUNED, "--work-dir", "killed")
+    assert resumed.code == 0, resumed.err
+    assert "student-factor-seed0  resumes" in resumed.out
+    sums = [record("student-factor-seed0", work)["weights_sha256"] for work in ("through", "killed")]
+    assert sums[0] == sums[1]
+
+
+def test_a_comparison_of_students_without_labels(tiny: Path, run: Run) -> None:
+    given = [*FEW, "student.labels=none", "--methods", "student,kd", "--seeds", "1", "--work-dir", "work"]
+    result = run("compare", tiny, *given)
+    assert result.code == 0, result.err
+    assert "loss_ce" not in figures("student-kd-seed0")[0]
+    assert figures("student-alone-seed0")[0]["accuracy"] > 0
+    # The recipes of students from before this setting, and of those that learn from labels, have no such input.
+    assert "labels" not in record("student-alone-seed0")["inputs"]["student"]
+    checked = run("check", tiny, *FEW, "student.labels=none", "transfer.method=kd", "--work-dir", "work")
+    assert checked.code == 0, checked.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([], 'student.labels = "none": factor compares features only, so the student\'s classifier'),
+        (["transfer.method=student"], 'student.labels: the method "student" has no terms'),
+        (["transfer.method=dkd"], "student.labels: the term dkd needs labels"),
+        (["student.finetune.epochs=0"], "student.finetune.epochs"),
+        (["student.finetune.learning_rate=0.1"], "student.finetune.epochs"),
+    ],
+)
+def test_what_cannot_be_trained(tiny: Path, run: Run, settings: list[str], message: str) -> None:
+    refused(run("run", tiny, *FEW, "student.labels=none", *settings), message)
