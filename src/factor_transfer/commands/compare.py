@@ -114,13 +114,13 @@ def _train_and_score(
     runs = runner.runs(experiment, methods, range(first, first + seeds), score)
     teacher = artefact.find(experiment.work_dir / "teacher")
     assert teacher is not None  # the runner has trained it
-    teacher_figures = figures_of(experiment, teacher)
+    reached = figures_of(experiment, teacher) if teacher.has_classifier else None
     comparison = {
         "runs": runs,
-        "teacher": {name: teacher_figures[name] for name in ("top1", "top5", "loss")},
+        "teacher": None if reached is None else {name: reached[name] for name in ("top1", "top5", "loss")},
         "classes": len(experiment.data.classes),
         "against": against,
-        "methods": summarize(runs, methods, teacher_figures["top1"], against),
+        "methods": summarize(runs, methods, None if reached is None else reached["top1"], against),
         "pairwise": pairwise(runs, methods),
     }
     collectives.on_rank_zero(lambda: write_json(experiment.work_dir / COMPARISON, comparison))
@@ -183,14 +183,14 @@ def score(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
 
 
 def summarize(
-    runs: Sequence[Mapping[str, Any]], methods: Sequence[str], teacher: float, against: str = ALONE
+    runs: Sequence[Mapping[str, Any]], methods: Sequence[str], teacher: float | None, against: str = ALONE
 ) -> dict[str, Any]:
     """The statistics of each method over its runs.
 
     Args:
         runs: the records of the runs, see ``compare``.
         methods: the methods, with the student alone among them.
-        teacher: the teacher's top-1, in percent.
+        teacher: the teacher's top-1, in percent; ``None`` for a teacher without a classifier.
         against: the method that the others are compared with.
 
     Returns:
@@ -213,7 +213,7 @@ def summarize(
         both = sorted(own.keys() & alone.keys())
         if both:
             figures["cost"] = sum(seconds[method][s] for s in both) / sum(seconds[ALONE][s] for s in both)
-        if both and method != ALONE:
+        if both and method != ALONE and teacher is not None:
             gap = teacher - sum(alone[seed] for seed in both) / len(both)
             gained = sum(own[seed] - alone[seed] for seed in both) / len(both)
             figures["gap_closed"] = gained / gap if gap >= _LEAST_GAP else None

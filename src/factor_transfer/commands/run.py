@@ -42,7 +42,7 @@ def _run_stages(experiment: Experiment, baseline: bool, fresh: bool, report: boo
     if baseline and terms:
         done["baseline"] = make_student(experiment.with_method(ALONE), fresh)
     summary: dict[str, Any] = {"method": experiment.recipe.method, "teacher": None, "student": None, "baseline": None}
-    summary |= {name: network_figures(experiment, artefact) for name, artefact in done.items()}
+    summary |= {name: network_figures(experiment, one) for name, one in done.items() if one.has_classifier}
     collectives.on_rank_zero(lambda: write_json(experiment.work_dir / "summary.json", summary))
     if report:
         try_report(experiment)

@@ -43,6 +43,8 @@ def find_tested(place: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Pat
     done = run.teacher if is_teacher else run.student
     if done is None:
         raise InputError(f"{folder} is not finished; the command that started it resumes it")
+    if not done.has_classifier:
+        raise InputError(f"the teacher in {folder} has no classifier for the classes of the data; give its student")
     checkpoint = place if folder != place else done.folder
     return run.recipe(overrides), checkpoint, run.models("teacher" if is_teacher else "student")
 

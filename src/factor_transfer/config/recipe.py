@@ -129,7 +129,7 @@ class Recipe(Options):
         return other
 
     def check_terms(self) -> None:
-        """Check that the recipe has what its terms need: a paraphraser, labels, and one class per image.
+        """Check that the recipe has what its terms need: a paraphraser, a classifier of the teacher, labels.
 
         Raises:
             InputError: if something is missing.
@@ -138,6 +138,10 @@ class Recipe(Options):
             with about("student", "labels"):
                 raise InputError(f'the method "{ALONE}" has no terms, so it needs labels')
         for name in self.terms:
+            if TERMS[name].needs_classifier and not self.teacher.has_classifier:
+                with about("teacher", "classes"):
+                    usable = ", ".join(name for name, term in TERMS.items() if not term.needs_classifier)
+                    raise InputError(f"the term {name} needs a teacher with a classifier; these do not: {usable}")
             if TERMS[name].needs_labels and self.student.labels == "none":
                 with about("student", "labels"):
                     raise InputError(f"the term {name} needs labels")

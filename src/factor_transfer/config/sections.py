@@ -122,8 +122,9 @@ class Network(Training):
             given weights were trained with, if that is known, and otherwise to the data's.
         std: the standard deviation of each channel, in 0..1, with the same defaults as ``mean``.
         classes: the names of the outputs of ``weights``, in order; the outputs are permuted to the order of the data's
-            classes. ``"data"`` declares that they are in that order already. It defaults to the names stored with the
-            weights, if there are any.
+            classes. ``"data"`` declares that they are in that order already. ``"none"``, for a teacher, declares that
+            the outputs are not classes: only its features are used. It defaults to the names stored with the weights,
+            if there are any.
         label_smoothing: the probability that the labels divide equally among all classes, in 0..1. A teacher that is
             trained with it tells a student less about similar classes (Müller, Kornblith, Hinton, NeurIPS 2019).
         ema_decay: the decay of a moving average of the weights, such as 0.999. The average is what is validated and
@@ -135,7 +136,7 @@ class Network(Training):
     tap: str | list[str] | None = None
     mean: list[float] | None = None
     std: list[Annotated[float, Field(gt=0)]] | None = None
-    classes: list[str] | Literal["data"] | None = None
+    classes: list[str] | Literal["data", "none"] | None = None
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     ema_decay: Annotated[float, Gt(0), Lt(1)] | None = None
 
@@ -143,6 +144,17 @@ class Network(Training):
     def taps(self) -> list[str] | None:
         """The taps as a list; ``None`` for the default."""
         return [self.tap] if isinstance(self.tap, str) else self.tap
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether the outputs are the classes of the data."""
+        return self.classes != "none"
+
+    @model_validator(mode="after")
+    def _classifies(self) -> "Network":
+        if not self.has_classifier and (self.epochs is not None or self.weights is None):
+            raise ValueError('with classes = "none", give the weights of a trained network, and leave out epochs')
+        return self
 
     @model_validator(mode="after")
     def _tapped(self) -> "Network":

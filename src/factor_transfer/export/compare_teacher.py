@@ -51,7 +51,8 @@ def against_teacher(
         (student_costs,) = costs([file])
         return {"costs": student_costs, "teacher": None, "ratios": None}
     student_costs, teacher_costs = costs([file, teacher])
-    figures = top(*predict(nn.Sequential(normalize, network), in_order(experiment.test, EVALUATION_BATCH)))
+    test = in_order(experiment.test, EVALUATION_BATCH)
+    figures = top(*predict(nn.Sequential(normalize, network), test)) if run.teacher.has_classifier else {"top1": None}
     record = network_record(run.teacher, network, example)
     size = teacher.stat().st_size
     student = load_network(run.student, trusted_code=trusted)

@@ -13,6 +13,7 @@ class LogitsTerm(Term):
     """A term that compares the two networks' logits. Subclasses define ``distance``."""
 
     teacher_logits = True
+    needs_classifier = True
 
     @classmethod
     def between(cls, pair: Pair, **settings: Any) -> Self:

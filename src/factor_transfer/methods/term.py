@@ -188,6 +188,8 @@ class Term(nn.Module):
             last tap.
         uses_taps: whether the term uses the recipe's ``[teacher] tap`` and ``[student] tap``.
         needs_paraphraser: whether the term needs the paraphraser of stage 2.
+        needs_classifier: whether the term needs a teacher that classifies images, because it uses its logits or its
+            last layer. The others work with features of any network.
         needs_labels: whether the term needs the labels of the images. If some images have none, it is computed from
             the others.
     """
@@ -200,6 +202,7 @@ class Term(nn.Module):
     teacher_logits: bool = False
     uses_taps: bool = False
     needs_paraphraser: bool = False
+    needs_classifier: bool = False
     needs_labels: bool = False
 
     @classmethod

@@ -50,6 +50,11 @@ class Artefact:
         identity = {key: self.record.get(key) for key in ("weights_sha256", "model", "mean", "std", "in_channels")}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def has_classifier(self) -> bool:
+        """Whether the network classifies images; ``False`` for a teacher that was given for its features alone."""
+        return bool(self.record.get("classifier", True))
+
     def state(self) -> State:
         """Read the weights."""
         return read_weights(self.weights)

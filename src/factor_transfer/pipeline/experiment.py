@@ -349,7 +349,7 @@ class Experiment:
             with torch.random.fork_rng(devices=[]):
                 model = self.build(section)
             images = self.normalize(self.statistics(section))(self.examples[:2])
-            try_network(section.model, model, images, len(self.data.classes))
+            try_network(section.model, model, images, len(self.data.classes) if section.has_classifier else None)
             try:
                 taps = [resolve(model, images, tap) for tap in section.taps or [LAST_STAGE]]
             except InputError:

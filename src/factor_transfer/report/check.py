@@ -48,13 +48,20 @@ def print_check(console: Console, found: Mapping[str, Any]) -> None:
         console.print(printable(f"Warning: {warning}"), style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
-def _lines(found: Mapping[str, Any]) -> list[str]:
-    teacher = found["teacher"]
+def _teacher_line(teacher: Mapping[str, Any]) -> str:
+    if teacher["top1"] is None:
+        usable = ", ".join(teacher["methods"])
+        return f"teacher  {teacher['state']}, without a classifier; these terms can be used with it: {usable}"
     recorded = "" if teacher["top1_recorded"] is None else f"; {teacher['top1_recorded']:.2f} % in its record"
-    lines = [
+    return (
         f"teacher  {teacher['state']}, top-1 {teacher['top1']:.2f} % on {teacher['images']} {teacher['split']} "
         f"images (chance {teacher['chance']:.1f} %){recorded}"
-    ]
+    )
+
+
+def _lines(found: Mapping[str, Any]) -> list[str]:
+    teacher = found["teacher"]
+    lines = [_teacher_line(teacher)]
     if unlabelled := found.get("unlabelled"):
         confidence = unlabelled["confidence"]
         sure = f"; the teacher's mean confidence is {confidence[0]:.0%} and {confidence[1]:.0%}" if confidence else ""

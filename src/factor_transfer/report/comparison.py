@@ -29,7 +29,8 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
     for heading in ("top-1 %", "difference", "gap closed", "cost"):
         table.add_column(heading, justify="right")
     methods = comparison["methods"]
-    table.add_row("teacher", f"{comparison['teacher']['top1']:.2f}", "", "", "")
+    if comparison["teacher"] is not None:
+        table.add_row("teacher", f"{comparison['teacher']['top1']:.2f}", "", "", "")
     for method, figures in methods.items():
         mean, difference = as_estimate(figures, "mean"), as_estimate(figures, "difference")
         table.add_row(

@@ -28,9 +28,10 @@ def print_export(console: Console, record: Mapping[str, Any], path: str) -> None
         table.add_row(name, file, trained, teacher_cell, ratio)
 
     # Without a teacher, its cells are computed from placeholders and left empty.
-    large = teacher or {"top1": 0.0, "bytes": 0, "parameters": 0, "macs": 0, "costs": costs}
+    large = teacher or {"top1": None, "bytes": 0, "parameters": 0, "macs": 0, "costs": costs}
     student = record["student"]
-    row("top-1 %", f"{parity['top1_file']:.2f}", f"{parity['top1_trained']:.2f}", "", f"{large['top1']:.2f}")
+    top1 = "" if large["top1"] is None else f"{large['top1']:.2f}"
+    row("top-1 %", f"{parity['top1_file']:.2f}", f"{parity['top1_trained']:.2f}", "", top1)
     row("bytes", f"{record['file']['bytes']:,}", f"{student['weights_bytes']:,}", "bytes", f"{large['bytes']:,}")
     row("parameters", "", f"{student['parameters']:,}", "parameters", f"{large['parameters']:,}")
     row("multiply-accumulates", "", f"{student['macs']:,}", "macs", f"{large['macs']:,}")

@@ -56,9 +56,11 @@ def _draw(comparison: Mapping[str, Any]) -> "Figure":
         axes.plot(points, [row] * len(points), "o", color="0.6", markersize=4, zorder=1)
         if figures["mean"] is not None:
             axes.errorbar(figures["mean"], row, xerr=figures["interval"] or 0, fmt="s", color="C0", capsize=3, zorder=2)
-    teacher = comparison["teacher"]["top1"]
-    axes.axvline(teacher, color="C3", linestyle="--", linewidth=1)
-    axes.annotate("teacher", (teacher, 1.01), xycoords=axes.get_xaxis_transform(), color="C3", ha="center", va="bottom")
+    if comparison["teacher"] is not None:
+        teacher = comparison["teacher"]["top1"]
+        axes.axvline(teacher, color="C3", linestyle="--", linewidth=1)
+        place = (teacher, 1.01)
+        axes.annotate("teacher", place, xycoords=axes.get_xaxis_transform(), color="C3", ha="center", va="bottom")
     student = methods["student"]["mean"]
     if student is not None:
         axes.axvline(student, color="0.4", linestyle=":", linewidth=1)

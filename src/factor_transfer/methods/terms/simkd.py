@@ -130,6 +130,7 @@ class SimKD(Term):
 
     cross_entropy = 0.0
     uses_taps = True
+    needs_classifier = True
 
     def __init__(self, teacher_tap: str, *, weight: Annotated[float, Ge(0)] = 1.0) -> None:
         super().__init__()

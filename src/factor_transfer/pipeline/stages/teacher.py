@@ -40,9 +40,13 @@ def make_teacher(experiment: Experiment, fresh: bool = False) -> Artefact:
     model, record = init_network(experiment, "teacher", section)
     normalize = experiment.normalize((record["mean"], record["std"]))
     if section.epochs is None:
-        check_features(model, normalize, experiment.taps[0], experiment.examples)
-        for warning in look_at_teacher(experiment, model, normalize, recorded=None).warnings:
-            experiment.say(f"Warning: {warning}")
+        check_features(model, normalize, experiment.taps[0], experiment.examples, section.has_classifier)
+        if section.has_classifier:
+            for warning in look_at_teacher(experiment, model, normalize, recorded=None).warnings:
+                experiment.say(f"Warning: {warning}")
+        else:
+            experiment.say("teacher  has no classifier for these classes; only its features are used")
+            record["classifier"] = False
         record |= {"stage": "teacher", "epoch": None, "seconds": 0.0}
         return finish_stage(folder, model.state_dict(), record)
     method = Supervised(model, normalize, cross_entropy(section.label_smoothing))
@@ -78,6 +82,7 @@ def frozen_teacher(experiment: Experiment, model: nn.Module, normalize: Normaliz
     Raises:
         InputError: if its logits or features are not finite, or a feature is zero everywhere.
     """
-    check_features(model, normalize, experiment.taps[0], experiment.examples)
+    has_classifier = experiment.recipe.teacher.has_classifier
+    check_features(model, normalize, experiment.taps[0], experiment.examples, has_classifier)
     precision = experiment.recipe.teacher_precision
     return Teacher(model, normalize, experiment.examples, reduced=precision == "bf16-mixed")

@@ -1,6 +1,7 @@
 """The initial weights of networks: random, from a zoo, from a finished stage, or from a file of another project."""
 
 from copy import copy
+from posixpath import commonpath
 from typing import Any
 
 import torch
@@ -10,12 +11,14 @@ from torch import nn
 from factor_transfer.config.recipe import Network, Training
 from factor_transfer.errors import InputError
 from factor_transfer.models.external import zoo_classes, zoo_preprocessing
+from factor_transfer.models.inference import eval_mode
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.experiment import Experiment, check_fits
 from factor_transfer.pipeline.weights.classes import match_classes
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
 from factor_transfer.pipeline.weights.zoo import weights_file
 from factor_transfer.state_dicts import State, load_into, read_weights
+from factor_transfer.taps import Taps
 from factor_transfer.training.log import Display
 from factor_transfer.training.loggers.tensorboard_csv import check_loggers
 
@@ -45,7 +48,11 @@ def init_network(experiment: Experiment, name: str, section: Network) -> tuple[n
     if section.weights != "pretrained":
         path = weights_file(section.weights)
         origin = artefact.find(path.parent) if path.name in artefact.STATES else None
-        if origin:  # the record of a finished stage has the statistics that its weights were trained with
+        if not section.has_classifier:
+            _load_backbone(experiment, name, section, model)
+            if origin and section.mean is None:
+                mean, std = origin.record["mean"], origin.record["std"]
+        elif origin:  # the record of a finished stage has the statistics that its weights were trained with
             check_fits(origin, experiment.data, any_order=True)
             stored = list(origin.record["classes"])
             if section.mean is None:
@@ -60,6 +67,8 @@ def init_network(experiment: Experiment, name: str, section: Network) -> tuple[n
         _report_preprocessing(experiment, name, section.model, model)
     if isinstance(section.classes, list):
         stored = section.classes
+    if not section.has_classifier:
+        stored = None
     if stored is not None and section.classes != "data" and len(stored) == len(experiment.data.classes):
         match_classes(experiment, name, section, model, (mean, std), stored)
     elif isinstance(section.classes, list):
@@ -107,6 +116,43 @@ def load_foreign(experiment: Experiment, name: str, section: Training, module: n
     load_into(module, state, path)
     for line in [f"loaded from {section.weights}", *notes, *report]:
         experiment.say(f"{name}  {line}")
+
+
+def _load_backbone(experiment: Experiment, name: str, section: Network, model: nn.Module) -> None:
+    """Load the weights of a network whose classifier is not used, and may be missing or for other classes.
+
+    Raises:
+        InputError: if the weights do not fit in a part that the features depend on.
+    """
+    assert section.weights is not None
+    path = weights_file(section.weights)
+    state, report = adapt(read_foreign(path, section.weights_key), model)
+    expected = model.state_dict()
+    absent = {key for key in expected if key not in state or state[key].shape != expected[key].shape}
+    differing = [key.rpartition(".")[0].replace(".", "/") for key in absent | state.keys() - expected.keys()]
+    unused = commonpath(differing).replace("/", ".") if differing else ""
+    if unused and not _features_depend_on(experiment, model, unused):
+        state = {key: value for key, value in state.items() if not key.startswith(f"{unused}.")}
+        state |= {key: value for key, value in expected.items() if key.startswith(f"{unused}.")}
+        report.append(f"{unused} is not used")
+    load_into(model, state, path)
+    for line in [f"loaded from {section.weights}", *report]:
+        experiment.say(f"{name}  {line}")
+
+
+def _features_depend_on(experiment: Experiment, model: nn.Module, path: str) -> bool:
+    """Whether a module of the teacher, if there is one at ``path``, is run before the last tap."""
+    if path not in dict(model.named_modules()):
+        return False
+    runs: list[bool] = []
+    images = experiment.normalize(experiment.statistics(experiment.recipe.teacher))(experiment.examples[:2])
+    network = Taps(model, experiment.taps[0], logits=False)
+    with eval_mode(network):
+        network(images)  # the first pass may go on to the end, to find the patches of tokens
+        hook = model.get_submodule(path).register_forward_hook(lambda *_: runs.append(True))
+        network(images)
+        hook.remove()
+    return bool(runs)
 
 
 def _other_head(state: State, module: nn.Module) -> str | None:

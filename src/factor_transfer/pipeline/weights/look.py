@@ -85,7 +85,9 @@ def look_at_teacher(experiment: Experiment, model: nn.Module, normalize: Normali
     return look
 
 
-def check_features(model: nn.Module, normalize: Normalize, taps: Sequence[str], examples: Tensor) -> None:
+def check_features(
+    model: nn.Module, normalize: Normalize, taps: Sequence[str], examples: Tensor, has_classifier: bool = True
+) -> None:
     """Check that a teacher's logits and features can be learned from.
 
     Args:
@@ -93,11 +95,12 @@ def check_features(model: nn.Module, normalize: Normalize, taps: Sequence[str], 
         normalize: the module that turns raw images into the teacher's input.
         taps: the taps of the features that are transferred.
         examples: raw training images (B, C, H, W); the first few are used.
+        has_classifier: whether its logits are used, too.
 
     Raises:
         InputError: if the logits or a feature are not finite, or a feature is zero for all images.
     """
-    network = Taps(model, taps, normalize)
+    network = Taps(model, taps, normalize, logits=has_classifier)
     with eval_mode(network):
         logits, features = network(examples[:_FEATURES])
     outputs = {"its logits": logits, **{f"its features at {tap}": feature for tap, feature in features.items()}}

@@ -15,14 +15,16 @@ from factor_transfer.taps.extract import Taps
 _IMAGES = 2
 
 
-def try_network(name: str, model: nn.Module, images: Tensor, classes: int) -> None:
+def try_network(name: str, model: nn.Module, images: Tensor, classes: int | None) -> None:
     """Run a network forward and backward in training mode and forward in evaluation mode, leaving it unchanged.
+
+    A network without a classifier is only run in evaluation mode, since it is never trained.
 
     Args:
         name: the network's name, for messages.
         model: the network: images (B, C, H, W) -> logits (B, K).
         images: normalised images (B, C, H, W), of which two are used.
-        classes: the number of classes, K.
+        classes: the number of classes, K; ``None`` for a network without a classifier, whose outputs are not used.
 
     Raises:
         InputError: if the network cannot be used; the message names it and the reason.
@@ -35,13 +37,14 @@ def try_network(name: str, model: nn.Module, images: Tensor, classes: int) -> No
     """
     images = images[:_IMAGES]
     with _unchanged(model, model.state_dict()), _separate_random_numbers(images):
-        for training in (True, False):
+        for training in (True, False) if classes is not None else (False,):
             model.train(training)
             step = "a training step" if training else "evaluation mode"
             try:
                 with torch.set_grad_enabled(training):
                     logits = logits_of(model(images))
-                    _check_logits(logits, len(images), classes)
+                    if classes is not None:
+                        _check_logits(logits, len(images), classes)
                     if training and any(parameter.requires_grad for parameter in model.parameters()):
                         logits.float().square().sum().backward()
             except InputError as error:

@@ -151,12 +151,14 @@ def reliability(networks: Mapping[str, tuple[str, Reliability]]) -> "Markup":
     return chart("reliability", f"Reliability diagram: {', '.join(networks)}", (_WIDTH, 3.6), paint)
 
 
-def seeds(rows: Mapping[str, tuple[str, Sequence[float], float | None, float | None]], teacher: float) -> "Markup":
+def seeds(
+    rows: Mapping[str, tuple[str, Sequence[float], float | None, float | None]], teacher: float | None
+) -> "Markup":
     """A chart of the top-1 of each method, with one dot per seed, the mean with its interval, and the teacher's top-1.
 
     Args:
         rows: the colour, the values of the seeds, the mean and half the width of the interval of each method.
-        teacher: the top-1 of the teacher.
+        teacher: the top-1 of the teacher; ``None`` if it has no classifier.
     """
 
     def paint(figure: "Figure") -> None:
@@ -165,11 +167,13 @@ def seeds(rows: Mapping[str, tuple[str, Sequence[float], float | None, float | N
             axes.plot(values, [row + 0.2] * len(values), "o", color=color, markersize=3.5, alpha=0.55, linewidth=0)
             if mean is not None:
                 axes.errorbar(mean, row - 0.05, xerr=half or 0, fmt="s", color=color, markersize=5, capsize=3)
-        _teacher(axes, teacher)
+        if teacher is not None:
+            _teacher(axes, teacher)
         low, high = axes.get_xlim()
         _rows(axes, list(rows))
         # The dots determine the limits of the axis, since the interval of two seeds may exceed 0..100 %.
-        points = [teacher, *(value for _, values, _, _ in rows.values() for value in values)]
+        points = [value for _, values, _, _ in rows.values() for value in values]
+        points += [] if teacher is None else [teacher]
         margin = 0.6 * max(max(points) - min(points), 0.5)
         axes.set_xlim(max(low, min(points) - margin, 0), min(high, max(points) + margin, 101))
         axes.set_xlabel("top-1 %")
@@ -178,21 +182,22 @@ def seeds(rows: Mapping[str, tuple[str, Sequence[float], float | None, float | N
     return chart("seeds", f"Top-1 of each method and seed, and of the teacher: {', '.join(rows)}", size, paint)
 
 
-def cost(points: Mapping[str, tuple[str, float, float]], teacher: float) -> "Markup":
+def cost(points: Mapping[str, tuple[str, float, float]], teacher: float | None) -> "Markup":
     """A chart of accuracy over training time.
 
     Args:
         points: the colour, the training time relative to the student alone and the mean top-1 of each method.
-        teacher: the top-1 of the teacher.
+        teacher: the top-1 of the teacher; ``None`` if it has no classifier.
     """
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
         for name, (color, price, mean) in points.items():
             axes.plot(price, mean, "s", color=color, markersize=6, label=name, linewidth=0)
-        axes.axhline(teacher, color=TEACHER, linestyle="--", linewidth=1)
-        axes.annotate("teacher", (0.99, teacher), xycoords=("axes fraction", "data"), color=TEACHER, ha="right",
-                      va="bottom")  # fmt: skip
+        if teacher is not None:
+            axes.axhline(teacher, color=TEACHER, linestyle="--", linewidth=1)
+            axes.annotate("teacher", (0.99, teacher), xycoords=("axes fraction", "data"), color=TEACHER, ha="right",
+                          va="bottom")  # fmt: skip
         axes.margins(0.12)
         axes.set_xlabel("training time, relative to the student alone")
         axes.set_ylabel("top-1 %, mean")

@@ -180,7 +180,7 @@ def _add_comparison(page: Page, comparison: Comparison) -> None:
         page.pairs = tables.pairs_table(comparison)
     page.note = _note(comparison)
     shades = _shades(comparison)
-    teacher = comparison.teacher.top1
+    teacher = None if comparison.teacher is None else comparison.teacher.top1
     rows: dict[str, tuple[str, list[float], float | None, float | None]] = {}
     points: dict[str, tuple[str, float, float]] = {}
     for method, one in comparison.methods.items():

@@ -71,7 +71,9 @@ def _sizes(network: Mapping[str, Any], reference: Mapping[str, Any] | None) -> l
 def methods_table(comparison: Comparison) -> Table:
     """The table of the methods of a comparison."""
     reference = the_name_of(comparison.against)
-    rows = [["teacher", f"{comparison.teacher.top1:.2f}", f"{comparison.teacher.top5:.2f}", "", "", "", "", ""]]
+    teacher, rows = comparison.teacher, []
+    if teacher is not None:
+        rows.append(["teacher", f"{teacher.top1:.2f}", f"{teacher.top5:.2f}", "", "", "", "", ""])
     for name, one in comparison.methods.items():
         mean, difference, top5 = mean_of(one), difference_of(one), comparison.top5(name)
         rows.append(
@@ -157,15 +159,16 @@ def comparison_sentence(comparison: Comparison) -> str:
     """The result of a comparison, in a few sentences."""
     best = comparison.best
     one, count = comparison.methods[best], len(comparison.seeds)
-    mean = mean_of(one)
+    mean, teacher = mean_of(one), comparison.teacher
     if mean is None:
-        return f"All trainings failed except the teacher's, which reaches {comparison.teacher.top1:.1f}\u00a0% top-1."
+        reached = "" if teacher is None else f", which reaches {teacher.top1:.1f}\u00a0% top-1"
+        return f"All trainings failed except the teacher's{reached}."
     seeds = "one seed" if count == 1 else f"{count} seeds"
     who = "The student alone" if best == ALONE else f"A student trained by {name_of(best)}"
     text = f"{who} reaches {mean.mean:.1f}\u00a0% top-1 over {seeds}"
     difference = difference_of(one)
     if difference is None:
-        return f"{text}; the teacher reaches {comparison.teacher.top1:.1f} %."
+        return f"{text}." if teacher is None else f"{text}; the teacher reaches {teacher.top1:.1f} %."
     half = "" if difference.interval is None else f" (±\u00a0{difference.interval:.1f})"
     reference = "the student trained alone" if comparison.against == ALONE else name_of(comparison.against)
     text += f", {points(difference.mean, half)} {reference}"

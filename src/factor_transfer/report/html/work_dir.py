@@ -68,7 +68,7 @@ class Comparison(Record):
     """The schema of ``comparison.json``."""
 
     runs: Annotated[list[RunFigures], Field(min_length=1)]
-    teacher: TeacherFigures
+    teacher: TeacherFigures | None
     classes: Count
     against: str
     methods: dict[str, MethodFigures]
@@ -176,9 +176,9 @@ class WorkDir:
 
     @property
     def networks(self) -> dict[str, Artefact]:
-        """The networks that exist, by role: teacher, student alone and student."""
+        """The classifiers that exist, by role: teacher, student alone and student."""
         artefacts = {"teacher": self.teacher, "baseline": self.baseline, "student": self.student}
-        return {name: done for name, done in artefacts.items() if done is not None}
+        return {name: done for name, done in artefacts.items() if done is not None and done.has_classifier}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

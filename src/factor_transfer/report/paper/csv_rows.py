@@ -24,9 +24,10 @@ def as_csv(comparison: Comparison) -> str:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     teacher = comparison.teacher
-    writer.writerow(
-        {"row": "teacher", "method": "teacher", "name": "teacher", "top1": teacher.top1, "top5": teacher.top5}
-    )
+    if teacher is not None:
+        writer.writerow(
+            {"row": "teacher", "method": "teacher", "name": "teacher", "top1": teacher.top1, "top5": teacher.top5}
+        )
     writer.writerows(_means(comparison))
     writer.writerows(_runs(comparison))
     return text.getvalue()

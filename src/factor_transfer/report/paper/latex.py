@@ -25,7 +25,7 @@ def as_latex(comparison: Comparison) -> str:
     reference = escaped(the_name_of(comparison.against))
     several = len(comparison.seeds) > 1
     teacher = comparison.teacher
-    rows = [["teacher", f"${teacher.top1:.2f}$", "", f"${teacher.top5:.2f}$", ""]]
+    rows = [] if teacher is None else [["teacher", f"${teacher.top1:.2f}$", "", f"${teacher.top5:.2f}$", ""]]
     for method, one in comparison.methods.items():
         mean, difference, top5 = mean_of(one), difference_of(one), comparison.top5(method)
         star = "^{*}" if one.significant else ""
