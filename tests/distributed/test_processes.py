@@ -24,6 +24,8 @@ STEPS = ["teacher.batch_size=72", "teacher.epochs=6"]  # one an epoch, so that m
 PLAIN = ["teacher.model=plain:network", "teacher.args={}", *STEPS, "augment.flip=false"]
 SYNCED = ["sync_batch_norm=true", *STEPS]
 FAST = ["cache.views=2", "compile=on", "precision=bf16-mixed", "teacher.accumulate=2", "student.accumulate=2"]
+FEW = ["data.train=240", "data.labelled=0.2", "teacher.epochs=1", "student.epochs=1"]  # 36 of 180 have labels
+MIXED = [*FEW, "paraphraser.epochs=1", "transfer.method=factor+dkd", "sync_batch_norm=true", "augment.flip=false"]
 LONG = ["teacher.epochs=4", "sync_batch_norm=true"]
 
 NETWORK = """
@@ -72,12 +74,12 @@ class Together:
             command("run", "tiny.toml", *BATCHES, *(FAST if processes == 2 else FAST[:1]), "--work-dir", "run"),
             command("teacher", "tiny.toml", "teacher.batch_size=25", "--work-dir", "odd"),
             command("teacher", "tiny.toml", *LONG, "--work-dir", "stopped", rank=1, move=5, signal=signal.SIGTERM),
+            command("run", "tiny.toml", *MIXED, "--work-dir", "mixed"),
         ]
         if processes == 2:
             names = "student,crd,factor+kd"
             commands.append(command("compare", "tiny.toml", "--methods", names, "--seeds", "1", "--work-dir", "run"))
-            few = ["data.train=240", "data.labelled=0.2", "transfer.method=crd", "teacher.epochs=1", "student.epochs=1"]
-            commands.append(command("run", "tiny.toml", *few, "--work-dir", "few"))
+            commands.append(command("run", "tiny.toml", *FEW, "transfer.method=crd", "--work-dir", "few"))
         else:
             # The last one: nobody comes back from it.
             commands.append(
@@ -162,16 +164,23 @@ def test_all_stop_where_one_is_asked_to_and_any_number_goes_on(together: Togethe
 def test_methods_side_by_side(together: Together) -> None:
     if together.processes == 3:
         pytest.skip("shown with two")
-    result = outcome(together, 6)
+    result = outcome(together, 7)
     assert result["code"] == 0, result["err"]
     assert "| Factor Transfer + KD |" in result["out"]
     assert "failed" not in result["out"].replace("failed: 0", "")
 
 
-def test_images_without_labels_and_a_term_that_needs_labels(together: Together) -> None:
+def test_images_without_labels_give_the_same_losses(together: Together, tiny: Path, run: Run) -> None:
+    assert outcome(together, 6)["code"] == 0, together.outcomes[6]["err"]
+    assert run("run", tiny, *MIXED, "--work-dir", "mixed").code == 0
+    for stage in ("teacher", "paraphraser", "student-factor+dkd-seed0"):
+        assert losses(Path("mixed", stage)) == pytest.approx(losses(together.folder / "mixed" / stage), rel=1e-3), stage
+
+
+def test_images_without_labels_and_a_term_with_parameters(together: Together) -> None:
     if together.processes == 3:
         pytest.skip("shown with two")
-    result = outcome(together, 7)
+    result = outcome(together, 8)
     assert result["code"] == 0, result["err"]
     assert "student-crd-seed0  crd uses labelled images only" in result["out"]
     assert "each batch has 8 labelled and 16 unlabelled images; 9 steps per epoch" in result["out"]
@@ -185,9 +194,9 @@ def test_one_that_dies_takes_the_others_with_it(together: Together) -> None:
     assert together.ended.returncode != 0
     assert "SIGKILL" in together.ended.stderr
     # Where the launcher is quicker than the broken connection, it ends the others before they can say so.
-    if len(together.outcomes) > 6:
-        assert outcome(together, 6)["code"] in (2, 128 + signal.SIGTERM)
-        assert any(words in outcome(together, 6)["err"] for words in ("lost the other processes", "Stopped: "))
+    if len(together.outcomes) > 7:
+        assert outcome(together, 7)["code"] in (2, 128 + signal.SIGTERM)
+        assert any(words in outcome(together, 7)["err"] for words in ("lost the other processes", "Stopped: "))
     assert together.seconds < 90
 
 
