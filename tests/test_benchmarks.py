@@ -60,7 +60,8 @@ def test_compare_times_comparisons_of_valid_recipes(
 
 
 def test_the_recipe_is_valid() -> None:
-    assert read_recipe(BENCHMARKS / "views-cifar10.toml").terms.keys() == {"factor"}
+    for recipe in ("views-cifar10.toml", "precision-cifar10.toml"):
+        assert read_recipe(BENCHMARKS / recipe).terms.keys() == {"factor"}
 
 
 @pytest.mark.parametrize("record", sorted((BENCHMARKS / "results").glob("step-*.json")), ids=lambda path: path.stem)

@@ -97,7 +97,7 @@ def run(piece: Piece, work: Path, data: Path, speed: Mapping[str, str], console:
         piece: from the plan.
         work: the folder of all work dirs.
         data: the folder of CIFAR-10.
-        speed: the recipe's ``precision`` and ``compile``, which depend on the machine.
+        speed: the recipe's ``precision``, ``compile`` and ``threads``, which depend on the machine.
         console: where progress is shown.
 
     Returns:

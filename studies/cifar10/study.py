@@ -127,7 +127,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
                 signal.setitimer(signal.ITIMER_REAL, 60 * given.minutes)
             precision = fast_precision(find_device("auto")) if given.precision == "auto" else given.precision
-            speed = {"precision": precision, "compile": given.compile}
+            speed = {"precision": precision, "compile": given.compile, "threads": str(given.threads)}
             run_all(chosen(given.only, given.set), given.work_dir, given.data, speed, console)
 
 
