@@ -21,6 +21,14 @@ def batches(mixture: Mixture, **more: int) -> Batches:
     return Batches(split, 1, 5, Augment(), mixture=mixture, **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("share", "parts"), [(0.5, 4), (0.75, 3), (None, 6)])
+def test_each_part_of_a_batch_has_its_labelled_images(share: float | None, parts: int) -> None:
+    mixture = mix(labelled=30, unlabelled=60, batch_size=12, share=share)
+    fewest = mixture.fewest_labelled(parts)
+    for batch in batches(mixture).epoch(0):
+        assert min(int((part != UNLABELLED).sum()) for part in batch.labels.chunk(parts)) >= fewest
+
+
 sizes = st.tuples(st.integers(16, 40), st.integers(16, 60), st.integers(4, 16))
 
 

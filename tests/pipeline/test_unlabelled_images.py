@@ -52,6 +52,11 @@ def test_which_stage_sees_which_images(tiny: Path, run: Run, monkeypatch: pytest
     assert len(student) == 2 * 9  # passes over 144 images without labels, 16 per step
 
 
+def test_a_part_of_a_batch_without_labels_is_refused_where_a_term_needs_them(tiny: Path, run: Run) -> None:
+    few = [*FEW, "student.epochs=1", "transfer.method=dkd", "student.accumulate=6", "student.unlabelled_share=0.8"]
+    refused(run("run", tiny, *few), "dkd needs a labelled image in each part of a batch, but a batch has only 5 for 1")
+
+
 def test_a_student_alone_takes_as_many_steps_beside_the_others(tiny: Path, run: Run) -> None:
     result = run("compare", tiny, *FEW, "student.epochs=2", "--methods", "student,kd,dkd", "--seeds", "1")
     assert result.code == 0, result.err

@@ -77,6 +77,10 @@ class Mixture:
         """The share of labelled images in a batch, in 0..1."""
         return self.labelled_per_batch / self.batch_size
 
+    def fewest_labelled(self, parts: int) -> int:
+        """The least number of labelled images in a part of a batch that is divided into equal parts."""
+        return self.labelled_per_batch // parts
+
     def labelled_alone(self) -> "Mixture":
         """The composition of as many batches without unlabelled images."""
         size = min(self.batch_size, self.labelled)

@@ -258,7 +258,7 @@ def train(trainings: list[StageTraining]) -> list[Artefact | Exception]:
             f"{section.accumulate * batches.world}"
         )
     if batches.mixture is not None:
-        _set_composition(trainings, batches.mixture)
+        _set_composition(trainings, batches, batches.mixture)
     if batches.world > 1:
         for training in trainings:
             _leave_out_unused(training, batches)
@@ -287,12 +287,18 @@ def train(trainings: list[StageTraining]) -> list[Artefact | Exception]:
     ]
 
 
-def _set_composition(trainings: Sequence[StageTraining], mixture: Mixture) -> None:
+def _set_composition(trainings: Sequence[StageTraining], batches: Batches, mixture: Mixture) -> None:
     """Tell the methods which share of a batch is labelled, and print the composition of the batches."""
     for training in trainings:
         if isinstance(training.method, Distillation):
             training.method.labelled_share = mixture.labelled_share
             needing = [name for name, term in training.method.named_terms() if term.needs_labels]
+            if needing and not mixture.fewest_labelled(batches.world * training.section.accumulate):
+                raise InputError(
+                    f"{', '.join(needing)} needs a labelled image in each part of a batch, but a batch has only "
+                    f"{mixture.labelled_per_batch} for {batches.world} processes and accumulate = "
+                    f"{training.section.accumulate}; choose a lower student.unlabelled_share, or a larger batch_size"
+                )
             if needing:
                 training.experiment.say(f"{training.folder.name}  {', '.join(needing)} uses labelled images only")
     others = mixture.unlabelled_per_batch
