@@ -108,7 +108,8 @@ def working_directory() -> Iterator[None]:
 
 def installed(library: str) -> bool:
     """Whether a library is installed. It is not imported."""
-    return find_spec(library) is not None
+    spec = find_spec(library)
+    return spec is not None and spec.origin is not None  # a folder of that name, such as W&B's "wandb", has no origin
 
 
 def pip_install(extra: str) -> str:
