@@ -108,7 +108,12 @@ def working_directory() -> Iterator[None]:
 
 def installed(library: str) -> bool:
     """Whether a library is installed. It is not imported."""
-    return find_spec(library) is not None
+    spec = find_spec(library)
+    if spec is None:
+        return False
+    # A folder of that name in the working directory, such as the one that W&B writes, is not the library.
+    places = spec.submodule_search_locations or ()
+    return spec.origin is not None or any(Path(place).parent != Path.cwd() for place in places)
 
 
 def pip_install(extra: str) -> str:

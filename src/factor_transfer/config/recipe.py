@@ -16,7 +16,7 @@ from factor_transfer.errors import InputError, about, choose
 from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining
 from factor_transfer.models import MODELS
 from factor_transfer.settings import FreeOptions, Options, options
-from factor_transfer.training.loggers.tensorboard_csv import LoggerName
+from factor_transfer.training.loggers.epoch_loggers import LoggerName
 from factor_transfer.training.optim import Optimization
 
 ALONE = "student"  # the method without terms: the student is trained alone
@@ -45,8 +45,8 @@ class Recipe(Options):
         on_nonfinite: ``"stop"`` ends a training whose loss is not finite; ``"skip"`` skips steps whose gradient is not
             finite.
         max_skipped: the largest number of steps that are skipped in a stage.
-        log: the formats that the figures of each epoch are written in beside ``metrics.jsonl``: ``"tensorboard"``, into
-            the stage's folder ``tensorboard``, and ``"csv"``, into ``csv/metrics.csv``.
+        log: the loggers that the figures of each epoch are given to beside ``metrics.jsonl``: ``"tensorboard"`` and
+            ``"csv"``, which write files into the stage's folder, ``"wandb"`` (Weights & Biases) and ``"mlflow"``.
         checkpoint: when checkpoints of a running training are written.
         data: the images.
         augment: the random augmentation of the training images.

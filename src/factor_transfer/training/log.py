@@ -14,7 +14,7 @@ from rich.text import Text
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_atomic
-from factor_transfer.training.loggers.tensorboard_csv import EpochLoggers
+from factor_transfer.training.loggers.epoch_loggers import EpochLoggers
 
 # The format of an epoch's figures on the screen, in this order. Accuracies are in percent.
 _FORMATS = {
@@ -125,13 +125,22 @@ class RunLog:
         display: the display that shows the progress, or a console to make one for.
         stage: the name of the stage.
         path: the path of ``metrics.jsonl``, which gets one object per epoch.
-        loggers: the other formats that the figures of the epochs are written in, ``"tensorboard"`` and ``"csv"``, in
-            folders beside ``path``.
+        loggers: the loggers that the figures of the epochs are given to as well, see ``LoggerName``. Their files are
+            beside ``path``.
+        recipe: the settings of the recipe, with its name, which some loggers show.
     """
 
-    def __init__(self, display: Display | Console, stage: str, path: Path, loggers: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        display: Display | Console,
+        stage: str,
+        path: Path,
+        loggers: Sequence[str] = (),
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
         self.display = display if isinstance(display, Display) else Display(display)
         self.stage, self.path, self.logger_names = stage, path, loggers
+        self.recipe = recipe or {"name": stage}
         self.loggers: EpochLoggers | None = None
 
     def start(self, epochs: int, steps: int, at: int) -> None:
@@ -142,13 +151,14 @@ class RunLog:
             steps: the number of steps per epoch.
             at: the number of steps done, over all epochs.
         """
-        self.epochs, self.steps, self.first = epochs, steps, at / steps
-        self.start_time = time.perf_counter()
+        self.epochs, self.steps, self.first, self.complete = epochs, steps, at / steps, at // steps
         if not collectives.rank():
             lines = self.path.read_bytes().splitlines(keepends=True)[: at // steps] if self.path.exists() else []
             write_atomic(self.path, b"".join(lines))
             if self.logger_names:
-                self.loggers = EpochLoggers(self.logger_names, self.path.parent, [json.loads(line) for line in lines])
+                records = [json.loads(line) for line in lines]
+                self.loggers = EpochLoggers(self.logger_names, self.path.parent, records, self.recipe, self.say)
+        self.start_time = time.perf_counter()
         self.display.start(self.stage, epochs * steps, at)
         self.validation: dict[str, Any] = {}  # of the last complete epoch
 
@@ -160,6 +170,7 @@ class RunLog:
 
     def epoch(self, epoch: int, figures: Mapping[str, Any]) -> None:
         """Write and print the figures of a complete epoch, counted from 0."""
+        self.complete = epoch + 1
         self.validation = {key: value for key, value in figures.items() if key.startswith("validation_")}
         if not collectives.rank():
             self._write({"stage": self.stage, "epoch": epoch + 1, **figures})
@@ -186,7 +197,7 @@ class RunLog:
         """Remove the progress bar, and close the other logs."""
         self.display.stop(self.stage)
         if self.loggers is not None:
-            self.loggers.close()
+            self.loggers.close(finished=self.complete == self.epochs)
 
 
 def describe(figures: Mapping[str, Any]) -> str:

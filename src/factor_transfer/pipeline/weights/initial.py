@@ -20,7 +20,7 @@ from factor_transfer.pipeline.weights.zoo import weights_file
 from factor_transfer.state_dicts import State, load_into, read_weights
 from factor_transfer.taps import Taps
 from factor_transfer.training.log import Display
-from factor_transfer.training.loggers.tensorboard_csv import check_loggers
+from factor_transfer.training.loggers.epoch_loggers import check_loggers
 
 
 def init_network(experiment: Experiment, name: str, section: Network) -> tuple[nn.Module, dict[str, Any]]:
