@@ -17,7 +17,7 @@ from factor_transfer.commands.compress.choose import (
 )
 from factor_transfer.commands.compress.look import Pictures, look
 from factor_transfer.commands.compress.measure import Measured, measure
-from factor_transfer.commands.compress.schedule import Costs, Epochs, plan_epochs, shorten
+from factor_transfer.commands.compress.schedule import Costs, Epochs, plan_epochs, replan
 from factor_transfer.config.read import read_recipe
 from factor_transfer.errors import InputError
 
@@ -43,6 +43,7 @@ def pictures(tmp_path: Path) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is measured: what a stage costs is given, such that SMALL has time for five epochs."""
     monkeypatch.setattr("factor_transfer.commands.compress.schedule._LEAST_STEPS", 1)
+    monkeypatch.setattr("factor_transfer.commands.compress.schedule._WORTH", float("inf"))  # all stages are faster
     monkeypatch.setattr(
         "factor_transfer.commands.compress.measure.measure", lambda *_: Measured(COSTS, teacher=300_000, student=80_000)
     )
@@ -118,6 +119,20 @@ def test_where_the_teacher_takes_too_long_the_students_are_trained_for_less(
     assert (recipe.teacher.epochs, recipe.student.epochs) == (6, 5)
     assert result.out.count("epoch 5/5") == 2
     assert compressed(run, pictures, *SMALL[:-1], "1").out.count("up to date") == 4
+
+
+def test_where_the_teacher_takes_little_time_the_students_are_trained_for_more(
+    pictures: Path, run: Run, quick: None, no_exporter: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factor_transfer.commands.compress.schedule._WORTH", 1.25)
+    monkeypatch.setattr("factor_transfer.commands.compress.schedule._MOST", (10, 10))
+    result = compressed(run, pictures, *SMALL)
+    assert "minutes are left after the teacher, more than planned; to use them, the students are trained" in result.out
+    assert "for 10 epochs instead of 5" in Path("compressed/pictures/compress.toml").read_text()
+    recipe = read_recipe("compressed/pictures/compress.toml")
+    assert (recipe.teacher.epochs, recipe.student.epochs) == (10, 10)
+    assert "runs again" not in result.out
+    assert compressed(run, pictures, *SMALL).out.count("up to date") == 4
 
 
 def test_other_options_make_another_recipe_and_other_pictures_need_another_folder(
@@ -312,10 +327,14 @@ def test_the_time_decides_the_epochs() -> None:
         plan_epochs(COSTS, 50, 0, 1000, 36, fine_tuned=False)
 
 
-def test_what_is_left_is_shortened_as_far_as_needed_and_no_further() -> None:
+def test_the_students_are_trained_for_the_time_that_is_left() -> None:
     planned = Epochs(40, 13, 40)  # 13 * 100 + 40 * 300 + 800 seconds behind the teacher
-    assert shorten(planned, COSTS, 1.0, 14_100, least=5) == planned
-    assert shorten(planned, COSTS, 1.0, 14_000, least=5) == Epochs(40, 13, 39)
-    assert shorten(planned, COSTS, 2.0, 13_500, least=5) == Epochs(40, 6, 17)
-    assert shorten(planned, COSTS, 2.0, 0, least=5) == Epochs(40, 3, 5)
-    assert shorten(planned, COSTS, 2.0, 0, least=60) == planned
+    assert replan(planned, COSTS, 1.0, 14_100, least=5, most=200) == planned
+    assert replan(planned, COSTS, 1.0, 14_000, least=5, most=200) == Epochs(40, 13, 39)
+    assert replan(planned, COSTS, 2.0, 13_500, least=5, most=200) == Epochs(40, 6, 17)
+    assert replan(planned, COSTS, 2.0, 0, least=5, most=200) == Epochs(40, 3, 5)
+    assert replan(planned, COSTS, 2.0, 0, least=60, most=200) == planned
+    # 17 * 100 + 50 * 300 + 800 seconds are 0.9 times 19,445
+    assert replan(planned, COSTS, 1.0, 19_445, least=5, most=200) == Epochs(40, 17, 50)
+    assert replan(planned, COSTS, 1.0, 19_440, least=5, most=200) == planned  # for 49 epochs, it is not worth it
+    assert replan(planned, COSTS, 1.0, 1e6, least=5, most=60) == Epochs(40, 20, 60)

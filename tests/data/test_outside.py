@@ -109,6 +109,10 @@ def test_what_is_too_large_for_memory_is_read_when_needed(own: str, monkeypatch:
     assert data.fingerprint == open_data(f"{own}:pair").fingerprint
     data.check_unchanged()
     assert (data.mean, data.std) == (whole.mean, whole.std)
+    Path("more").mkdir()
+    Image.new("RGB", (8, 8), (9, 9, 9)).save("more/0.png")
+    pool = open_data(f"{own}:pair", unlabelled="more").pool
+    assert torch.equal(pool.images[-2:], torch.cat([data.train.images[-1:], torch.full((1, 3, 8, 8), 9)]))
 
 
 def test_a_recipe_says_that_it_runs_code_and_trains(own: str, tmp_path: Path, run: Run) -> None:

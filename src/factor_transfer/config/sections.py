@@ -17,8 +17,8 @@ class Named(Options):
 
     Attributes:
         name: the name of the data set.
-        title: the name of the images in a model card; defaults to the name of their folder for ``"folder"``, and to
-            ``name`` otherwise.
+        title: the name of the images in a model card; defaults to the name of their folder for ``"folder"`` and
+            ``"webdataset"``, and to ``name`` otherwise.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Named(Options):
     @property
     def display_name(self) -> str:
         """The name of the images for people: the ``title``, or its default."""
-        if self.title is None and self.name == "folder":
+        if self.title is None and self.name in ("folder", "webdataset"):
             return Path(str(self.arguments["root"])).resolve().name or self.name
         return self.title or self.name
 

@@ -16,6 +16,7 @@ from factor_transfer.data.sets.fashion_mnist import load_fashion_mnist, load_fas
 from factor_transfer.data.sets.folder import load_folder
 from factor_transfer.data.sets.outside.huggingface import load_huggingface
 from factor_transfer.data.sets.outside.own import load_own
+from factor_transfer.data.sets.outside.webdataset import load_webdataset
 from factor_transfer.data.sets.synthetic import load_synthetic
 from factor_transfer.data.sets.unlabelled import check_apart, load_unlabelled
 from factor_transfer.data.split import Origin, Source, Split, stratified
@@ -36,6 +37,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "folder": load_folder,
     "synthetic": load_synthetic,
     "huggingface": load_huggingface,
+    "webdataset": load_webdataset,
 }
 
 # Prefixes of the names of networks, which are not modules with data sets.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +36,9 @@ _GREY = {"1", "L", "LA"}  # the modes without colours
 _UNCONVERTED = {1: {"L", "1"}, 3: {"RGB", "P"}}
 
 
-def decode(path: Path, size: int | None, channels: Literal[1, 3], convert: bool = True) -> np.ndarray:
+def decode(
+    path: Path, size: int | None, channels: Literal[1, 3], convert: bool = True, content: bytes | None = None
+) -> np.ndarray:
     """Read one image in any of ``FORMATS``, which is recognised by the content of the file, not by its name.
 
     The image is rotated according to its EXIF data, and its transparency is removed. Only the first of several frames
@@ -47,6 +50,7 @@ def decode(path: Path, size: int | None, channels: Literal[1, 3], convert: bool 
             centre are cropped; ``None`` keeps the size of the image.
         channels: the number of channels: 3 for colour, 1 for grey.
         convert: whether to convert an image with other channels or with transparency; it is an error otherwise.
+        content: the content of the file, if it was read before; ``path`` is then only its name in messages.
 
     Returns:
         The pixels, uint8 (H, W, C).
@@ -55,7 +59,7 @@ def decode(path: Path, size: int | None, channels: Literal[1, 3], convert: bool 
         InputError: if the file is missing, damaged, too large or not a regular file, or has other than 8 bits per
             channel, or would need a conversion that ``convert`` does not allow.
     """
-    with _opened(path) as file:
+    with _opened(path, content) as file:
         if file.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in file.tile):
             raise InputError(f"{path}: does not have 8 bits per channel (mode {file.mode}); convert it first")
         if not convert:
@@ -95,11 +99,12 @@ def read_header(path: Path) -> tuple[Literal[1, 3], int]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+def _opened(path: Path, content: bytes | None = None) -> Iterator[ImageFile.ImageFile]:
     """A context in which an image file is open; its errors become ``InputError``."""
     try:
+        stream = open_regular(path) if content is None else BytesIO(content)
         # Opening reads only the header, and fails for images with twice the number of pixels that pillow warns at.
-        with open_regular(path) as content, Image.open(content, formats=tuple(FORMATS)) as file:
+        with stream, Image.open(stream, formats=tuple(FORMATS)) as file:
             if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:
                 raise InputError(f"{path}: refused, {file.width}×{file.height} pixels are too many")
             yield file

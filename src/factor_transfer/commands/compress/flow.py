@@ -135,16 +135,16 @@ def compress(request: Request, out: Path | None, exporter: Exporter | None, cons
 
 
 def _train_teacher(experiment: Experiment, plan: Plan, path: Path, began: float) -> None:
-    """Train the teacher; if that took longer than planned, write a recipe with fewer epochs for the other stages."""
+    """Train the teacher; if that took another time than planned, write a recipe with other epochs for the students."""
     preflight(experiment, [experiment.recipe.method])
     check_networks(experiment)
     done = make_teacher(experiment)
-    shorter = plan.after_teacher(float(done.record["seconds"]), time.perf_counter() - began)
-    if shorter is not None:
+    changed = plan.after_teacher(float(done.record["seconds"]), time.perf_counter() - began)
+    if changed is not None:
         with hold(experiment.work_dir):
-            write_atomic(path, shorter.text.encode())
+            write_atomic(path, changed.text.encode())
         experiment.recipe = read_recipe(path)
-        experiment.say(shorter.lines[-1])
+        experiment.say(changed.lines[-1])
 
 
 def next_steps(result: Compressed) -> list[str]:

@@ -20,7 +20,15 @@ from factor_transfer.commands.compress.choose import (
 from factor_transfer.commands.compress.look import Pictures, look
 from factor_transfer.commands.compress.measure import Exporter, Measured
 from factor_transfer.commands.compress.recipe_file import command_line, recipe_text
-from factor_transfer.commands.compress.schedule import Costs, Epochs, is_roomy, least_epochs, plan_epochs, shorten
+from factor_transfer.commands.compress.schedule import (
+    Costs,
+    Epochs,
+    is_roomy,
+    least_epochs,
+    most_epochs,
+    plan_epochs,
+    replan,
+)
 from factor_transfer.distributed.device import find_device
 from factor_transfer.errors import InputError
 from factor_transfer.report.names import name_of
@@ -73,8 +81,8 @@ class Plan:
         choice: the networks, image size and batch size.
         costs: the measured costs.
         epochs: the number of epochs of each stage.
-        shifted: whether the images are randomly shifted. A shorter plan does not change it, since all stages share the
-            images.
+        shifted: whether the images are randomly shifted. ``after_teacher`` does not change it, since all stages share
+            the images.
         lines: the choices, their reasons and the costs, as lines to print.
         run: the command that trains with the recipe.
     """
@@ -96,27 +104,31 @@ class Plan:
         return recipe_text(self.request.command(), notes, self.pictures, self.choice, self.epochs, self.shifted, device)
 
     def after_teacher(self, teacher_s: float, spent_s: float) -> "Plan | None":
-        """A shorter plan for the remaining stages, if the teacher has taken longer than planned.
+        """Another plan for the remaining stages, if the teacher has taken longer than planned, or much less time.
 
         Args:
             teacher_s: the duration of the teacher's training, in seconds.
             spent_s: the time spent so far, in seconds.
 
         Returns:
-            The new plan, or ``None`` if this one still fits into the time.
+            The new plan, or ``None`` if this one still suits the time.
         """
         planned_s = self.epochs.seconds(self.costs)["teacher"]
         slower = max(1.0, teacher_s / planned_s) if planned_s else 1.0
-        least = least_epochs(self.pictures.training + self.pictures.unlabelled, self.choice.batch_size)
-        epochs = shorten(self.epochs, self.costs, slower, 60 * self.request.minutes - spent_s, least)
+        images, left_s = self.pictures.training + self.pictures.unlabelled, 60 * self.request.minutes - spent_s
+        bounds = least_epochs(images, self.choice.batch_size), most_epochs(images)
+        epochs = replan(self.epochs, self.costs, slower, left_s, *bounds)
         if epochs == self.epochs:
             return None
-        line = (
-            f"changed  the teacher took {teacher_s / 60:.1f} minutes instead of the planned {planned_s / 60:.1f}, "
-            "since this device has become slower; to stay within the time, the students are trained for "
-            f"{epochs.student} epochs instead of {self.epochs.student}"
-        )
-        return replace(self, epochs=epochs, lines=[*self.lines, line])
+        if epochs.student < self.epochs.student:
+            reason = (
+                f"the teacher took {teacher_s / 60:.1f} minutes instead of the planned {planned_s / 60:.1f}, since "
+                "this device has become slower; to stay within the time"
+            )
+        else:
+            reason = f"{left_s / 60:.1f} minutes are left after the teacher, more than planned; to use them"
+        change = f"the students are trained for {epochs.student} epochs instead of {self.epochs.student}"
+        return replace(self, epochs=epochs, lines=[*self.lines, f"changed  {reason}, {change}"])
 
 
 def make_plan(request: Request, run: str, exporter: Exporter | None, began: float) -> Plan:

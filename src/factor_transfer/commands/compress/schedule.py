@@ -10,6 +10,7 @@ _MOST_IMAGES, _MOST = 3_000_000, (60, 200)
 # The smallest numbers of epochs and steps after which a network has started to learn.
 _LEAST, _LEAST_STEPS = 5, 150
 _PLANNED = 0.9  # the planned share of the time; the rest is reserve, since the speed of a machine varies
+_WORTH = 1.25  # the students are trained for longer than planned if this many times the epochs fit into the time left
 _GOOD = 30  # if a size of the images leaves fewer epochs, a smaller size is better
 # (divisor, minimum, maximum) of the number of epochs, relative to the student's, of the paraphraser and of a pretrained
 # teacher.
@@ -130,29 +131,35 @@ def plan_epochs(
     return planned(longest)
 
 
-def shorten(epochs: Epochs, costs: Costs, slower: float, left_s: float, least: int) -> Epochs:
-    """The epochs of the stages after the teacher, if the device has become slower than measured.
+def replan(epochs: Epochs, costs: Costs, slower: float, left_s: float, least: int, most: int) -> Epochs:
+    """The epochs of the stages after the teacher for the time that is left.
+
+    There are fewer than planned if these no longer fit, since the device has become slower. There are more if the
+    teacher took so little time that considerably more fit, at the measured costs and with a reserve.
 
     Args:
         epochs: the planned epochs.
         costs: the measured costs.
-        slower: the ratio of the teacher's actual and planned time.
+        slower: the ratio of the teacher's actual and planned time, at least 1.
         left_s: the remaining time in seconds.
         least: the smallest useful number of epochs, see ``least_epochs``.
-
-    Returns:
-        The largest number of epochs that fits into the remaining time, at least ``least`` and at most as planned.
+        most: the largest useful number of epochs, see ``most_epochs``.
     """
 
-    def needed(student: int) -> float:
-        later = Epochs(0, _share(student, _PARAPHRASER), student)
-        return slower * sum(later.seconds(costs).values())
+    def fitting(candidates: range, time_s: float) -> list[int]:
+        return [
+            student
+            for student in candidates
+            if slower * sum(Epochs(0, _share(student, _PARAPHRASER), student).seconds(costs).values()) <= time_s
+        ]
 
-    fitting = [student for student in range(least, epochs.student) if needed(student) <= left_s]
-    if needed(epochs.student) <= left_s or least >= epochs.student:
-        return epochs
-    student = max(fitting, default=least)
-    return Epochs(epochs.teacher, _share(student, _PARAPHRASER), student)
+    planned = epochs.student
+    if fitting(range(planned, planned + 1), left_s):
+        student = max(fitting(range(planned, most + 1), _PLANNED * left_s), default=planned)
+        student = student if student >= _WORTH * planned else planned
+    else:
+        student = max(fitting(range(least, planned), left_s), default=min(least, planned))
+    return epochs if student == planned else Epochs(epochs.teacher, _share(student, _PARAPHRASER), student)
 
 
 def _share(epochs: int, share: tuple[int, int, int]) -> int:

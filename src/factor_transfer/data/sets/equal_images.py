@@ -9,7 +9,6 @@ from torch import Tensor
 from factor_transfer.data.split import Split
 from factor_transfer.data.stored import StoredImages
 from factor_transfer.errors import printable
-from factor_transfer.files import open_regular
 
 _SAMPLE = 4096  # the number of bytes from the middle of a file that are compared before the whole file
 _NAMED = 3  # the largest number of pairs that are named
@@ -36,7 +35,7 @@ def equal_images(name: str, split: Split, others: Sequence[Split], other_name: s
     """
     pictures = [_Picture(split, index) for index in range(len(split))]
     known = [_Picture(other, index) for other in others for index in range(len(other))]
-    stages = _PIXELS if isinstance(split.images, Tensor) or not split.images.are_files else _FILES
+    stages = _FILES if all(map(_is_encoded, [split, *others])) else _PIXELS
     pairs = sorted(_equal(pictures, known, stages), key=lambda pair: pair[0].index)
     names = [[one.name(name), other.name(other_name)] for one, other in pairs[:_NAMED]]
     return {"count": len(pairs), "pairs": names}
@@ -76,24 +75,24 @@ class _Picture:
 
     def file_size(self) -> int:
         """The size of its file in bytes."""
-        return self._stored.path(self.index).stat().st_size
+        return self._stored.encoded_size(self.index)
 
     def sample(self) -> bytes:
         """Bytes from the middle of its file."""
-        path = self._stored.path(self.index)
-        with open_regular(path) as file:
-            file.seek(path.stat().st_size // 2)
-            return file.read(_SAMPLE)
+        return self._stored.encoded(self.index, self.file_size() // 2, _SAMPLE)
 
     def content(self) -> bytes:
         """The SHA-256 of its file."""
-        with open_regular(self._stored.path(self.index)) as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return hashlib.sha256(self._stored.encoded(self.index)).digest()
 
     @property
     def _stored(self) -> StoredImages:
         assert isinstance(self.split.images, StoredImages)
         return self.split.images
+
+
+def _is_encoded(split: Split) -> bool:
+    return not isinstance(split.images, Tensor) and split.images.are_encoded
 
 
 # Properties that equal images share, the cheapest first: each one is computed only for images that the previous ones do

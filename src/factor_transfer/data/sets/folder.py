@@ -114,23 +114,39 @@ def load_folder(
         name: StoredImages(folder, paths, size=size, channels=channels, like=train_paths[0], workers=workers)
         for name, (paths, _) in listed.items()
     }
+    labels = {name: labels for name, (_, labels) in listed.items()}
+    return stored_source(classes, stored, labels, in_memory, "test" not in splits, origin)
+
+
+def stored_source(
+    classes: tuple[str, ...],
+    stored: Mapping[str, StoredImages],
+    labels: Mapping[str, Tensor],
+    in_memory: bool | None,
+    test_is_cut: bool,
+    origin: Origin,
+) -> Source:
+    """A data set of images on disk, which may be decoded into memory.
+
+    Args:
+        classes: the names of the classes.
+        stored: the images of the splits ``"train"`` and ``"test"``, and of ``"validation"`` if there is one.
+        labels: the labels of each split, int64 (N,).
+        in_memory: whether to hold the images in memory; ``None`` does so if they take less than ``IN_MEMORY``.
+        test_is_cut: see ``Source``.
+        origin: see ``Source``.
+    """
     if in_memory is None:
         in_memory = sum(math.prod(images.shape) for images in stored.values()) < IN_MEMORY
 
     def read(name: str) -> Split:
-        return Split(stored[name][:] if in_memory else stored[name], listed[name][1], stored[name])
+        return Split(stored[name][:] if in_memory else stored[name], labels[name], stored[name])
 
-    return Source(
-        classes,
-        read("train"),
-        lambda: read("test"),
-        test_is_cut="test" not in splits,
-        validation=read("validation") if "validation" in listed else None,
-        origin=origin,
-    )
+    validation = read("validation") if "validation" in stored else None
+    return Source(classes, read("train"), lambda: read("test"), test_is_cut, validation, origin)
 
 
-def _split_of(name: str) -> str | None:
+def split_of(name: str) -> str | None:
     """The split that a folder's name stands for: ``"train"``, ``"validation"`` or ``"test"``; ``None`` for others."""
     match = _NAME.fullmatch(name.strip().casefold())
     return SPLITS[match[1]] if match else None
@@ -145,7 +161,7 @@ def _find_splits(folders: Folders) -> tuple[dict[str, Path], Folders]:
     splits: dict[str, Path] = {}
     others: Folders = {}
     for name, paths in folders.items():
-        split = _split_of(name)
+        split = split_of(name)
         if split is None:
             others[name] = paths
         elif split in splits:
@@ -175,8 +191,8 @@ def _check_classes(folder: Path, class_folders: Folders) -> None:
         )
     for paths in class_folders.values():
         for path in paths:
-            inner_splits = [name for name in folder_names(path) if _split_of(name)]
-            if len({_split_of(name) for name in inner_splits}) > 1:
+            inner_splits = [name for name in folder_names(path) if split_of(name)]
+            if len({split_of(name) for name in inner_splits}) > 1:
                 raise InputError(
                     f"{path} would be a class, but contains folders that are splits ({', '.join(inner_splits)}); "
                     f"splits must contain classes: {folder}/train/{path.name}. If it is the data set, set "

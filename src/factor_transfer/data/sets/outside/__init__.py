@@ -1,1 +1,1 @@
-"""Data sets that other code makes: one's own, and those of Hugging Face's library."""
+"""Data sets in the formats of others: one's own code, Hugging Face's library, and WebDataset."""

@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -41,23 +40,20 @@ class MapImages(StoredImages):
         workers: the number of processes that read images ahead of their use.
     """
 
-    are_files = False
+    are_encoded = False
 
     def __init__(self, dataset: MapStyle, what: str, size: int | None, channels: Literal[1, 3], workers: int) -> None:
         self.workers = workers
         self._dataset, self._what, self._size, self._channels = dataset, what, size, channels
-        self._indices = np.arange(len(dataset))
+        self._entries = np.arange(len(dataset))
         self._opened: bytes | None = None
         if not len(dataset):
             raise InputError(f"{what} are none: the data set is empty")
         self._image = (channels, *self._pixels(self._sample(0)[0], 0).shape[:2])
 
-    def __len__(self) -> int:
-        return len(self._indices)
-
     def read(self, index: np.ndarray | slice, threads: int | None = None) -> Tensor:
         """Read some of the images, one after the other, since a data set may not allow several threads."""
-        return self.read_all(self._indices[index])[0]
+        return self.read_all(self._entries[index])[0]
 
     def read_all(self, indices: Iterable[int] | None = None, labels: list[int] | None = None) -> tuple[Tensor, Tensor]:
         """Read images and labels.
@@ -66,7 +62,7 @@ class MapImages(StoredImages):
             indices: the indices in the data set; ``None`` for all.
             labels: a list that the labels are appended to; ``None`` if they are not needed.
         """
-        chosen = [int(index) for index in (self._indices if indices is None else indices)]
+        chosen = [int(index) for index in (self._entries if indices is None else indices)]
         images = np.empty((len(chosen), *self._image), np.uint8)
         found = [] if labels is None else labels
         for position, index in enumerate(chosen):
@@ -103,16 +99,10 @@ class MapImages(StoredImages):
         """Not available, since the images are not files."""
         raise InputError(f"{self._what} are not files")
 
-    def subset(self, indices: Tensor) -> "MapImages":
-        """The images at ``indices`` (int64, (M,)), in that order, without reading them."""
-        part = copy(self)
-        part._indices, part._opened = self._indices[indices.numpy()], None
-        return part
-
     def _compute_fingerprint(self) -> bytes:
         """The SHA-256 of the indices, and of the pixels of some images: reading all would take as long as an epoch."""
         digest = hashlib.sha256(repr(self._image).encode())
-        digest.update(self._indices.astype(np.int64).tobytes())
+        digest.update(self._entries.astype(np.int64).tobytes())
         chosen = np.linspace(0, len(self) - 1, min(_SAMPLES, len(self))).astype(int)
         digest.update(self.read(chosen).numpy().tobytes())
         return digest.digest()
