@@ -1,6 +1,7 @@
 """How long a whole comparison takes: methods and seeds one after the other, side by side, in bfloat16, and before.
 
-    python benchmarks/compare.py [--recipe NAME] [--seeds 3] [--rounds 1] [--before PATH] [--json FILE] [KEY=VALUE ...]
+    python benchmarks/compare.py [--recipe NAME] [--seeds 3] [--rounds 1] [--before PATH] [--skip ROW ...]
+                                 [--json FILE] [KEY=VALUE ...]
 
 Each row is one `factor-transfer compare` of seven methods in a process and a work dir of its own, timed from its start
 to its end: teacher, paraphraser, cache, all students and their evaluation. `one process` has all threads (`--jobs 1`),
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--skip", nargs="+", default=[], metavar="ROW", help="leave rows out that begin like this")
     parser.add_argument("--before", type=Path, help="the root of another checkout")
     parser.add_argument("--json", type=Path)
     parser.add_argument("settings", nargs="*", default=SHORT, metavar="KEY=VALUE", help="of the recipe")
@@ -66,10 +68,12 @@ def main() -> None:
     }
     if given.before is not None:
         rows = {"before": (given.before.resolve() / "src", [*words, "precision=32-true"]), **rows}
+    rows = {name: row for name, row in rows.items() if not name.startswith(tuple(given.skip))}
     times: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(given.rounds):
         for name, row in rows.items():
             times[name].append(seconds(*row))
+            print(f"{name}  {times[name][-1]:.1f} s", flush=True)
     typical = {name: statistics.median(values) for name, values in times.items()}
     first = next(iter(rows))
     result = {
