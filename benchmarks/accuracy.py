@@ -4,9 +4,9 @@
                                   [--seeds 3] [--paraphrasers 1] [--work-dir DIR] [--json FILE]
 
 For each value, `compare` trains the students of all methods and seeds; "none" leaves the setting out. With several
-paraphrasers, it does so for each of as many seeds of the paraphraser, with other seeds of the students. Stages that do not depend on the setting are
-made once. Figures are top-1 of the last epoch on the test split, and differences from the first value, paired by both
-seeds. The recipe's settings were chosen without the test split.
+paraphrasers, it does so for each of as many seeds of the paraphraser, with other seeds of the students. Stages that do
+not depend on the setting are made once. Figures are top-1 of the last epoch on the test split, and differences from the
+first value, paired by both seeds. The recipe's settings were chosen without the test split.
 """
 
 import argparse
