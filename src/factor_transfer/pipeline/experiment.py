@@ -225,9 +225,7 @@ class Experiment:
     def mixing(self) -> Mixing | None:
         """The mixing of the student's images; ``None`` if they are not mixed."""
         augment = self.augment
-        if augment.mixup is None and augment.cutmix is None:
-            return None
-        return Mixing(len(self.data.classes), augment.mixup, augment.cutmix)
+        return Mixing(len(self.data.classes), augment.mixup, augment.cutmix) if self.recipe.mixing else None
 
     @cached_property
     def views(self) -> Views | None:
