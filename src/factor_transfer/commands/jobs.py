@@ -325,9 +325,11 @@ def _work(
             return
         torch.set_num_threads(threads)
         connection.send(_outcome(experiment, task, score))
-        gc.collect()  # the networks of this task, before those of the next
+        # Free the memory of this task before the next one.
+        experiment.forget_logits()
+        gc.collect()
         if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # for the other processes
+            torch.cuda.empty_cache()
 
 
 def _outcome(experiment: Experiment, task: Task, score: Callable[..., Any]) -> tuple[str, Any]:

@@ -395,6 +395,10 @@ class Experiment:
             self._test_logits[key] = computed
         return self._test_logits[key]
 
+    def forget_logits(self) -> None:
+        """Free the memory of the cached logits, here and in all copies of the experiment."""
+        self._test_logits.clear()
+
 
 def named_code(recipe: Recipe, done: Artefact) -> list[str]:
     """The code outside this package that a user's own recipe allows to run for a finished stage.
