@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import TINY, Run, refused
+from factor_transfer.config.keys import keys_of, unknown_keys
 from factor_transfer.config.presets import PRESETS
 from factor_transfer.config.read import read_recipe
 from factor_transfer.config.recipe import Recipe
@@ -167,6 +168,20 @@ def written(document: dict[str, Any]) -> str:
 def test_any_document_is_valid_or_named_with_its_lines(document: dict[str, Any]) -> None:
     found = fault(written(document))
     assert not found or names_key_and_place(found), found
+
+
+@FEW
+@given(document=DOCUMENTS)
+def test_a_name_that_is_unknown_without_pytorch_is_unknown_with_it(document: dict[str, Any]) -> None:
+    document.pop("preset", None)  # an unknown one is reported first
+    try:
+        found = [message for _, message in unknown_keys(document, keys_of(document))]
+    except InputError as error:
+        found = [str(error)]
+    faults = fault(written(document))
+    if "unknown" in faults and "more" not in faults:  # otherwise, a value that no setting can have is reported first
+        names = [message.partition(";")[0] for message in found]  # the suggestions depend on the names of models
+        assert [name for name in names if name not in faults] == [], faults
 
 
 @FEW
