@@ -39,7 +39,7 @@ def floor(module: str) -> int:
     return FLOORS.index(parts[1]) if len(parts) > 1 and parts[1] in FLOORS else len(FLOORS)
 
 
-def test_every_package_is_on_a_floor() -> None:
+def test_every_package_has_a_layer() -> None:
     assert {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()} == {
         *FLOORS,
         "__init__",
@@ -48,11 +48,11 @@ def test_every_package_is_on_a_floor() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_import_runs_upward(module: str) -> None:
+def test_no_import_goes_up_the_layers(module: str) -> None:
     assert [name for name in imported(module) if floor(name) > floor(module)] == []
 
 
-def test_no_imports_run_in_a_circle() -> None:
+def test_no_imports_are_circular() -> None:
     TopologicalSorter({module: set(imported(module)) - {module} for module in MODULES}).prepare()
 
 

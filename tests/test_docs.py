@@ -31,7 +31,7 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
 
 
-def test_the_recipes_are_some(tmp_path: Path) -> None:
+def test_the_recipes_on_pages_are_valid(tmp_path: Path) -> None:
     (recipe,), (fast,), (robust,) = (blocks(page, "toml") for page in ("tutorial.md", "speed.md", "cluster.md"))
     (transfer,) = blocks("methods.md", "toml")
     (preset,) = blocks("coming-from.md", "toml")
@@ -107,7 +107,7 @@ def test_every_command_is_described(command: str, run: Run) -> None:
     assert missing == []
 
 
-def test_how_a_folder_is_read_is_said_in_full() -> None:
+def test_the_page_about_folders_is_complete() -> None:
     page = (DOCS / "data.md").read_text()
     names = {f"`{name}`" for name in [*SPLITS, *ENDINGS]}
     assert {name for name in names if name not in page} == set()
@@ -115,7 +115,7 @@ def test_how_a_folder_is_read_is_said_in_full() -> None:
     assert {name for name in SYSTEM if f"`{name}`" not in lowered} == set()
 
 
-def test_a_method_of_ones_own_joins_the_command_line(
+def test_a_custom_method_works_on_the_command_line(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (DOCS / "own-method.md").read_text()
@@ -140,7 +140,7 @@ PROMISED = set(re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", (DOCS / "reliability.md
 
 
 @pytest.mark.parametrize("test", sorted(PROMISED))
-def test_what_is_promised_has_a_test(test: tuple[str, str]) -> None:
+def test_every_promise_has_a_test(test: tuple[str, str]) -> None:
     file, name = test
     (path,) = (DOCS.parent / "tests").rglob(file.rpartition("/")[2])
     code = path.read_text()

@@ -19,7 +19,7 @@ from factor_transfer.training import checkpoint as training_state
 STATE = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
 
 
-def test_weights_go_and_come_back(tmp_path: Path) -> None:
+def test_weights_are_written_and_read_back(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     state_dicts.save_weights(path, {"a": STATE["a"].t(), "b": STATE["b"]})
     read = state_dicts.read_weights(path)
@@ -100,7 +100,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_link_stays_and_what_it_leads_to_is_replaced(tiny: Path, finished: Path, run: Run) -> None:
+def test_writing_to_a_link_replaces_its_target(tiny: Path, finished: Path, run: Run) -> None:
     Path("real.json").write_text("{}")
     Path("there").mkdir()
     for name, target in (("link", "real.json"), ("chain", "link"), ("dangling", "there/new.json")):
@@ -115,7 +115,7 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tiny: Path, finished: Pat
     refused(run("test", tiny, finished / "teacher", "--json", "there"), "there")
 
 
-def test_what_is_no_regular_file_is_written_into(tiny: Path, finished: Path, run: Run) -> None:
+def test_results_can_be_written_to_special_files(tiny: Path, finished: Path, run: Run) -> None:
     """A pipe, a terminal, an open file: as ``--json /dev/stdout`` and ``--json >(jq .top1)`` are."""
     os.mkfifo("pipe")
     Path("link").symlink_to("pipe")
@@ -168,9 +168,7 @@ def test_a_full_disk_names_file_and_remedy(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
-def test_what_is_no_regular_file_is_not_waited_for(
-    kind: str, digits_run: Path, tiny: Path, work: Path, run: Run
-) -> None:
+def test_special_files_do_not_block_reading(kind: str, digits_run: Path, tiny: Path, work: Path, run: Run) -> None:
     def put(path: Path) -> None:
         path.unlink()
         if kind == "pipe":
@@ -218,7 +216,7 @@ def test_weights_that_a_model_cannot_hold(weight: torch.Tensor, message: str) ->
         holding(**{"0_weight": weight})
 
 
-def test_variances_below_zero_and_counters_that_are_none() -> None:
+def test_negative_variances_and_invalid_counters() -> None:
     with pytest.raises(InputError, match=r"variances below zero: 1\.running_var"):
         holding(**{"1_running_var": torch.tensor([1.0, -1e-3])})
     with pytest.raises(InputError, match=r"num_batches_tracked: torch\.float32"):

@@ -14,7 +14,7 @@ def test_the_example_runs() -> None:
     assert names["factor"]
 
 
-def test_what_it_links_to_is_there() -> None:
+def test_its_links_exist() -> None:
     links = {link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")}
     assert links
     for link in links:

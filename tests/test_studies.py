@@ -94,7 +94,7 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     return command
 
 
-def test_pieces_leave_records_and_the_zoo_has_what_later_ones_need(
+def test_pieces_leave_records_and_the_weights_that_later_ones_need(
     short: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short("run", "--precision", "32-true", "--debug")
@@ -129,7 +129,7 @@ def test_pieces_leave_records_and_the_zoo_has_what_later_ones_need(
     assert again["curve"][0]["loss"] == pytest.approx(factor["curve"][0]["loss"], rel=1e-3)
 
 
-def test_bad_words_end_in_one_message(short: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_give_one_message(short: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["run", "--only", "smal"], "did you mean 'small'"),
         (["run", "--minutes", "0"], "--minutes more than 0"),
@@ -154,7 +154,7 @@ def students(**top1: list[float | None]) -> dict[str, report.Record]:
     return found
 
 
-def test_tables_say_what_the_records_say() -> None:
+def test_tables_have_the_figures_of_the_records() -> None:
     found = students(student=[80.0, 81.0, 82.0], kd=[81.0, 83.0, 83.5], factor=[84.0, 85.5, 85.0], at=[None] * 3)
     table = report.TABLES["methods"](found, "small")
     assert f"| Factor Transfer | {estimate([84.0, 85.5, 85.0]):.2f} |" in table
@@ -165,7 +165,7 @@ def test_tables_say_what_the_records_say() -> None:
     assert report.TABLES["methods"](found, "authors") == "Not run yet.\n"
 
 
-def test_what_is_committed_is_what_the_records_say() -> None:
+def test_committed_reports_are_those_of_the_records() -> None:
     records = report.read_records(runner.RECORDS)
     assert records
     for path, content in report.made_from(records, report.PAGES).items():

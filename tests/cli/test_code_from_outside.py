@@ -41,7 +41,7 @@ def own(tmp_path: Path) -> str:
     return f"{package.name}.nets:small"
 
 
-def test_a_command_says_whose_code_it_runs_before_it_does(own: str, tiny: Path, run: Run, tmp_path: Path) -> None:
+def test_a_command_names_external_code_before_it_runs(own: str, tiny: Path, run: Run, tmp_path: Path) -> None:
     place = tmp_path / own.partition(".")[0] / "nets.py"
     assert announce([own, "resnet8", own, "timm:resnet18"]) == [f"runs external code: {own} ({place})"]
     assert not Path("ran").exists()  # not even the package that it is in
@@ -63,14 +63,14 @@ def test_nothing_is_announced_without_external_code(tiny: Path, run: Run) -> Non
 
 
 @pytest.mark.parametrize("model", [":", "a:", ".:x", "\u00e9 :x", "a.b:c:d"])
-def test_a_name_of_no_code_is_refused(model: str, tiny: Path, run: Run) -> None:
+def test_an_invalid_name_of_code_is_refused(model: str, tiny: Path, run: Run) -> None:
     refused(
         run("teacher", tiny, f"teacher={{model='{model}', epochs=1, batch_size=24, tap='0'}}"),
         "is not a valid model name; a name with a colon is",
     )
 
 
-def test_the_record_of_a_stage_names_code_in_vain(own: str, work: Path, tiny: Path, run: Run) -> None:
+def test_code_named_in_a_stages_record_is_not_run(own: str, work: Path, tiny: Path, run: Run) -> None:
     record = json.loads((work / "teacher" / "stage.json").read_text())
     record["model"] = {"name": own, "num_classes": 4, "in_channels": 3}
     (work / "teacher" / "stage.json").write_text(json.dumps(record))
@@ -78,7 +78,7 @@ def test_the_record_of_a_stage_names_code_in_vain(own: str, work: Path, tiny: Pa
     assert not Path("ran").exists()
 
 
-def test_a_name_in_the_teachers_place_is_no_permission_for_a_student(
+def test_naming_code_for_the_teacher_does_not_allow_it_for_a_student(
     own: str, work: Path, tiny: Path, run: Run
 ) -> None:
     """Nor with other arguments."""
@@ -123,14 +123,14 @@ def test_names_and_arguments_from_files_are_printed_escaped(work: Path, tiny: Pa
     refused(run("test", tiny, work / "teacher"), r"\\x1b\[2K")
 
 
-def test_words_of_all_languages_stay_readable() -> None:
+def test_words_of_all_languages_are_printed_unescaped() -> None:
     for text in ("plain", "naïve 猫 🐈", "می\u200cخواهم", "a\nb"):
         assert printable(text, newlines=True) == text
     assert printable("a\nb\x1b\ud800\u2028") == r"a\nb\x1b\ud800\u2028"
 
 
 @pytest.mark.parametrize("key", ["name", "num_classes", "in_channels", "pretrained"])
-def test_settings_do_not_say_which_network_it_is(own: str, tiny: Path, run: Run, key: str) -> None:
+def test_settings_cannot_replace_the_name_of_the_network(own: str, tiny: Path, run: Run, key: str) -> None:
     override = f"teacher={{model='timm:resnet18', epochs=1, args={{{key}='{own}'}}}}"
     refused(run("teacher", tiny, override), f"teacher.args: '{key}' is not a setting")
     assert not Path("ran").exists()

@@ -138,7 +138,7 @@ def test_a_runs_summary(run: Run, place: Path, data: st.DataObject) -> None:
 
 @settings(often, max_examples=8)
 @given(data=st.data())
-def test_a_run_that_goes_on(run: Run, finished: Path, tmp_path: Path, tiny: Path, data: st.DataObject) -> None:
+def test_a_run_that_is_resumed(run: Run, finished: Path, tmp_path: Path, tiny: Path, data: st.DataObject) -> None:
     """A stage whose record says something else is made anew, or refused."""
     work = Path(shutil.copytree(finished, tmp_path / "work", dirs_exist_ok=True))
     file = work / data.draw(st.sampled_from([STUDENT, "teacher", "paraphraser"])) / "stage.json"
@@ -156,7 +156,7 @@ def test_a_run_that_goes_on(run: Run, finished: Path, tmp_path: Path, tiny: Path
 
 @settings(often, max_examples=8)
 @given(data=st.data())
-def test_what_a_package_is_made_of(run: Run, place: Path, data: st.DataObject) -> None:
+def test_a_package_made_from_edited_records(run: Run, place: Path, data: st.DataObject) -> None:
     """A summary that says another figure is believed; what is written is sound."""
     files = ["summary.json", f"{STUDENT}/stage.json", "teacher/stage.json"]
     file = place / "work" / data.draw(st.sampled_from(files))
@@ -185,7 +185,7 @@ def test_an_exported_files_record(run: Run, place: Path, data: st.DataObject) ->
 
 @often
 @given(data=st.data())
-def test_the_note_of_a_holder_blocks_nobody(run: Run, place: Path, data: st.DataObject) -> None:
+def test_a_damaged_holder_file_does_not_block_the_work_dir(run: Run, place: Path, data: st.DataObject) -> None:
     """Whatever it says: it is only for a message."""
     holder = place / "work" / ".holder.json"
     record = {"process": 1, "host": "a", "since": "b", "command": "c", "token": "d"}
@@ -232,7 +232,7 @@ def test_the_note_of_a_holder_blocks_nobody(run: Run, place: Path, data: st.Data
         ),
     ],
 )
-def test_what_is_wrong_is_said(run: Run, place: Path, key: str, value: Any, message: str) -> None:
+def test_faults_are_reported(run: Run, place: Path, key: str, value: Any, message: str) -> None:
     """By file and key, of a stage's record and of a package's."""
     for file, command in (
         (place / "work" / STUDENT / "stage.json", ["predict", place / "work" / STUDENT]),
@@ -246,7 +246,7 @@ def test_what_is_wrong_is_said(run: Run, place: Path, key: str, value: Any, mess
             file.write_text(whole)
 
 
-def test_the_last_epochs_weights_are_not_forgotten(work: Path, tiny: Path, run: Run) -> None:
+def test_the_weights_of_the_last_epoch_are_checked_too(work: Path, tiny: Path, run: Run) -> None:
     """Without their sum another epoch's weights would stand for them in silence."""
     path = work / STUDENT / "stage.json"
     shutil.copy(work / STUDENT / "weights.safetensors", work / STUDENT / "last.safetensors")

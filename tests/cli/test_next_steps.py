@@ -13,7 +13,7 @@ from factor_transfer.training.log import Display, RunLog
 STUDENT = "student-factor-seed0"
 
 
-def test_every_stage_says_what_it_reached_and_what_comes_next(finished: Path, tiny: Path, run: Run) -> None:
+def test_every_stage_prints_its_result_and_the_next_command(finished: Path, tiny: Path, run: Run) -> None:
     place = f"--work-dir {finished}"
     reached = json.loads((finished / "teacher" / "stage.json").read_text())["validation"]["top1"]
     for command, figures, following in (
@@ -50,7 +50,7 @@ def test_a_run_is_tested_without_its_recipe(finished: Path, tiny: Path, run: Run
     assert "other images" in run("test", finished, "data.limit=50", "data.noise=0.4").out
 
 
-def test_what_cannot_be_tested_is_told(finished: Path, tiny: Path, work: Path, run: Run) -> None:
+def test_a_stage_that_cannot_be_tested_is_refused(finished: Path, tiny: Path, work: Path, run: Run) -> None:
     refused(run("test", finished, finished / STUDENT), "is a run, which contains its recipe and its weights; leave out")
     refused(run("test", tiny), "there is nothing to test: give the folder of a run, or a recipe and CHECKPOINT")
     refused(run("test", "."), "contains no student")
@@ -60,7 +60,7 @@ def test_what_cannot_be_tested_is_told(finished: Path, tiny: Path, work: Path, r
     refused(run("test", work), "has no recipe.toml")
 
 
-def test_code_that_a_run_names_is_not_run_for_that_reason(work: Path, run: Run) -> None:
+def test_code_named_by_a_run_is_not_run_without_permission(work: Path, run: Run) -> None:
     record = json.loads((work / STUDENT / "stage.json").read_text())
     record["model"]["name"] = "nowhere.at_all:network"
     (work / STUDENT / "stage.json").write_text(json.dumps(record))

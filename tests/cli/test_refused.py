@@ -94,7 +94,7 @@ def lying(**tensor: Any) -> bytes:
         b"",
     ],
 )
-def test_a_header_that_lies(content: bytes, tiny: Path, run: Run) -> None:
+def test_a_header_with_false_sizes(content: bytes, tiny: Path, run: Run) -> None:
     assert read_lying(lying()).keys() == {"a"}
     Path("w.safetensors").write_bytes(content)
     refused(run("test", tiny, "w.safetensors"), r"weights w\.safetensors are damaged")

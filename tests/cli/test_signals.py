@@ -145,7 +145,7 @@ def test_while_the_message_is_printed_further_ones_are_ignored(
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
-def test_an_error_is_told_though_a_signal_comes(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_reported_even_if_a_signal_arrives(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     say = ending._message
 
     def disturbed(error: BaseException) -> str | None:
@@ -169,7 +169,7 @@ def test_an_error_is_told_though_a_signal_comes(tiny: Path, run: Run, monkeypatc
         ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0"}, "WORLD_SIZE to a number, but it is None"),
     ],
 )
-def test_a_launcher_that_says_too_little(
+def test_a_launcher_with_missing_variables(
     tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
 ) -> None:
     monkeypatch.setenv("SLURM_STEP_ID", "0")

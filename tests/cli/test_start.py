@@ -46,12 +46,12 @@ def test_the_package_alone_imports_nothing_heavy() -> None:
         ["show", "schema"],
     ],
 )
-def test_what_has_nothing_to_do_with_networks_does_not_wait_for_pytorch(words: list[str]) -> None:
+def test_commands_without_networks_do_not_import_pytorch(words: list[str]) -> None:
     Path("broken.toml").write_text("[data\n")
     assert imported(command(*words)) == set()
 
 
-def test_a_wrong_setting_waits_for_pytorch_alone() -> None:
+def test_a_wrong_value_imports_only_pytorch() -> None:
     names = ["run", "teacher", "compare", "check", "test"]
     calls = [
         [name, "digits/resnet20-resnet8", *(["weights.pth"] if name == "test" else []), "student.epochs=0"]
@@ -70,13 +70,13 @@ def test_a_wrong_setting_waits_for_pytorch_alone() -> None:
     assert imported(code.strip()) == {"torch"}
 
 
-def test_a_training_waits_for_no_more_than_it_needs() -> None:
+def test_a_training_imports_only_what_it_needs() -> None:
     """lightning-fabric would import torchmetrics, and with it SciPy and Matplotlib, where that is installed."""
     code = "from factor_transfer.distributed.fabric import open_fabric; open_fabric('cpu', '32-true')"
     assert imported(code) == {"torch", "torch._dynamo", "lightning_fabric"}
 
 
-def test_lists_wait_for_no_more_than_they_show() -> None:
+def test_lists_import_only_what_they_show() -> None:
     """One process each for those without and those with networks, since PyTorch takes more than a second."""
 
     def show(*lists: list[str]) -> str:
@@ -90,7 +90,7 @@ def test_lists_wait_for_no_more_than_they_show() -> None:
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
-def test_threads_wait_without_keeping_a_processor_busy(
+def test_waiting_threads_leave_the_processor_idle(
     given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY")

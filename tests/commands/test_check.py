@@ -16,7 +16,7 @@ from factor_transfer.data.sets.equal_images import equal_images
 from factor_transfer.state_dicts import read_weights, save_weights
 
 
-def test_an_untrained_recipe_is_looked_at_and_nothing_is_left(tiny: Path, run: Run) -> None:
+def test_an_untrained_recipe_is_checked_without_leaving_files(tiny: Path, run: Run) -> None:
     found, out = looked(run, tiny)
     assert not Path("runs").exists()
     assert found["teacher"]["state"] == "untrained"
@@ -37,7 +37,7 @@ def test_an_untrained_recipe_is_looked_at_and_nothing_is_left(tiny: Path, run: R
         assert words in out
 
 
-def test_a_finished_run_is_as_good_as_it_recorded(finished: Path, tiny: Path, run: Run) -> None:
+def test_a_finished_run_has_its_recorded_accuracy(finished: Path, tiny: Path, run: Run) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     found, _ = looked(run, tiny, "--work-dir", finished)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
@@ -47,7 +47,7 @@ def test_a_finished_run_is_as_good_as_it_recorded(finished: Path, tiny: Path, ru
     assert found["warnings"] == []
 
 
-def test_a_teacher_that_is_not_what_it_was_is_told(work: Path, tiny: Path, run: Run) -> None:
+def test_a_teacher_below_its_recorded_accuracy_gets_a_warning(work: Path, tiny: Path, run: Run) -> None:
     record = json.loads((work / "teacher" / "stage.json").read_text())
     record["mean"] = [value + 5 for value in record["mean"]]
     record["validation"]["top1"] = 100.0
@@ -57,7 +57,7 @@ def test_a_teacher_that_is_not_what_it_was_is_told(work: Path, tiny: Path, run: 
     assert "Warning: the teacher classifies" in out
 
 
-def test_a_given_teacher_near_chance_is_told(work: Path, tiny: Path, run: Run) -> None:
+def test_a_given_teacher_near_chance_gets_a_warning(work: Path, tiny: Path, run: Run) -> None:
     state = read_weights(work / "teacher" / "weights.safetensors")
     state["fc.weight"] = torch.zeros_like(state["fc.weight"])
     save_weights(Path("broken.safetensors"), state)
@@ -69,7 +69,7 @@ def test_a_given_teacher_near_chance_is_told(work: Path, tiny: Path, run: Run) -
 
 
 @pytest.mark.parametrize(("beta", "kind"), [(0.001, "negligible"), (1e6, "drowns out")])
-def test_a_beta_that_is_off_gets_a_better_one(tiny: Path, run: Run, beta: float, kind: str) -> None:
+def test_an_unsuitable_beta_gets_a_suggestion(tiny: Path, run: Run, beta: float, kind: str) -> None:
     found, _ = looked(run, tiny, f"transfer.factor.beta={beta}")
     assert kind in found["warnings"][0]
     suggested = found["terms"]["factor"]["suggested_beta"]
@@ -79,19 +79,19 @@ def test_a_beta_that_is_off_gets_a_better_one(tiny: Path, run: Run, beta: float,
     assert better["terms"]["factor"]["share_of_gradient"] == pytest.approx(0.5, abs=0.2)
 
 
-def test_terms_of_all_kinds_are_looked_at(tiny: Path, run: Run) -> None:
+def test_terms_of_all_kinds_are_checked(tiny: Path, run: Run) -> None:
     for method in ("kd", "at+kd", "fitnets", "crd", "simkd", "ofd", "reviewkd", "student"):
         found, _ = looked(run, tiny, f"transfer.method={method}", "transfer.crd.negatives=20")
         assert set(found["terms"]) == ({"ce", *method.split("+")} if method != "student" else set())
         assert found["paraphraser"] is None
 
 
-def test_what_cannot_work_is_refused(tiny: Path, run: Run) -> None:
+def test_recipes_that_cannot_work_are_refused(tiny: Path, run: Run) -> None:
     refused(run("check", tiny, "student.tap=layr3"), "unknown tap 'layr3'; did you mean 'layer3'")
     refused(run("check", tiny, "transfer.method=simkd+kd"), "simkd replaces the student's network")
 
 
-def test_pictures_that_are_in_training_and_test_are_told(tiny: Path, tmp_path: Path, run: Run) -> None:
+def test_images_in_training_and_test_get_a_warning(tiny: Path, tmp_path: Path, run: Run) -> None:
     """In memory by their pixels, on the disk by their files' bytes."""
     root = tmp_path / "fruit"
     generator = np.random.default_rng(0)

@@ -27,7 +27,7 @@ def test_every_term_may_drown_the_others(tiny: Path, run: Run) -> None:
     assert "a lower weight gives the labels more influence" in found["warnings"][0]
 
 
-def test_an_untrained_paraphraser_is_called_that(tiny: Path, finished: Path, run: Run) -> None:
+def test_an_untrained_paraphraser_is_described_as_such(tiny: Path, finished: Path, run: Run) -> None:
     assert "paraphraser of layer3  not trained yet, so it does not rebuild the feature" in looked(run, tiny)[1]
     found, out = looked(run, tiny, "--work-dir", finished)
     share = found["paraphraser"]["unexplained_variance"]["layer3"]

@@ -38,7 +38,7 @@ def test_the_interval_is_students() -> None:
     assert estimate([4.0]) == (4.0, None)
 
 
-def test_significant_is_what_leaves_zero_out() -> None:
+def test_a_difference_is_significant_if_its_interval_excludes_zero() -> None:
     assert Estimate(2.0, 1.9).significant
     assert Estimate(-2.0, 1.9).significant
     assert not Estimate(2.0, 2.1).significant
@@ -140,7 +140,7 @@ def quick(tiny: Path) -> Path:
     return tiny
 
 
-def test_compare_leaves_figures_and_a_picture_and_does_nothing_twice(quick: Path, run: Run) -> None:
+def test_compare_writes_figures_and_a_picture_and_reuses_its_results(quick: Path, run: Run) -> None:
     result = run("compare", quick, "--methods", ALL, "--seeds", "2")
     assert result.code == 0, result.err
     found = json.loads(Path("runs/tiny/comparison.json").read_text())
@@ -195,7 +195,7 @@ def test_methods_of_a_seed_start_from_the_same_weights_and_see_the_same_batches(
     assert seen[0] == first[0]  # the same images, and the same answers before the first step
 
 
-def test_a_run_that_fails_is_a_row_that_says_so(quick: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_is_marked_in_its_row(quick: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     quick.write_text(quick.read_text() + "[transfer.at]\nweight = 1e38\n")
     result = run("compare", quick, "--methods", "at,kd", "--seeds", "1")
     refused(result, "every seed failed for these methods:\n  at: .*not finite")
@@ -208,7 +208,7 @@ def test_a_run_that_fails_is_a_row_that_says_so(quick: Path, run: Run, monkeypat
     assert "Failed: at, seed 0: " in result.out
 
 
-def test_what_cannot_be_compared_is_told_before_anything_is_trained(quick: Path, run: Run) -> None:
+def test_methods_that_cannot_be_compared_are_refused_before_training(quick: Path, run: Run) -> None:
     refused(run("compare", quick, "--methods", "kd,kd"), "names 'kd' twice")
     refused(run("compare", quick, "--methods", "kd,factr"), "unknown method 'factr'; did you mean 'factor'")
     refused(run("compare", quick, "--seeds", "0"), "--seeds must be at least 1")

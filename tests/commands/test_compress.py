@@ -61,7 +61,7 @@ def compressed(run: Run, *arguments: str | Path) -> Outcome:
     return result
 
 
-def test_a_folder_becomes_a_student_and_the_same_command_does_nothing_twice(
+def test_a_folder_becomes_a_student_and_the_same_command_reuses_it(
     pictures: Path, run: Run, quick: None, no_exporter: None
 ) -> None:
     result = compressed(run, pictures, *SMALL)
@@ -105,7 +105,7 @@ def test_a_folder_becomes_a_student_and_the_same_command_does_nothing_twice(
     assert "beta = 300" in (folder / "compress.toml").read_text()
 
 
-def test_where_the_teacher_takes_too_long_the_students_are_trained_for_less(
+def test_students_are_trained_for_less_if_the_teacher_takes_too_long(
     pictures: Path, run: Run, quick: None, no_exporter: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("factor_transfer.commands.compress.schedule._MOST", (6, 6))
@@ -121,7 +121,7 @@ def test_where_the_teacher_takes_too_long_the_students_are_trained_for_less(
     assert compressed(run, pictures, *SMALL[:-1], "1").out.count("up to date") == 4
 
 
-def test_where_the_teacher_takes_little_time_the_students_are_trained_for_more(
+def test_students_are_trained_for_longer_if_the_teacher_takes_little_time(
     pictures: Path, run: Run, quick: None, no_exporter: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("factor_transfer.commands.compress.schedule._WORTH", 1.25)
@@ -163,7 +163,7 @@ def test_init_writes_the_recipe_alone(pictures: Path, run: Run, quick: None, no_
     assert run("init", pictures, *SMALL, "--out", "other.toml").code == 0
 
 
-def test_what_an_epoch_costs_is_measured(pictures: Path, run: Run, no_exporter: None) -> None:
+def test_the_cost_of_an_epoch_is_measured(pictures: Path, run: Run, no_exporter: None) -> None:
     result = run("init", pictures, "--teacher", "resnet8", "--student", "resnet8", "--minutes", "1000")
     assert result.code == 0, result.err
     assert read_recipe("pictures.toml").student.epochs == 200
@@ -195,7 +195,7 @@ def test_what_an_epoch_costs_is_measured(pictures: Path, run: Run, no_exporter: 
         (["pictures", "--out", "pictures/notes.txt"], "is a file, not a folder"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_trained(
+def test_bad_input_is_refused_before_training(
     pictures: Path, run: Run, quick: None, no_exporter: None, arguments: list[str], message: str
 ) -> None:
     Path("empty").mkdir()
@@ -206,7 +206,7 @@ def test_bad_input_is_told_before_anything_is_trained(
     assert sorted(Path().rglob("*")) == before
 
 
-def test_too_few_pictures_for_8_bits_are_told_before_anything_is_trained(pictures: Path, run: Run) -> None:
+def test_too_few_pictures_for_8_bits_are_refused_before_training(pictures: Path, run: Run) -> None:
     pytest.importorskip("onnxruntime")
     refused(
         run("compress", pictures, *SMALL, "--to", "onnx", "--precision", "int8"),
@@ -215,7 +215,7 @@ def test_too_few_pictures_for_8_bits_are_told_before_anything_is_trained(picture
     assert not Path("compressed").exists()
 
 
-def test_the_exported_file_joins_table_and_report_and_is_made_once(pictures: Path, run: Run, quick: None) -> None:
+def test_the_exported_file_is_in_table_and_report_and_is_made_once(pictures: Path, run: Run, quick: None) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     result = compressed(run, pictures, *SMALL, "--to", "onnx", "--out", "out")
@@ -230,7 +230,7 @@ def test_the_exported_file_joins_table_and_report_and_is_made_once(pictures: Pat
     assert record.stat().st_mtime_ns == written
 
 
-def test_a_teacher_with_its_weights_is_taken_as_it_is(finished: Path, pictures: Path, run: Run, quick: None) -> None:
+def test_a_teacher_with_weights_is_used_without_training(finished: Path, pictures: Path, run: Run, quick: None) -> None:
     weights = finished / "teacher" / "weights.safetensors"
     result = run("init", pictures, "--teacher", f"resnet8={weights}", "--minutes", "900")
     assert result.code == 0, result.err
@@ -279,7 +279,7 @@ def test_images_are_no_larger_than_the_pictures_and_the_device_allows() -> None:
     assert sizes(folder_of(300), "cpu", given) == [40]
 
 
-def test_the_other_network_suits_the_one_that_is_named() -> None:
+def test_the_network_that_is_not_named_suits_the_other() -> None:
     def chosen(size: int, device: str, teacher: str | None = None, student: str | None = None) -> tuple[str, str]:
         named = [None if name is None else ChosenNetwork(name) for name in (teacher, student)]
         found = choose_networks(size, device, *named)
@@ -304,7 +304,7 @@ def test_fewer_images_are_trained_with_a_stronger_weight_decay() -> None:
     assert ChosenNetwork("timm:resnet18", weights="pretrained").optimization(1080, 32) == ("adamw", 0.0003, 0.01)
 
 
-def test_many_images_are_learned_from_by_kd_too() -> None:
+def test_kd_is_added_for_many_images() -> None:
     assert choose_transfer(1080) == {"factor": {"beta": 100}}
     assert list(choose_transfer(50_000)) == ["factor", "kd"]
 

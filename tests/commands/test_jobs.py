@@ -39,7 +39,7 @@ def experiment(tiny: Path, *overrides: str) -> Experiment:
     return Experiment(read_recipe(str(tiny), overrides), Path("runs/tiny"), Console(quiet=True), str(tiny))
 
 
-def test_students_alone_wait_for_nobody(tiny: Path) -> None:
+def test_students_alone_start_at_once(tiny: Path) -> None:
     teacher, *rest = plan(experiment(tiny), ["student", "kd", "factor"], [3, 4], 2)
     assert teacher == Task("teacher", None, ("kd", "factor"), first=True)
     assert [(task.seed, task.methods, task.first) for task in rest] == [
@@ -121,7 +121,7 @@ def test_several_processes_give_the_bytes_of_one(
         assert again.out.count("up to date") >= 8
 
 
-def test_a_process_that_is_killed_ends_in_one_message_and_the_same_command_goes_on(tiny: Path, run: Run) -> None:
+def test_a_killed_process_gives_one_message_and_the_same_command_resumes(tiny: Path, run: Run) -> None:
     Path("killed.py").write_text(KILLED)
     Path("kill").touch()
     given = [tiny, "student={model='killed:build', epochs=2, batch_size=24}", "--methods", "student,kd", "--jobs", "2"]
@@ -131,7 +131,7 @@ def test_a_process_that_is_killed_ends_in_one_message_and_the_same_command_goes_
     assert result.code == 0, result.err
 
 
-def test_sigterm_stops_all_processes_and_the_same_command_goes_on(tiny: Path, run: Run) -> None:
+def test_sigterm_stops_all_processes_and_the_same_command_resumes(tiny: Path, run: Run) -> None:
     # With cached factors, each student has its own process.
     settings = ["teacher.epochs=1", "paraphraser.epochs=1", "student.epochs=12", "cache.views=1"]
     words = ["compare", str(tiny), *settings, "--methods", "kd,factor", "--seeds", "1", "--jobs", "2"]

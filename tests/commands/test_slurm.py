@@ -22,7 +22,7 @@ def test_no_slurm_and_no_submitit(tiny: Path, run: Run, monkeypatch: pytest.Monk
     refused(run("compare", tiny, "--slurm", "gpu"), r"pip install 'factor-transfer\[slurm\]'")
 
 
-def test_what_a_job_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_resources_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/sbatch")
     jobs = slurm.Jobs("gpu", "time=60 gpus_per_node=1 qos='a b'")
     assert jobs.parameters == {"partition": "gpu", "time": 60, "gpus_per_node": 1, "qos": "a b"}

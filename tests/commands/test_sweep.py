@@ -35,7 +35,7 @@ def test_one_value_is_no_sweep(override: str) -> None:
     assert split_sweep([override]) == (None, [override])
 
 
-def test_a_sweep_is_told_from_the_other_settings() -> None:
+def test_a_sweep_is_separated_from_the_other_settings() -> None:
     sweep, others = split_sweep(["teacher.epochs=2", "student.schedule=cosine,step", "name=x"])
     assert sweep == Sweep("student.schedule", ["cosine", "step"])
     assert others == ["teacher.epochs=2", "name=x"]
@@ -55,7 +55,7 @@ def test_a_sweep_is_told_from_the_other_settings() -> None:
         (["student.epochs=1,2,1"], r"student\.epochs has the value 1 twice"),
     ],
 )
-def test_what_cannot_be_swept_is_refused(overrides: list[str], message: str) -> None:
+def test_settings_that_cannot_be_swept_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         split_sweep(overrides)
 
@@ -80,7 +80,7 @@ def test_a_setting_of_the_student_makes_rows_of_all_methods(tiny: Path) -> None:
     assert epochs.rows(["student", "kd"], read_recipe(tiny)) == expected
 
 
-def test_names_and_folders_are_distinct_and_lead_back(tiny: Path) -> None:
+def test_rows_have_distinct_folders_and_can_be_read_from_them(tiny: Path) -> None:
     experiment = Experiment(read_recipe(tiny), Path("runs/tiny"), Console(quiet=True), str(tiny))
     rows = ["student", "student,student.epochs=5", "factor", *BETAS, "factor+kd,transfer.factor.beta=50"]
     folders = [student_folder(Path(), experiment.with_method(row, 7).recipe).name for row in rows]
@@ -149,7 +149,7 @@ def test_a_sweep_of_the_student(tiny: Path, run: Run) -> None:
     assert len(two) == 2
 
 
-def test_what_is_wrong_is_told_before_anything_is_trained(tiny: Path, run: Run) -> None:
+def test_faults_of_a_sweep_are_reported_before_training(tiny: Path, run: Run) -> None:
     given = ["compare", tiny, "--methods", "factor", "--seeds", "1"]
     refused(run(*given, "student.batch_size=24,1000"), r"student\.batch_size is 1000, larger than the training set")
     refused(run(*given, "student.tap=layer3,nowhere"), "nowhere")

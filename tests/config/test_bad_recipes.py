@@ -44,7 +44,7 @@ STUDENT = "student-factor-seed0"
         ("device=tpu", "device: .*'auto', 'cpu'"),
     ],
 )
-def test_a_recipe_that_says_what_it_cannot(tiny: Path, run: Run, override: str, message: str) -> None:
+def test_a_recipe_with_an_invalid_setting(tiny: Path, run: Run, override: str, message: str) -> None:
     refused(run("run", tiny, override), message, "tiny.toml|KEY|value")
     assert not Path("runs").exists()
 

@@ -30,7 +30,7 @@ args = {{ width = 4 }}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_gives_what_the_recipe_leaves_open(preset: str, tmp_path: Path) -> None:
+def test_a_preset_applies_where_the_recipe_has_no_setting(preset: str, tmp_path: Path) -> None:
     path = tmp_path / "bare.toml"
     path.write_text(BARE.format(preset=preset))
     recipe = read_recipe(path, ["student.batch_size=7"])

@@ -26,7 +26,7 @@ def test_shipped_recipes_are_valid_and_begin_with_command_cost_and_result(name: 
     assert "TODO" not in header[0]
 
 
-def test_settings_arrive_where_they_are_used(tiny: Path) -> None:
+def test_settings_reach_the_code_that_uses_them(tiny: Path) -> None:
     recipe = read_recipe(tiny, ["student.weight_decay=0", "student.tap=layer2", "name=other"])
     assert recipe.name == "other"
     assert recipe.student.optimization == Optimization(schedule="step", milestones=[2], weight_decay=0.0)
@@ -60,7 +60,7 @@ def test_defaults_are_the_functions_own(tmp_path: Path) -> None:
         ("data.root=~/x", "~/x"),
     ],
 )
-def test_strings_may_go_without_quotes(tiny: Path, override: str, expected: str) -> None:
+def test_strings_need_no_quotes_in_overrides(tiny: Path, override: str, expected: str) -> None:
     recipe = read_recipe(tiny, ["data={name='cifar10'}", override])
     assert recipe.data.model_dump()["root"] == expected
 

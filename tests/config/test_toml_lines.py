@@ -72,14 +72,14 @@ def names_key_and_place(message: str, overrides: tuple[str, ...] = ()) -> bool:
         ("train = 96", 'root = "a\\u0000b"', "line 4: data.root: a string should not contain the character 0"),
     ],
 )  # fmt: skip
-def test_the_line_of_a_fault(old: str, new: str, message: str) -> None:
+def test_a_fault_is_reported_with_its_line(old: str, new: str, message: str) -> None:
     for text in (TINY.replace(old, new), TINY.replace(old, new).replace("\n", "\r\n")):
         assert re.search(rf"any\.toml( is|:\n  ){message}|any\.toml is {message}", found := fault(text)), found
         assert names_key_and_place(found)
         assert len(found) < 1500
 
 
-def test_the_override_that_is_at_fault(tiny: Path, run: Run) -> None:
+def test_a_fault_is_reported_with_its_override(tiny: Path, run: Run) -> None:
     refused(run("run", tiny, "student.epochs=ten"), r"  student\.epochs=ten: student\.epochs: .*integer.*'ten'$")
     refused(run("run", tiny, "student.seed=3", "studnet.epochs=3"), r"  studnet\.epochs=3: unknown key 'studnet'")
     refused(run("run", tiny, "teacher={}"), r"  teacher=\{\}: teacher\.model is missing$")

@@ -22,7 +22,7 @@ def naive(images: Tensor, draws: Tensor, padding: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("padding", "flip"), [(0, True), (2, False), (3, True), (0, False)])
-def test_crop_and_flip_are_what_is_done_image_by_image(padding: int, flip: bool) -> None:
+def test_crops_and_flips_equal_those_of_single_images(padding: int, flip: bool) -> None:
     images = torch.randint(1, 256, (12, 3, 5, 7), dtype=torch.uint8)
     augment = Augment(crop_padding=padding, flip=flip)
     draws = augment.draw(12, torch.Generator().manual_seed(1))
@@ -32,7 +32,7 @@ def test_crop_and_flip_are_what_is_done_image_by_image(padding: int, flip: bool)
     assert draws[:, 2].any() == flip
 
 
-def test_every_offset_and_both_sides_come_up_evenly() -> None:
+def test_offsets_and_flips_are_uniformly_distributed() -> None:
     draws = Augment(crop_padding=1, flip=True).draw(9000, torch.Generator().manual_seed(0))
     for column, values in ((0, 3), (1, 3), (2, 2)):
         counts = draws[:, column].bincount()

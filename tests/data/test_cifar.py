@@ -100,7 +100,7 @@ def test_cifar100_has_fine_and_coarse_labels(tmp_path: Path, python: bool) -> No
     assert source.classes == tuple(groups)
 
 
-def test_nothing_found_says_where_and_how(tmp_path: Path) -> None:
+def test_a_missing_data_set_is_reported_with_folder_and_remedy(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cifar-10-batches-bin, .*cifar-10-batches-py or .*download=true"):
         load_cifar10(root=str(tmp_path))
     with pytest.raises(InputError, match=r"cifar-100-binary, .*cifar-100-python or .*data\.root"):
@@ -247,7 +247,7 @@ NESTED = b")" + b"".join(b"q\x00h\x00\x86" for _ in range(60))
         (b"c" + b"x" * 5000 + b"\n\x1b[2J\n.", r"refers to 'x{70,80}, which"),
     ],
 )
-def test_what_would_cost_much_is_refused_at_once(tmp_path: Path, content: bytes, message: str) -> None:
+def test_expensive_pickles_are_refused_at_once(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "batch").write_bytes(content)
     tracemalloc.start()
     with pytest.raises(InputError, match=message):
@@ -257,7 +257,7 @@ def test_what_would_cost_much_is_refused_at_once(tmp_path: Path, content: bytes,
     assert most < 2**23
 
 
-def test_a_pickle_that_would_fill_the_memory_is_one_message(tiny: Path, tmp_path: Path, run: Run) -> None:
+def test_a_pickle_that_would_fill_the_memory_is_refused(tiny: Path, tmp_path: Path, run: Run) -> None:
     folder = write_cifar10(tmp_path, python=True)
     (folder / "data_batch_2").write_bytes(b"\x96" + struct.pack("<Q", 2**32) + b"xx.")
     refused(run("teacher", tiny, f"data={{name='cifar10', root='{tmp_path}'}}"), "data_batch_2: .*BYTEARRAY8")
@@ -319,7 +319,7 @@ def test_any_flipped_byte_of_a_published_file_is_named(
     (folder / name).write_bytes(whole)
 
 
-def test_another_file_of_a_published_name_is_refused_unless_it_is_meant(
+def test_another_file_of_a_published_name_is_refused_unless_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_cifar10(tmp_path, python=False)
@@ -331,7 +331,7 @@ def test_another_file_of_a_published_name_is_refused_unless_it_is_meant(
     assert len(load_cifar10(root=str(tmp_path)).train) == 9  # of another size: somebody's own
 
 
-def test_sums_are_whole() -> None:
+def test_checksums_are_complete() -> None:
     assert {(kind, len(digits)) for _, kind, digits in published.SUMS.values()} == {("sha256", 64), ("md5", 32)}
 
 

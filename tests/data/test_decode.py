@@ -69,7 +69,7 @@ def test_values_of_more_than_8_bits_are_refused(tmp_path: Path, form: str, mode:
 @pytest.mark.parametrize("form", FORMATS)
 @settings(max_examples=40)
 @given(data=st.data())
-def test_a_damaged_image_is_read_or_one_message(
+def test_a_damaged_image_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject
 ) -> None:
     whole = encoded(form)
@@ -83,7 +83,7 @@ def test_a_damaged_image_is_read_or_one_message(
             assert decode(path, 4, 3).shape == (4, 4, 3)
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_an_image_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "link.png").symlink_to("fifo.png")

@@ -95,13 +95,13 @@ def test_a_file_with_another_sum_is_replaced(server: Server, tmp_path: Path) -> 
     assert fetch(server.url, MD5, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_break_is_continued_within_a_call(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_continues_within_a_call(server: Server, tmp_path: Path) -> None:
     server.breaks = [100_000, 50_000]
     assert fetch(server.url, MD5, tmp_path).read_bytes() == CONTENT
     assert server.requests == [None, "bytes=100000-", "bytes=150000-"]
 
 
-def test_a_break_is_continued_by_the_next_call(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_continues_in_the_next_call(server: Server, tmp_path: Path) -> None:
     server.breaks = [100_000, 0]
     with pytest.raises(
         InputError, match=r"ended after 100,000 of 300,000 bytes; .*\.part .* the next attempt resumes it"
@@ -112,7 +112,7 @@ def test_a_break_is_continued_by_the_next_call(server: Server, tmp_path: Path) -
     assert server.requests[-1] == "bytes=100000-"
 
 
-def test_attempts_end(server: Server, tmp_path: Path) -> None:
+def test_attempts_are_limited(server: Server, tmp_path: Path) -> None:
     server.breaks = [10] * 100
     with pytest.raises(InputError, match="ended after 50 of"):
         fetch(server.url, MD5, tmp_path)
@@ -199,7 +199,7 @@ def test_unpack(tmp_path: Path) -> None:
         member("outside", tarfile.FIFOTYPE),
     ],
 )
-def test_unpack_refuses_what_leads_out(tmp_path: Path, bad: tarfile.TarInfo) -> None:
+def test_unpack_refuses_paths_outside_the_folder(tmp_path: Path, bad: tarfile.TarInfo) -> None:
     path = archive(tmp_path / "a.tar.gz", [(member("top/x"), b"1"), (bad, b"")])
     with pytest.raises(InputError, match=r"a\.tar\.gz: refused, member '.*outside'"):
         unpack(path, tmp_path / "deep" / "out")
@@ -220,9 +220,7 @@ def test_unpack_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_unpack_believes_neither_what_is_declared_nor_what_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unpack_limits_declared_and_actual_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, whole = tmp_path / "a.tar.gz", io.BytesIO()
     huge = member("x")
     huge.size = 2**40
@@ -248,7 +246,7 @@ def test_unpack_believes_neither_what_is_declared_nor_what_is_not(
 @pytest.mark.parametrize(
     "bad", [member("../outside"), member("outside", tarfile.SYMTYPE, "/etc"), member("outside", tarfile.CHRTYPE)]
 )
-def test_an_archive_that_means_harm_is_refused_by_a_command(
+def test_a_malicious_archive_is_refused_by_a_command(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tarfile.TarInfo, tiny: Path, run: Run
 ) -> None:
     server.content = archive(tmp_path / "made.tar.gz", [(bad, b"")]).read_bytes()

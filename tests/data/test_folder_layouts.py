@@ -107,7 +107,7 @@ def test_a_validation_folder_is_the_validation_split(tmp_path: Path) -> None:
         open_data("folder", root=str(tmp_path))
 
 
-def test_classes_alone_are_divided_and_it_is_said(tiny: Path, run: Run, tmp_path: Path) -> None:
+def test_class_folders_without_splits_are_divided_with_a_note(tiny: Path, run: Run, tmp_path: Path) -> None:
     root = fill(tmp_path / "fruit", 10)
     result = run("teacher", tiny, *said(root, validation=0.25))
     assert data_lines(result.out) == [
@@ -187,7 +187,7 @@ def one_folder_as_two_classes(root: Path) -> None:
         (one_folder_as_two_classes, r"plum and .*prune are two classes, but a link makes them the same folder"),
     ],
 )
-def test_what_could_be_a_split_or_a_class_is_refused_by_name(
+def test_a_folder_that_could_be_a_split_or_a_class_is_refused_by_name(
     tiny: Path, run: Run, tmp_path: Path, lay: Callable[[Path], None], message: str
 ) -> None:
     lay(tmp_path / "fruit")
@@ -195,7 +195,7 @@ def test_what_could_be_a_split_or_a_class_is_refused_by_name(
     assert not Path("runs/tiny/teacher").exists()
 
 
-def test_other_folders_beside_the_splits_are_passed_over_and_named(tmp_path: Path) -> None:
+def test_other_folders_beside_the_splits_are_skipped_and_named(tmp_path: Path) -> None:
     fill(tmp_path / "train", 4)
     fill(tmp_path / "test", 1, seed=1)
     (tmp_path / "labels").mkdir()
@@ -203,7 +203,7 @@ def test_other_folders_beside_the_splits_are_passed_over_and_named(tmp_path: Pat
     assert "skipped: folders beside the splits: 1 (labels)" in describe(open_data("folder", root=str(tmp_path)))
 
 
-def test_links_to_folders_are_followed_and_loops_passed_over(tiny: Path, run: Run, tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_and_loops_skipped(tiny: Path, run: Run, tmp_path: Path) -> None:
     root = tmp_path / "fruit"
     fill(root / "train", 4)
     fill(tmp_path / "elsewhere", 10, seed=1)
@@ -228,7 +228,7 @@ def test_links_to_folders_are_followed_and_loops_passed_over(tiny: Path, run: Ru
     assert "broken links: 2 (away, away.png)" in line
 
 
-def test_a_link_to_what_is_here_changes_nothing(tmp_path: Path) -> None:
+def test_a_link_within_the_folder_changes_nothing(tmp_path: Path) -> None:
     """A loop was passed over before links were followed: what was trained on goes on being up to date."""
     fill(tmp_path / "train", 8)
     (tmp_path / "train" / "pear" / "deeper").mkdir()
@@ -239,7 +239,7 @@ def test_a_link_to_what_is_here_changes_nothing(tmp_path: Path) -> None:
     assert before == [open_data("folder", root=str(tmp_path), in_memory=place).fingerprint for place in (True, False)]
 
 
-def test_what_systems_leave_is_passed_over_and_counted(tiny: Path, run: Run, tmp_path: Path) -> None:
+def test_system_files_are_skipped_and_counted(tiny: Path, run: Run, tmp_path: Path) -> None:
     root = tmp_path / "fruit"
     for split in ("train", "test"):
         fill(root / split, 4, seed=len(split))
@@ -330,7 +330,7 @@ def test_names_that_are_not_utf_8(tiny: Path, run: Run, tmp_path: Path, what: by
     )
 
 
-def test_passed_over_files_may_have_any_name(tiny: Path, run: Run, tmp_path: Path) -> None:
+def test_skipped_files_may_have_any_name(tiny: Path, run: Run, tmp_path: Path) -> None:
     root = fill(tmp_path / "fruit", 8)
     for name in (b"\xff.t\xfft", b".\xfe", b"x.\n\x07"):
         (root / "plum" / os.fsdecode(name)).write_text("")
@@ -381,7 +381,7 @@ def test_any_names_are_images_or_counted(tmp_path_factory: pytest.TempPathFactor
     assert printable(str(skipped)) == str(skipped)
 
 
-def test_every_command_that_reads_images_says_what_it_found_once(tiny: Path, run: Run, tmp_path: Path) -> None:
+def test_every_command_that_reads_images_describes_them_once(tiny: Path, run: Run, tmp_path: Path) -> None:
     root = tmp_path / "fruit"
     fill(root / "train", 8)
     fill(root / "test", 2, seed=1)
@@ -404,7 +404,7 @@ def test_every_command_that_reads_images_says_what_it_found_once(tiny: Path, run
     assert len(lines) == 1
 
 
-def test_what_is_said_of_the_other_data_sets() -> None:
+def test_the_descriptions_of_the_other_data_sets() -> None:
     grey = open_data("synthetic", train=60, limit=40, classes=7, validation=0, channels=1)
     assert describe(grey) == (
         "synthetic: 7 classes (pattern 0, pattern 1, pattern 2, pattern 3, pattern 4, …); 40 training images "

@@ -96,7 +96,7 @@ def test_a_pair_of_data_sets_of_images_or_tensors(own: str) -> None:
     assert open_data(f"{own}:pair", args={"size": 12}, size=8, channels=1).train.images.shape == (58, 1, 8, 8)
 
 
-def test_what_is_too_large_for_memory_is_read_when_needed(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_too_large_for_memory_are_read_when_needed(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = open_data(f"{own}:pair")
     monkeypatch.setattr(map_style, "IN_MEMORY", 1)
     data = open_data(f"{own}:pair")
@@ -115,7 +115,7 @@ def test_what_is_too_large_for_memory_is_read_when_needed(own: str, monkeypatch:
     assert torch.equal(pool.images[-2:], torch.cat([data.train.images[-1:], torch.full((1, 3, 8, 8), 9)]))
 
 
-def test_a_recipe_says_that_it_runs_code_and_trains(own: str, tmp_path: Path, run: Run) -> None:
+def test_a_recipe_with_a_custom_data_set_names_its_code_and_trains(own: str, tmp_path: Path, run: Run) -> None:
     data = f'[data]\nname = "{own}:pair"\nargs = {{ train = 96 }}\ntitle = "Dots"\n'
     Path("dots.toml").write_text(data + TINY[TINY.index("[augment]") :].replace("epochs = 3", "epochs = 1"))
     result = run("run", "dots.toml")
@@ -157,7 +157,7 @@ def test_a_recipe_says_that_it_runs_code_and_trains(own: str, tmp_path: Path, ru
         ("timm:resnet18", {}, "unknown data set 'timm:resnet18'"),
     ],
 )
-def test_what_is_no_data_set(own: str, name: str, args: dict[str, Any], message: str) -> None:
+def test_callables_that_return_no_data_set_are_refused(own: str, name: str, args: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         open_data(name.format(own=own), args=args)
 

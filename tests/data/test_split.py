@@ -26,12 +26,12 @@ def test_the_seed_matters() -> None:
     assert not torch.equal(stratified(labels, 20, 0)[0], stratified(labels, 20, 1)[0])
 
 
-def test_more_than_there_is_is_refused() -> None:
+def test_more_images_than_there_are_is_refused() -> None:
     with pytest.raises(InputError, match="5 samples were requested, but there are only 3"):
         stratified(torch.zeros(3, dtype=torch.long), 5, 0)
 
 
-def test_digits_are_the_real_ones() -> None:
+def test_digits_are_those_of_scikit_learn() -> None:
     data = open_data("digits", validation=0.2)
     test = data.test()
     assert (len(data.train), len(data.validation), len(test)) == (718, 180, 899)
@@ -64,7 +64,7 @@ def test_statistics_are_measured_on_the_training_images() -> None:
     assert (given.mean, given.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
 
 
-def test_the_fingerprint_is_of_what_training_sees() -> None:
+def test_the_fingerprint_covers_all_that_training_uses() -> None:
     def fingerprint(**options: object) -> str:
         return open_data("synthetic", **options).fingerprint  # type: ignore[arg-type]
 
@@ -90,7 +90,7 @@ def test_settings_that_do_not_fit_are_refused(options: dict[str, object], messag
         open_data("synthetic", **options)  # type: ignore[arg-type]
 
 
-def test_an_unknown_data_set_is_answered_with_the_nearest() -> None:
+def test_an_unknown_data_set_gets_the_nearest_name() -> None:
     with pytest.raises(InputError, match="unknown data set 'cifar11'; did you mean 'cifar10'"):
         open_data("cifar11")
 

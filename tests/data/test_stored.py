@@ -49,7 +49,7 @@ def equal(one: Split, other: Split) -> bool:
     return torch.equal(one.images[:], other.images[:]) and torch.equal(one.labels, other.labels)
 
 
-def test_it_is_used_as_a_tensor_is(pictures: Path) -> None:
+def test_stored_images_are_indexed_like_a_tensor(pictures: Path) -> None:
     stored, memory = opened(pictures), opened(pictures, in_memory=True)
     assert isinstance(stored.train.images, StoredImages)
     assert isinstance(memory.train.images, torch.Tensor)
@@ -98,7 +98,7 @@ def test_evaluation_sees_every_image_once_in_order(pictures: Path, workers: int)
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None)
 
 
-def test_waiting_is_counted_anew_each_epoch(pictures: Path) -> None:
+def test_waiting_time_is_counted_per_epoch(pictures: Path) -> None:
     batches = Batches(opened(pictures).train, 8, 0)
     for _ in batches.epoch(0):
         pass
@@ -195,7 +195,7 @@ def test_without_a_size_the_images_must_have_one(pictures: Path) -> None:
     assert opened(pictures, size=None).train.images.shape == (43, 3, 6, 7)
 
 
-def test_a_worker_that_dies_is_told_of(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_is_reported(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(message: str) -> Any:
         raise RuntimeError(message)
         yield

@@ -24,7 +24,7 @@ def draws(
     return torch.tensor([row]).expand(len(IMAGES), DRAWS)
 
 
-def test_nothing_is_changed_by_nothing() -> None:
+def test_changes_of_zero_strength_change_nothing() -> None:
     assert torch.equal(change(IMAGES, draws()), IMAGES)
 
 
@@ -129,7 +129,7 @@ def test_the_student_sees_changed_images_and_its_teacher_does_not(
     assert all(any(torch.equal(images, other) for other in changes) for images in trained)
 
 
-def test_a_stopped_training_with_strong_changes_goes_on_to_the_same_bytes(tiny: Path, run: Run) -> None:
+def test_a_stopped_training_with_strong_changes_resumes_to_the_same_bytes(tiny: Path, run: Run) -> None:
     given = ["augment={student='strong'}", "student.epochs=2", "teacher.epochs=1", "paraphraser.epochs=1"]
     assert run("run", tiny, *given, "--work-dir", "one").code == 0
     assert run("run", tiny, *given, "--work-dir", "two").code == 0

@@ -113,7 +113,7 @@ def test_a_recipe_trains_and_finds_equal_images(root: Path, run: Run) -> None:
     assert "data  webdataset in" in result.out
 
 
-def test_images_without_labels_beside_them(root: Path, tmp_path: Path) -> None:
+def test_images_without_labels_from_other_tars(root: Path, tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     for number in range(4):
         (tmp_path / "more" / f"{number}.png").write_bytes(png(300 + number))
@@ -174,7 +174,7 @@ def changed(root: Path, **files: bytes | None) -> None:
         ({}, {"root": "nowhere"}, "data.root: nowhere does not exist"),
     ],
 )
-def test_what_is_wrong_is_named(root: Path, files: Files, settings: dict[str, Any], message: str) -> None:
+def test_faults_are_reported_by_name(root: Path, files: Files, settings: dict[str, Any], message: str) -> None:
     changed(root, **files)
     with pytest.raises(InputError, match=message):
         open_data("webdataset", **{"root": str(root), **settings})
@@ -192,7 +192,7 @@ def test_what_is_wrong_is_named(root: Path, files: Files, settings: dict[str, An
     ],
     ids=["within a file", "between files", "damaged", "empty", "text", "compressed"],
 )
-def test_what_is_no_whole_tar(root: Path, content: Any, message: str) -> None:
+def test_incomplete_tars_are_refused(root: Path, content: Any, message: str) -> None:
     path = root / "dots-train-000001.tar"
     path.write_bytes(content(path.read_bytes()))
     with pytest.raises(InputError, match=message):

@@ -38,7 +38,7 @@ def shared(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_student_alone_says_the_same(digits_run: Path, shared: Path) -> None:
+def test_the_packaged_student_gives_the_same_answers(digits_run: Path, shared: Path) -> None:
     done = find(digits_run / STUDENT)
     assert done is not None
     student = load_student(shared)
@@ -65,7 +65,7 @@ def test_neither_teacher_nor_translator_is_needed(shared: Path) -> None:
     assert not {name for name in imported if name.split(".")[1] in ("methods", "engine", "stages", "recipe", "taps")}
 
 
-def test_what_is_in_the_folder(digits_run: Path, shared: Path) -> None:
+def test_the_files_of_a_package(digits_run: Path, shared: Path) -> None:
     assert {path.name for path in shared.iterdir()} == {"README.md", "config.json", "model.safetensors", "recipe.toml"}
     assert read_recipe(shared / "recipe.toml").student.model == "resnet8"
     summary = json.loads((digits_run / "summary.json").read_text())
@@ -81,7 +81,7 @@ def test_what_is_in_the_folder(digits_run: Path, shared: Path) -> None:
     assert result.stdout.strip() in set("0123456789")
 
 
-def test_the_card_says_how_to_install_and_where_to_read(shared: Path) -> None:
+def test_the_card_has_the_command_to_install_and_links(shared: Path) -> None:
     card = (shared / "README.md").read_text()
     assert "```\npip install factor-transfer\n```" in card
     assert "[Factor Transfer](https://arxiv.org/abs/1802.04977)" in card
@@ -196,7 +196,7 @@ def of_code(shared: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_package_runs_no_code_that_was_not_asked_for(of_code: Path, tmp_path: Path, run: Run) -> None:
+def test_a_package_runs_no_code_without_permission(of_code: Path, tmp_path: Path, run: Run) -> None:
     with pytest.raises(InputError, match="external code builds, 'tracer:network'"):
         load_student(of_code)
     refused(run("predict", of_code, of_code), "external code builds")
@@ -211,7 +211,7 @@ def test_the_former_name_of_trusted_code(of_code: Path) -> None:
         load_student(of_code, said=["tracer:network"])
 
 
-def test_what_a_run_names_is_run_where_the_command_line_names_it(tmp_path: Path, tiny: Path, run: Run) -> None:
+def test_code_named_by_a_run_is_run_if_the_command_line_names_it(tmp_path: Path, tiny: Path, run: Run) -> None:
     Path("small_net.py").write_text(
         "from pathlib import Path\nfrom torch import nn\n\nPath('ran').touch()\n\n\n"
         "def network(num_classes, in_channels, wide=8):\n"

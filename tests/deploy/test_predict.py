@@ -74,7 +74,7 @@ def test_lines_for_people(digits_run: Path, pictures: Path, run: Run) -> None:
         assert f"{one['class']} {one['probability']:.2%}" in line
 
 
-def test_an_image_of_another_size_is_scaled_and_said_so(
+def test_an_image_of_another_size_is_scaled_with_a_note(
     digits_run: Path, pictures: Path, run: Run, tmp_path: Path
 ) -> None:
     with Image.open(pictures / "first" / "000.png") as image:
@@ -118,9 +118,7 @@ def save(image: Image.Image, path: Path) -> Path:
         ("I;16", "does not have 8 bits per channel"),
     ],
 )
-def test_images_that_are_not_as_they_should_be(
-    digits_run: Path, run: Run, tmp_path: Path, mode: str, message: str
-) -> None:
+def test_unsuitable_images_are_refused(digits_run: Path, run: Run, tmp_path: Path, mode: str, message: str) -> None:
     path = save(Image.new(mode, (8, 8)), tmp_path / "odd.png")
     refused(run("predict", digits_run, path), message)
     converted = run("predict", digits_run, path, "--convert")
@@ -132,7 +130,7 @@ def test_grey_cmyk_and_16_bits_where_colour_is_wanted(finished: Path, run: Run, 
     refused(run("predict", finished, save(Image.new("CMYK", (8, 8)), tmp_path / "c.jpg")), r"has 4 channels \(CMYK\)")
 
 
-def test_what_is_no_image(digits_run: Path, run: Run, tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_refused(digits_run: Path, run: Run, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     refused(run("predict", digits_run, tmp_path / "text.png"), r"text\.png: cannot be read as an image")
     huge = save(Image.new("L", (9500, 9500)), tmp_path / "huge.png")
@@ -166,7 +164,7 @@ def test_a_folder_is_read_as_training_images_are(digits_run: Path, run: Run, tmp
     refused(run("predict", digits_run, folder / "fifo.png"), r"the image .*fifo\.png does not exist")
 
 
-def test_what_is_no_network(digits_run: Path, run: Run, tmp_path: Path, pictures: Path) -> None:
+def test_files_that_are_no_networks_are_refused(digits_run: Path, run: Run, tmp_path: Path, pictures: Path) -> None:
     refused(run("predict", tmp_path / "nowhere", pictures), "nowhere does not exist; give the folder")
     refused(run("predict", tmp_path / "nowhere.pte", pictures), r"the file .*nowhere\.pte does not exist")
     refused(run("predict", digits_run / "teacher", pictures), "contains a teacher, not a student")

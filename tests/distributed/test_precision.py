@@ -26,7 +26,7 @@ def test_the_processor_is_asked(flags: str, expected: str, tmp_path: Path) -> No
     assert fast_precision(CPU, info) == expected
 
 
-def test_where_nothing_is_known_it_is_float32(tmp_path: Path) -> None:
+def test_an_unknown_processor_uses_float32(tmp_path: Path) -> None:
     assert fast_precision(CPU, tmp_path / "none") == FULL
     assert fast_precision(torch.device("mps")) == FULL
 

@@ -134,7 +134,7 @@ def test_each_image_is_evaluated_once(together: Together, tmp_path: Path, tiny: 
     assert alone == theirs
 
 
-def test_all_stages_the_cache_and_the_table(together: Together) -> None:
+def test_several_processes_run_all_stages_with_the_cache_and_compare(together: Together) -> None:
     result = outcome(together, 3)
     assert result["code"] == 0, result["err"]
     assert result["out"].count("  done in ") == 3
@@ -150,7 +150,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(together: Together) -> None:
     assert "a batch of 25 images cannot be divided among" in result["err"]
 
 
-def test_all_stop_where_one_is_asked_to_and_any_number_goes_on(together: Together, tiny: Path, run: Run) -> None:
+def test_a_signal_to_one_stops_all_and_any_number_resumes(together: Together, tiny: Path, run: Run) -> None:
     """Only one of them gets the signal, in the middle of the second epoch; one process goes on."""
     result = outcome(together, 5)
     assert result["code"] == 128 + signal.SIGTERM
@@ -187,7 +187,7 @@ def test_images_without_labels_and_a_term_with_parameters(together: Together) ->
     assert "will not be trained" not in result["out"]
 
 
-def test_one_that_dies_takes_the_others_with_it(together: Together) -> None:
+def test_the_death_of_one_process_ends_the_others(together: Together) -> None:
     if together.processes == 2:
         assert together.ended.returncode == 0, together.ended.stderr[-3000:]
         return
@@ -200,7 +200,7 @@ def test_one_that_dies_takes_the_others_with_it(together: Together) -> None:
     assert together.seconds < 90
 
 
-def test_the_launcher_says_where_a_process_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_and_world_come_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "SLURM_STEP_ID", "SLURM_NTASKS_PER_NODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "4")

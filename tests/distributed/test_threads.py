@@ -29,7 +29,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ("seconds", "expected"),
     [((1.0, 2.0), 4), ((1.0, 0.95, 0.92), 4), ((1.0, 0.5, 0.1), 1), ((1.0, 0.5, 0.49), 2), ((1.0, 0.5, 0.6), 2)],
 )
-def test_fewer_threads_are_taken_only_where_they_are_faster(seconds: tuple[float, ...], expected: int) -> None:
+def test_fewer_threads_are_chosen_only_if_faster(seconds: tuple[float, ...], expected: int) -> None:
     torch.set_num_threads(4)
     left = list(seconds)
     assert fastest(measure_threads(lambda: left.pop(0))) == expected
@@ -38,7 +38,7 @@ def test_fewer_threads_are_taken_only_where_they_are_faster(seconds: tuple[float
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_the_choice_is_free_unless_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_measured_unless_chosen_by_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_choice_free()
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert not is_choice_free()
@@ -56,7 +56,9 @@ def weights(work: str) -> list[bytes]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_a_measurement_leaves_no_trace_but_the_number(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_changes_only_the_number_of_threads(
+    tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither in statistics and random numbers, nor in the memory of features that CRD updates in each step."""
     settings = ["transfer.crd.weight=0.5", "student.epochs=1", "paraphraser.epochs=1"]
     assert run("run", tiny, *settings, "threads=1", "--work-dir", "given").code == 0
@@ -99,6 +101,6 @@ def test_a_resumed_training_has_the_threads_it_began_with(
     assert weights("killed") == weights("through")
 
 
-def test_no_threads_are_refused(tiny: Path, run: Run) -> None:
+def test_zero_threads_are_refused(tiny: Path, run: Run) -> None:
     refused(run("teacher", tiny, "threads=0"), "threads")
     refused(run("teacher", tiny, "threads=many"), "threads")

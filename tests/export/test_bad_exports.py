@@ -90,7 +90,7 @@ def test_a_teacher_that_was_made_anew(digits_run: Path, run: Run, tmp_path: Path
     refused(run("export", work), "the teacher in .* is not the one that student-factor-seed0 learned from")
 
 
-def test_wrong_words(digits_run: Path, run: Run) -> None:
+def test_bad_options_are_refused(digits_run: Path, run: Run) -> None:
     refused(run("export", digits_run, "--format", "tflite"), "unknown format 'tflite'", "executorch, onnx")
     refused(run("export", digits_run, "--precision", "int4"), "unknown precision 'int4'; did you mean 'int8'")
     refused(run("export", digits_run, "data.name=cifar10"), "data|CIFAR")

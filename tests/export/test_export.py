@@ -197,7 +197,7 @@ def test_fine_tuning_is_in_float32(tiny: Path, tmp_path: Path) -> None:
     assert seen == {torch.float32}
 
 
-def test_what_8_bits_leave_of_a_value() -> None:
+def test_values_are_rounded_to_8_bits() -> None:
     """Against the definition, written out; the gradient passes as if nothing had been rounded."""
     weight = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()
     scale = weight.detach().abs().amax((1, 2, 3), keepdim=True) / 127
@@ -214,7 +214,7 @@ def test_what_8_bits_leave_of_a_value() -> None:
     assert module(torch.tensor([9.0])) == pytest.approx(3, abs=0.02)  # beyond what was seen in training
 
 
-def test_rounding_leaves_nothing_behind() -> None:
+def test_rounding_leaves_no_hooks_behind() -> None:
     model = Small()
     keys = list(model.state_dict())
     with rounded(model):
@@ -224,7 +224,7 @@ def test_rounding_leaves_nothing_behind() -> None:
 
 
 @onnx
-def test_a_file_that_is_not_good_enough_is_kept_under_another_name(
+def test_a_rejected_file_gets_another_name(
     digits: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"

@@ -130,7 +130,7 @@ def summed(helper: Any) -> list[Any]:
         ),
     ],
 )
-def test_an_onnx_file_that_means_harm(
+def test_a_malicious_onnx_file(
     run: Run,
     picture: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -214,7 +214,7 @@ BEHAVIOUR = {
 
 @needs_onnx
 @pytest.mark.parametrize("behaviour", BEHAVIOUR)
-def test_whatever_the_process_that_runs_a_file_does(
+def test_any_failure_of_the_process_that_runs_a_file_is_reported(
     run: Run, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str
 ) -> None:
     script = tmp_path / "worker.py"

@@ -83,7 +83,7 @@ def test_draws_are_even() -> None:
         assert (others / others.mean() - 1).abs().max() < 0.25
 
 
-def test_memories_move_towards_what_was_seen() -> None:
+def test_memories_move_towards_the_seen_embeddings() -> None:
     one = term(momentum=0.25)
     before = {side: one.get_buffer(f"memory_{side}").clone() for side in ("student", "teacher")}
     seen = F.normalize(one.embed["student"](randn(6, 3, 2, 2).mean((2, 3))), dim=1).detach()
@@ -127,13 +127,13 @@ def test_the_teachers_embedding_is_trained_and_vectors_do_too() -> None:
     assert not torch.equal(before, embed.weight)
 
 
-def test_the_state_holds_memories_and_not_what_follows_from_labels() -> None:
+def test_the_state_has_memories_but_nothing_derived_from_labels() -> None:
     keys = set(term().state_dict())
     embeds = {f"embed.{side}.{part}" for side in ("student", "teacher") for part in ("weight", "bias")}
     assert keys == embeds | {f"{kind}_{side}" for kind in ("memory", "z") for side in ("student", "teacher")}
 
 
-def test_what_it_cannot_do_without_is_said() -> None:
+def test_missing_requirements_are_reported() -> None:
     with pytest.raises(InputError, match=r"indices, int64 \(B,\)"):
         say(term(), indices=None)
     with pytest.raises(InputError, match="labels of all training images"):

@@ -50,7 +50,7 @@ def test_a_term_that_needs_classes_refuses_probabilities() -> None:
 
 
 @pytest.mark.parametrize("share", [None, 4 / 6])
-def test_a_criterion_of_ones_own(share: float | None) -> None:
+def test_a_custom_criterion(share: float | None) -> None:
     teacher, student = networks()
     method = Distillation(student, teacher, {"kd": KD()}, criterion=squared).eval()
     method.labelled_share = share

@@ -75,7 +75,7 @@ def test_a_training_step_changes_student_and_translator_and_nothing_else() -> No
     assert not any(p.requires_grad for p in [*teacher.parameters(), *paraphraser.encoder.parameters()])
 
 
-def test_frozen_parts_stay_in_evaluation_mode_whatever_train_says() -> None:
+def test_train_leaves_frozen_parts_in_evaluation_mode() -> None:
     method, student, teacher, term, paraphraser = distillation()
     for mode in (True, False, True):
         method.train(mode)
@@ -84,7 +84,7 @@ def test_frozen_parts_stay_in_evaluation_mode_whatever_train_says() -> None:
         assert all(m.training is mode for m in [*student.modules(), *term.translators.modules()])
 
 
-def test_gradient_of_the_factor_loss_reaches_what_it_must() -> None:
+def test_the_gradient_of_the_factor_loss_reaches_student_and_translator() -> None:
     method, student, _, term, _ = distillation()
     method(IMAGES, LABELS)["loss_factor"].backward()
     reached = {name for name, p in student.named_parameters() if p.grad is not None and p.grad.any()}
@@ -137,7 +137,7 @@ def test_each_network_has_its_own_normalisation() -> None:
     assert losses["loss"].item() == pytest.approx(by_hand["loss"].item())
 
 
-def test_the_trained_state_holds_no_frozen_part_and_goes_back() -> None:
+def test_the_trained_state_has_no_frozen_part_and_can_be_loaded() -> None:
     method, student, *_ = distillation()
     state = {key: value.clone() for key, value in trained_state(method).items()}
     assert not any("teacher" in key or "encoder" in key for key in state)
@@ -181,7 +181,7 @@ class Hint(Term):
         return F.mse_loss(student.features[self.student_taps[0]].mean((1, 2, 3)), target)
 
 
-def test_terms_of_ones_own_add_up_in_a_recipe(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_terms_can_be_added_in_a_recipe(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TERMS, "hint", Hint)
     result = run("run", tiny, "transfer.hint.weight=3.5")
     assert result.code == 0, result.err
@@ -200,7 +200,7 @@ def test_terms_of_ones_own_add_up_in_a_recipe(tiny: Path, run: Run, monkeypatch:
         ({"kd": None}, "the term 'kd' is a NoneType"),
     ],
 )
-def test_what_is_no_term_is_refused(terms: Any, message: str) -> None:
+def test_objects_that_are_no_terms_are_refused(terms: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Distillation(build_model("resnet8", 4), build_model("resnet8", 4), terms)
 
@@ -232,7 +232,7 @@ def test_connectors_that_do_not_fit_are_named(paraphraser: int, translator: tupl
         Distillation(student, teacher, {"factor": term})(IMAGES, LABELS)
 
 
-def test_maps_of_different_size_are_brought_together_by_match() -> None:
+def test_match_resizes_maps_of_different_size() -> None:
     one, other = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 4, 4)
     with pytest.raises(InputError, match=r"factor_transfer\.match pools the larger"):
         factor_loss(one, other)

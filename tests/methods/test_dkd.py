@@ -36,7 +36,7 @@ def test_loss_is_the_formula(alpha: float, beta: float, t: float) -> None:
     assert loss.item() == pytest.approx(naive_dkd(student, teacher, labels, alpha, beta, t), rel=1e-4)
 
 
-def test_weighted_by_the_teachers_doubt_the_two_parts_are_kd() -> None:
+def test_weighted_by_the_teachers_uncertainty_the_two_parts_are_kd() -> None:
     """KD = TCKD + (1 - p_target) * NCKD, sample by sample: the paper's decoupling."""
     student, teacher = randn(1, 6), randn(1, 6, seed=1)
     label = torch.tensor([3])
@@ -53,7 +53,7 @@ def test_a_shift_of_logits_and_the_order_of_classes_do_not_matter(seed: int, a: 
     assert dkd_loss(student.flip(1), teacher.flip(1), 4 - labels, 1.0, 8.0, 2.0).item() == pytest.approx(loss, rel=1e-3)
 
 
-def test_a_teacher_without_doubt_gives_finite_gradients() -> None:
+def test_a_certain_teacher_gives_finite_gradients() -> None:
     student = torch.tensor([[200.0, -200.0, 0.0]], requires_grad=True)
     dkd_loss(student, torch.tensor([[-300.0, 300.0, 0.0]]), torch.tensor([1]), 1.0, 8.0, 1.0).backward()
     assert student.grad is not None

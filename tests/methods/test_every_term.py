@@ -45,7 +45,7 @@ def test_two_steps_leave_the_teacher_bitwise_as_it_was(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_in_evaluation_mode_nothing_is_drawn_and_nothing_changes(name: str) -> None:
+def test_evaluation_mode_draws_nothing_and_changes_nothing(name: str) -> None:
     method = distil(name, pair()).eval()
     before, generator = copy_of(method), torch.random.get_rng_state()
     first, again = losses(method), losses(method)
@@ -67,7 +67,7 @@ def test_bfloat16_gives_about_the_same_loss_in_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_trained_state_goes_on_bitwise(name: str) -> None:
+def test_training_resumes_bitwise_from_the_trained_state(name: str) -> None:
     torch.manual_seed(1)
     method = distil(name, pair())
     step(method, 2)
@@ -127,7 +127,7 @@ class Flat(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["fitnets", "reviewkd", "ofd"])
-def test_a_tap_that_is_no_map_is_refused(name: str) -> None:
+def test_a_tap_without_a_map_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"'vector' returns a feature of shape \(8,\).*feature map"):
         distil(name, make_pair(model(), Flat()), teacher_taps=["layer3"], student_taps=["vector"])
 
@@ -171,7 +171,7 @@ def test_a_sum_of_all_terms_trains() -> None:
     )
 
 
-def test_a_side_says_its_shapes_and_classes() -> None:
+def test_a_side_has_its_shapes_and_classes() -> None:
     side = Side(model(), (), IMAGES)
     assert side.maps(["layer1", "layer3"]) == [(4, 16, 16), (16, 4, 4)]
     assert side.shapes(["fc"]) == [(4,)]

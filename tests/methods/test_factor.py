@@ -54,7 +54,7 @@ def test_loss_does_not_depend_on_scale_or_order(seed: int, a: float, b: float) -
 
 
 @given(st.integers(0, 1000), st.integers(1, 40))
-def test_loss_is_bounded_as_method_says(seed: int, elements: int) -> None:
+def test_the_loss_has_its_documented_bounds(seed: int, elements: int) -> None:
     student, teacher = factors(seed, (2, elements))
     assert factor_loss(student.abs(), teacher.abs()).item() <= math.sqrt(2 / elements) + 1e-6
     assert factor_loss(student, teacher).item() <= 2 / math.sqrt(elements) + 1e-6
@@ -97,7 +97,7 @@ def test_shapes_that_differ_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_connectors_are_built_as_method_says(batch_norm: bool) -> None:
+def test_connectors_have_the_published_layers(batch_norm: bool) -> None:
     paraphraser, translator = Paraphraser(8, batch_norm=batch_norm), Translator(6, 4, batch_norm=batch_norm)
 
     def layers(stack: nn.Sequential, kind: type[nn.Module]) -> list[tuple[int, int]]:
@@ -140,12 +140,12 @@ def test_a_rate_that_leaves_no_channel_is_refused(rate: float) -> None:
 
 
 @pytest.mark.parametrize(("beta", "p"), [(-1.0, 1.0), (math.nan, 1.0), (1.0, 0.5), (1.0, math.inf)])
-def test_settings_that_mean_nothing_are_refused(beta: float, p: float) -> None:
+def test_meaningless_settings_are_refused(beta: float, p: float) -> None:
     with pytest.raises(InputError, match="finite"):
         FactorTransfer(Paraphraser(4), Translator(4, 2), "a", "b", beta=beta, p=p)
 
 
-def test_paraphraser_training_is_l1_of_the_feature_and_looks_at_no_label() -> None:
+def test_paraphraser_training_is_l1_of_the_feature_without_labels() -> None:
     teacher, paraphraser = build_model("resnet8", 3, width=2), Paraphraser(8)
     images = torch.randn(4, 3, 8, 8)
     method = ParaphraserTraining(teacher, "layer3", paraphraser)

@@ -37,7 +37,7 @@ def test_margin_is_the_mean_of_negative_responses() -> None:
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 100))
-def test_distance_grows_with_the_square_and_does_not_look_below_the_margin(seed: int, a: float) -> None:
+def test_distance_is_squared_and_ignores_values_below_the_margin(seed: int, a: float) -> None:
     student, teacher = randn(2, 3, 4, 4, seed=seed), randn(2, 3, 4, 4, seed=seed + 1)
     margin = torch.tensor([-0.3, -0.6, -0.9])
     loss = partial_distance(student, teacher, margin).item()
@@ -65,7 +65,7 @@ def test_taps_are_before_the_last_activation_and_stages_weigh_twice_the_one_befo
     assert losses(method)["loss_ofd"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_tap_is_what_the_activation_makes_the_stages_feature_of() -> None:
+def test_the_tap_is_the_input_of_the_stages_last_activation() -> None:
     both = pair()
     tap = "layer3.0.relu:input"
     _, features = both.teacher.see(["layer3", tap])

@@ -55,7 +55,7 @@ def test_the_deployed_student_ends_with_the_teachers_classifier() -> None:
     assert torch.allclose(network(IMAGES), both.teacher.see([]).logits, atol=1e-5)  # type: ignore[arg-type]
 
 
-def test_no_parameter_lies_idle() -> None:
+def test_every_parameter_gets_a_gradient() -> None:
     both = pair()
     network = adapted(both)
     assert isinstance(network.body.model.fc, nn.Identity)
@@ -89,7 +89,7 @@ def test_the_projector_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize("reduction", [1, 4])
-def test_it_is_built_again_from_what_json_can_say(reduction: int) -> None:
+def test_it_is_rebuilt_from_its_json_record(reduction: int) -> None:
     both = pair("deeper")
     network = adapted(both, reduction=reduction)
     step(distil_with(both, network))
@@ -148,7 +148,7 @@ class Sized(TwoLayers):
         return self.fc(self.activation(hidden.view(-1, self.hidden.out_features)))
 
 
-def test_a_student_that_needs_what_is_taken_out_is_refused() -> None:
+def test_a_student_that_needs_its_removed_classifier_is_refused() -> None:
     with pytest.raises(InputError, match="does not run"):
         SimKD.adapt(make_pair(model(), Sized(nn.ReLU())))
 
@@ -170,7 +170,7 @@ def test_a_student_that_is_not_adapted_is_refused() -> None:
         SimKD.between(pair())
 
 
-def test_the_teacher_is_not_touched_by_adapting() -> None:
+def test_adapting_leaves_the_teacher_unchanged() -> None:
     both = pair()
     before = copy.deepcopy(both.teacher.model)
     adapted(both)

@@ -29,7 +29,7 @@ def plain() -> Teacher:
     return teacher
 
 
-def test_in_parts_and_folded_it_says_the_same() -> None:
+def test_parts_and_folding_give_the_same_features() -> None:
     cheap = Teacher(Counted(), NORMALIZE, IMAGES)
     cheap.want(["body.layer2"], logits=True)
     cheap(IMAGES[:1])
@@ -48,7 +48,7 @@ def test_parts_fit_a_cache_and_keep_every_thread_busy() -> None:
     assert teacher.part == max(torch.get_num_threads(), 2**19 // (8 * 16 * 16))
 
 
-def test_what_several_want_is_handed_out_and_worked_out_once() -> None:
+def test_features_that_several_students_need_are_computed_once() -> None:
     model = Counted()
     teacher = Teacher(model, NORMALIZE)
     teacher.want(["body.layer1"], logits=False)
@@ -65,7 +65,7 @@ def test_what_several_want_is_handed_out_and_worked_out_once() -> None:
     assert model.seen == [20]
 
 
-def test_what_is_in_use_cannot_be_asked_for_more() -> None:
+def test_outputs_are_requested_before_the_first_call() -> None:
     teacher = plain()
     teacher(IMAGES)
     with pytest.raises(RuntimeError, match="before its first call"):

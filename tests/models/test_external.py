@@ -117,7 +117,7 @@ def test_auxiliary_classifiers_are_left_out() -> None:
         assert model(torch.randn(2, 3, 64, 64)).shape == (2, 3)
 
 
-def test_somebodys_own(mine: str, tmp_path: Path) -> None:
+def test_a_custom_callable(mine: str, tmp_path: Path) -> None:
     before = list(sys.path)
     model = build_model(f"{mine}:Net", 5, 2, width=3)
     assert model(torch.randn(2, 2, 8, 8)).shape == (2, 5)
@@ -159,7 +159,7 @@ def test_somebodys_own(mine: str, tmp_path: Path) -> None:
         ("{mine}:nothing", {}, r"returns an object of type dict; a torch.nn.Module is needed"),
     ],
 )
-def test_what_cannot_be_built(name: str, args: dict[str, Any], message: str, mine: str) -> None:
+def test_networks_that_cannot_be_built_are_refused(name: str, args: dict[str, Any], message: str, mine: str) -> None:
     with pytest.raises(InputError, match=message):
         build_model(name.format(mine=mine), 5, **args)
 
@@ -189,7 +189,7 @@ def test_a_torchvision_of_another_build(monkeypatch: pytest.MonkeyPatch) -> None
         build_model("timm:resnet18", 5)
 
 
-def test_nothing_of_theirs_is_imported_before_it_is_asked_for() -> None:
+def test_zoos_are_imported_only_when_used() -> None:
     code = (
         "import sys, factor_transfer, factor_transfer.cli; factor_transfer.build_model('resnet8', 2);"
         "print([zoo for zoo in ('timm', 'torchvision', 'transformers', 'huggingface_hub') if zoo in sys.modules])"
@@ -241,7 +241,7 @@ def test_weights_that_cannot_be_fetched(name: str, why: str, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("no_network")
-def test_what_was_fetched_before_serves_without_a_network(tmp_path: Path) -> None:
+def test_fetched_weights_are_used_offline(tmp_path: Path) -> None:
     repository = tmp_path / "hub" / "models--some--vit"
     zoo: Any = build_model("transformers:vit", 5, **VIT)
     zoo.save_pretrained(repository / "snapshots" / "0123")

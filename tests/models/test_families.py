@@ -66,7 +66,7 @@ def test_parameter_counts_are_those_of_the_benchmark(name: str, count: int) -> N
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_stages_end_where_the_family_says(name: str) -> None:
+def test_stages_end_at_the_documented_modules(name: str) -> None:
     with torch.device("meta"):
         model, images = build_model(name, 100), torch.zeros(2, 3, 32, 32)
         assert model(images).shape == (2, 100)
@@ -76,7 +76,7 @@ def test_stages_end_where_the_family_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", ENDS)
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (5, 9)])
-def test_small_images_do_no_harm(name: str, size: tuple[int, int]) -> None:
+def test_small_images_are_accepted(name: str, size: tuple[int, int]) -> None:
     with torch.device("meta"):
         model, images = build_model(name, 3, 1), torch.zeros(2, 1, *size)
         assert model(images).shape == (2, 3)

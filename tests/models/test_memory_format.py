@@ -21,7 +21,7 @@ def test_channels_last_but_for_strided_1x1_convolutions_of_few_channels() -> Non
         assert memory_format(safe) is torch.channels_last
 
 
-def test_weights_keep_their_values() -> None:
+def test_conversion_keeps_the_values_of_weights() -> None:
     model = build_model("resnet8", 10)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     to_memory_format(model)

@@ -68,7 +68,7 @@ def test_a_small_network_can_learn() -> None:
     assert loss.item() < 0.1
 
 
-def test_unknown_names_are_answered_with_the_nearest() -> None:
+def test_unknown_names_get_the_nearest_name() -> None:
     with pytest.raises(InputError, match=r"unknown model 'resnet21'; did you mean"):
         build_model("resnet21", 10)
     with pytest.raises(InputError, match=r"unknown argument of resnet20 'widht'; did you mean 'width'"):

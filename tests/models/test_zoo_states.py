@@ -20,7 +20,7 @@ def _install(monkeypatch: pytest.MonkeyPatch, find_spec: Callable[[str], ModuleS
         monkeypatch.setattr(module, "find_spec", find_spec)
 
 
-def test_show_models_says_whether_a_zoo_can_be_imported(
+def test_show_models_states_whether_each_zoo_can_be_imported(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A torchvision that was built for another torch: its file of operators cannot be loaded."""

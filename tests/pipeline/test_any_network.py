@@ -149,7 +149,7 @@ def test_a_reused_classifier_is_built_again(tiny: Path, run: Run) -> None:
         ("odd:unable", "raises a TypeError"),
     ],
 )
-def test_a_network_of_ones_own_that_is_none(model: str, message: str, run: Run) -> None:
+def test_a_custom_callable_that_returns_no_network_is_refused(model: str, message: str, run: Run) -> None:
     recipe = written(OURS, OWN.replace("mine:build", model))
     wrong = "\ndef wrong(num_classes, in_channels, channels):\n    return 3\n\ndef unable(num_classes):\n    return 3\n"
     Path("odd.py").write_text(MINE + wrong)
@@ -195,7 +195,7 @@ def test_a_network_without_feature_maps_learns_from_answers(run: Run) -> None:
     refused(run("run", recipe, "transfer.method=at"), "no stage that returns a feature map; name a tap")
 
 
-def test_weights_that_only_a_zoo_has(tiny: Path, run: Run) -> None:
+def test_weights_from_a_zoo(tiny: Path, run: Run) -> None:
     refused(
         run("run", tiny, "student.weights=pretrained"),
         "resnet8 is one of this package's networks, which have no pretrained",

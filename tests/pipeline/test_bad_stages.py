@@ -121,7 +121,7 @@ def test_weights_that_the_last_step_broke(tiny: Path, run: Run) -> None:
     assert not Path("runs/tiny/paraphraser").exists()
 
 
-def test_a_stage_folder_of_unknown_origin_is_not_gone_on_with(work: Path, tiny: Path, run: Run) -> None:
+def test_a_stage_folder_of_unknown_origin_is_not_resumed(work: Path, tiny: Path, run: Run) -> None:
     (work / STUDENT / "stage.json").unlink()
     result = run("run", tiny, "--work-dir", work)
     assert result.code == 0
@@ -140,7 +140,7 @@ def test_damaged_records(work: Path, tiny: Path, run: Run) -> None:
     refused(run("run", tiny, "--work-dir", work), "belongs to the recipe None")
 
 
-def test_missing_weights_say_how_to_get_them_back(work: Path, tiny: Path, run: Run) -> None:
+def test_missing_weights_are_reported_with_a_remedy(work: Path, tiny: Path, run: Run) -> None:
     (work / STUDENT / "weights.safetensors").unlink()
     refused(run("run", tiny, "--work-dir", work), "are missing; add --fresh")
     assert run("train", tiny, "--work-dir", work, "--fresh").code == 0
@@ -177,7 +177,7 @@ def test_debug_shows_the_traceback(tiny: Path, run: Run) -> None:
         run("run", tiny, "student.epochs=ten", "--debug")
 
 
-def test_out_of_memory_is_said_and_a_fault_of_the_program_is_not_hidden(
+def test_out_of_memory_is_reported_and_bugs_are_not_hidden(
     tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(error: Exception) -> Callable[..., None]:

@@ -123,14 +123,14 @@ def test_it_is_filled_before_any_student_is_trained(work: Path, tiny: Path, run:
     assert cached(work) == before
 
 
-def test_factors_and_what_stands_in_for_them_are_not_taken_for_each_other(work: Path, tiny: Path, run: Run) -> None:
+def test_factors_and_plain_features_are_cached_separately(work: Path, tiny: Path, run: Run) -> None:
     assert run("run", tiny, *VIEWS, "--work-dir", work).code == 0
     result = run("run", tiny, *VIEWS, "transfer.factor.paraphrase=false", "--work-dir", work)
     assert result.code == 0, result.err
     assert "cache  factor is computed again: paraphrase: absent then, False now" in " ".join(result.out.split("\n"))
 
 
-def test_what_is_kept_is_what_the_teacher_says(work: Path, tiny: Path, run: Run) -> None:
+def test_the_cache_has_the_teachers_outputs(work: Path, tiny: Path, run: Run) -> None:
     assert run("run", tiny, *VIEWS, "--work-dir", work).code == 0
     experiment = Experiment(read_recipe(str(tiny), VIEWS), work, Console(quiet=True), "")
     views = Views(experiment.augment, IMAGES, 2)
@@ -188,7 +188,7 @@ def test_a_kill_while_it_is_filled_loses_one_view(
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_ctrl_c_while_it_is_filled_says_what_is_kept(
+def test_ctrl_c_during_filling_reports_the_finished_views(
     work: Path, tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     write, only_once = Store.write, iter([signal.SIGINT])
@@ -236,7 +236,7 @@ def test_several_threads_write_the_bytes_of_one(
     refused(run("run", tiny, *VIEWS, "cache.seed=1", "threads=3", "--work-dir", work), "no more")
 
 
-def test_another_paraphraser_or_other_bytes_make_it_anew(work: Path, tiny: Path, run: Run) -> None:
+def test_another_paraphraser_or_damage_refills_it(work: Path, tiny: Path, run: Run) -> None:
     assert run("run", tiny, *VIEWS, "--work-dir", work).code == 0
     before = cached(work)
     result = run("run", tiny, *VIEWS, "paraphraser.seed=3", "--work-dir", work)
@@ -266,7 +266,7 @@ def test_another_paraphraser_or_other_bytes_make_it_anew(work: Path, tiny: Path,
     assert "cache  factor is computed again: it is incomplete" in result.out
 
 
-def test_no_room_is_one_message_and_nothing_is_lost(
+def test_a_full_disk_gives_one_message_and_loses_nothing(
     work: Path, tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(work)
@@ -284,7 +284,7 @@ def test_views_are_inputs_of_a_stage(work: Path, tiny: Path, run: Run) -> None:
     refused(result, "cache.views: 2 then, absent now", "factor-transfer pretrain")
 
 
-def test_lockstep_gives_what_each_method_gives_alone_from_the_cache(work: Path, tiny: Path, run: Run) -> None:
+def test_lockstep_from_the_cache_equals_separate_trainings(work: Path, tiny: Path, run: Run) -> None:
     assert run("pretrain", tiny, *VIEWS, "--work-dir", work).code == 0
     experiment = Experiment(read_recipe(str(tiny), VIEWS), work, Console(quiet=True), "")
     states = []

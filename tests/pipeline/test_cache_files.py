@@ -26,7 +26,7 @@ def filled(folder: Path, images: int = 4, views: int = 3) -> tuple[Store, list[t
     return store, values
 
 
-def test_what_was_written_is_read_in_bfloat16(tmp_path: Path) -> None:
+def test_written_values_are_read_in_bfloat16(tmp_path: Path) -> None:
     store, values = filled(tmp_path)
     indices, views = torch.tensor([3, 0, 3]), torch.tensor([1, 2, 0])
     again = Store(tmp_path, SHAPES, 4, 3)
@@ -98,16 +98,14 @@ def test_damaged_progress_is_named(tmp_path: Path, content: str) -> None:
         store.verify()
 
 
-def test_what_is_not_finite_is_refused(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     store = Store(tmp_path, [(2,)], 4, 1)
     store.reserve()
     with pytest.raises(InputError, match="not finite"):
         store.write(0, torch.tensor([1]), [torch.tensor([[1.0, float("nan")]])])
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_reported_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10**9))
     small, large = Store(tmp_path / "a", [(1000,)], 1000, 8), Store(tmp_path / "b", [(1000,)], 50_000, 8)

@@ -42,7 +42,7 @@ def test_the_translator_of_the_delivered_epoch_is_beside_the_student(
     Translator(16, 16).load_state_dict({key.removeprefix(prefix): value for key, value in stored.items()})
 
 
-def test_damaged_ones_are_refused_and_missing_ones_are_none(finished: Path, tmp_path: Path) -> None:
+def test_damaged_connectors_are_refused_and_missing_ones_are_none(finished: Path, tmp_path: Path) -> None:
     work = Path(shutil.copytree(finished, tmp_path / "work"))
     for name in ("student-alone-seed0", "teacher"):
         done = artefact.find(work / name)

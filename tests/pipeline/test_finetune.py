@@ -90,5 +90,5 @@ def test_a_comparison_of_students_without_labels(tiny: Path, run: Run) -> None:
         (["student.finetune.learning_rate=0.1"], "student.finetune.epochs"),
     ],
 )
-def test_what_cannot_be_trained(tiny: Path, run: Run, settings: list[str], message: str) -> None:
+def test_recipes_that_cannot_be_trained_are_refused(tiny: Path, run: Run, settings: list[str], message: str) -> None:
     refused(run("run", tiny, *FEW, "student.labels=none", *settings), message)

@@ -50,7 +50,9 @@ def zoo(key: str) -> str:
     ],
 )
 @pytest.mark.parametrize("old", [False, True])
-def test_names_of_others(make: Callable[[], nn.Module], rename: Callable[[str], str], source: str, old: bool) -> None:
+def test_layer_names_of_other_libraries(
+    make: Callable[[], nn.Module], rename: Callable[[str], str], source: str, old: bool
+) -> None:
     torch.manual_seed(0)
     theirs, ours = make().eval(), make().eval()
     state = {rename(key): value for key, value in theirs.state_dict().items()}
@@ -163,7 +165,7 @@ def test_any_module_takes_its_own_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
-def test_what_is_around_a_network_is_taken_off_all_names_or_none(prefix: str, tmp_path: Path) -> None:
+def test_wrapper_prefixes_are_removed_from_all_names_or_none(prefix: str, tmp_path: Path) -> None:
     wrapped = {prefix + key: value for key, value in STATE.items()}
     torch.save({"net": wrapped, "acc": 93.1, "epoch": 7}, tmp_path / "w.pth")
     assert read_foreign(tmp_path / "w.pth").keys() == STATE.keys()
@@ -199,7 +201,7 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_what_is_beside_the_weights_is_not_looked_at(beside: dict[str, Any], zipped: bool, tmp_path: Path) -> None:
+def test_objects_beside_the_weights_are_ignored(beside: dict[str, Any], zipped: bool, tmp_path: Path) -> None:
     path = tmp_path / "last.pth"
     torch.save({"model": STATE, **beside}, path, _use_new_zipfile_serialization=zipped)
     found = read_foreign(path)
@@ -208,7 +210,7 @@ def test_what_is_beside_the_weights_is_not_looked_at(beside: dict[str, Any], zip
     assert not any("Inert" in str(entry) for entry in torch.serialization.get_safe_globals())
 
 
-def test_a_scalar_of_numpy_1_is_not_looked_at(tmp_path: Path) -> None:
+def test_a_scalar_of_numpy_1_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save({"model": STATE, "best_acc": np.float64(1)}, path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes().replace(b"numpy._core.", b"numpy.core."))
@@ -274,7 +276,7 @@ def test_a_number_of_numpy_among_the_weights_is_no_weight(tmp_path: Path) -> Non
         read_foreign(tmp_path / "w.pth")
 
 
-def test_a_file_with_two_networks_does_not_say_which(tmp_path: Path) -> None:
+def test_a_file_with_two_networks_is_ambiguous(tmp_path: Path) -> None:
     torch.save({"model": STATE, "state_dict": STATE}, tmp_path / "w.pth")
     with pytest.raises(InputError, match="under several keys, model and state_dict"):
         read_foreign(tmp_path / "w.pth")

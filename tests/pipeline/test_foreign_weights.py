@@ -95,7 +95,7 @@ def test_weights_in_a_file_of_other_things(container: str | None, prefix: str, t
     assert found.keys() == resnet().state_dict().keys()
 
 
-def test_what_old_files_do_not_have_is_zero_and_said() -> None:
+def test_counters_missing_in_old_files_are_zero_with_a_note() -> None:
     state = {key: value for key, value in resnet().state_dict().items() if not key.endswith("num_batches_tracked")}
     adapted, report = adapt(state, resnet())
     load_into(resnet(), adapted, PATH)
@@ -179,7 +179,7 @@ def carried(kind: str) -> dict[str, Any]:
         ("average alone", []),
     ],
 )
-def test_files_that_people_carry(kind: str, said: list[str], tmp_path: Path) -> None:
+def test_files_from_common_training_scripts(kind: str, said: list[str], tmp_path: Path) -> None:
     torch.save(carried(kind), tmp_path / "file.pth")
     notes: list[str] = []
     state, report = adapt(read_foreign(tmp_path / "file.pth", notes=notes), resnet())

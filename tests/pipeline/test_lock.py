@@ -31,7 +31,7 @@ def holder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> subproce
     return subprocess.Popen([sys.executable, "-c", HOLDER, str(finished)], stdout=subprocess.PIPE, text=True)
 
 
-def test_the_second_is_refused_and_told_who_holds_it(
+def test_a_second_process_is_refused_and_the_holder_named(
     holder: subprocess.Popen[str], finished: Path, tiny: Path, run: Run
 ) -> None:
     assert holder.stdout is not None
@@ -48,7 +48,7 @@ def test_the_second_is_refused_and_told_who_holds_it(
     assert run("test", tiny, finished / "teacher").code == 0  # which only reads
 
 
-def test_a_job_of_the_holder_is_let_in(
+def test_a_job_of_the_holder_is_admitted(
     holder: subprocess.Popen[str], finished: Path, tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = json.loads((finished / ".holder.json").read_text())["token"]
@@ -58,13 +58,13 @@ def test_a_job_of_the_holder_is_let_in(
     refused(run("teacher", tiny, "--work-dir", finished), "is in use")
 
 
-def test_a_dead_process_holds_nothing(holder: subprocess.Popen[str], finished: Path, tiny: Path, run: Run) -> None:
+def test_a_dead_process_holds_no_lock(holder: subprocess.Popen[str], finished: Path, tiny: Path, run: Run) -> None:
     os.kill(holder.pid, signal.SIGKILL)
     holder.communicate()
     assert run("teacher", tiny, "--work-dir", finished).code == 0
 
 
-def test_it_may_be_nested_and_is_given_back(tmp_path: Path) -> None:
+def test_a_lock_can_be_nested_and_is_released(tmp_path: Path) -> None:
     with hold(tmp_path), hold(tmp_path / "."):
         assert "FACTOR_TRANSFER_HOLDER" in os.environ
     assert "FACTOR_TRANSFER_HOLDER" not in os.environ

@@ -76,11 +76,11 @@ def test_a_comparison_has_no_row_of_the_teacher(given: Path, run: Run) -> None:
         (["student.classes=none"], 'with classes = "none", give the weights of a trained network'),
     ],
 )
-def test_what_needs_a_classifier(given: Path, run: Run, settings: list[str], message: str) -> None:
+def test_terms_that_need_a_classifier_are_refused(given: Path, run: Run, settings: list[str], message: str) -> None:
     write_backbone(None)
     refused(run("run", given, *FEW, *settings), message)
 
 
-def test_weights_without_what_the_features_need(given: Path, run: Run) -> None:
+def test_weights_that_lack_layers_of_the_features_are_refused(given: Path, run: Run) -> None:
     write_backbone(None, left_out="layer2.")
     refused(run("run", given, *FEW), "backbone.safetensors")

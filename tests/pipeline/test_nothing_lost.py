@@ -65,7 +65,7 @@ def test_a_kill_in_the_middle_of_an_epoch_changes_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_ends_the_step_and_keeps_it(
+def test_a_signal_completes_and_saves_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     (tmp_path / "through").mkdir()
@@ -112,7 +112,7 @@ def test_exit_codes(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch, numbe
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_slurm_is_asked_to_requeue_by_choice(
+def test_requeueing_in_slurm_is_optional(
     tmp_path: Path, tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
     scontrol = tmp_path / "bin/scontrol"
@@ -137,7 +137,7 @@ def test_slurm_is_asked_to_requeue_by_choice(
     assert ("job 17 was requeued" if works else "job 17 was not requeued: busy") in result.err
 
 
-def test_how_often_is_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interval_of_checkpoints_is_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[tuple[int, int]] = []
     monkeypatch.setattr(trainer, "save_training", lambda _, state: written.append((state["epoch"], state["step"])))
     train(tmp_path, interval=CheckpointInterval(epochs=3))
@@ -158,7 +158,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=60)
 @given(place=st.floats(0, 1, exclude_max=True), change=st.integers(0, 255))
-def test_any_flipped_or_missing_byte_is_noticed_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_detected_and_the_previous_one_used(
     two: Path, tmp_path: Path, place: float, change: int
 ) -> None:
     whole = (two / "last.ckpt").read_bytes()
@@ -181,7 +181,7 @@ def test_two_damaged_checkpoints_are_an_error(two: Path, tmp_path: Path) -> None
         latest_training(tmp_path / "last.ckpt")
 
 
-def test_a_training_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path: Path) -> None:
+def test_a_training_resumes_from_the_checkpoint_before_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / "through").mkdir()
     through = train(tmp_path / "through")
     checkpoint = tmp_path / "through/last.ckpt"
@@ -234,7 +234,7 @@ def explode(steps: set[int]) -> Callable[..., Any]:
     return broken
 
 
-def test_steps_that_are_not_finite_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_that_are_not_finite_can_be_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Supervised, "forward", explode({2, 8}))
     outcome = train(tmp_path, max_skipped=2)
     assert all(value.isfinite().all() for value in outcome.state.values())
@@ -256,13 +256,13 @@ def test_steps_that_are_not_finite_end_it_otherwise(
         train(tmp_path, max_skipped=skips)
 
 
-def test_skipping_changes_nothing_where_all_is_finite(tmp_path: Path) -> None:
+def test_skipping_changes_nothing_if_all_steps_are_finite(tmp_path: Path) -> None:
     for name in ("without", "with"):
         (tmp_path / name).mkdir()
     assert same(train(tmp_path / "without").state, train(tmp_path / "with", max_skipped=3).state)
 
 
-def test_on_nonfinite_is_said_in_the_recipe(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_nonfinite_is_a_setting_of_the_recipe(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Supervised, "forward", explode({4}))
     refused(run("teacher", tiny), "not finite in epoch 2, step 1", 'on_nonfinite="skip"')
     monkeypatch.setattr(Supervised, "forward", explode({1}))
@@ -271,7 +271,7 @@ def test_on_nonfinite_is_said_in_the_recipe(tiny: Path, run: Run, monkeypatch: p
     assert "1 steps skipped" in result.out
 
 
-def test_gradients_are_clipped_by_choice(tmp_path: Path) -> None:
+def test_gradients_can_be_clipped(tmp_path: Path) -> None:
     """One step of plain SGD moves the weights by no more than learning rate times the clipped norm."""
     torch.manual_seed(0)
     seen: list[float] = []
@@ -300,7 +300,7 @@ class Plain(nn.Module):
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])
-def test_parts_of_a_batch_come_to_the_same(tmp_path: Path, parts: int) -> None:
+def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path, parts: int) -> None:
     """16, 16 and 8 images a step: in equal and in unequal parts."""
     outcomes = []
     for accumulate in (1, parts):
@@ -321,7 +321,7 @@ def test_parts_that_a_batch_cannot_be_divided_into(tiny: Path, run: Run) -> None
     assert run("teacher", tiny, "teacher.accumulate=4").code == 0
 
 
-def test_out_of_memory_says_where_and_what_helps(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_reported_with_a_remedy(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Supervised, *_: torch.Tensor) -> Any:
         return torch.empty(2**60)
 
@@ -363,7 +363,9 @@ def test_a_file_that_is_removed_meanwhile(tiny: Path, run: Run, monkeypatch: pyt
     assert Path("runs/tiny/teacher/last.ckpt").exists()
 
 
-def test_what_a_kill_left_unfinished_is_removed(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished_files_of_a_killed_process_are_removed(
+    tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(path: Path, *_: Any) -> None:
         path.with_name(".last.ckpt.abc").write_bytes(b"half")
         raise SystemError("killed")

@@ -106,7 +106,7 @@ def test_any_other_order_is_found(trained: dict[str, Any], run: Run) -> None:
     assert "Warning" not in right.out
 
 
-def test_a_right_teacher_and_one_that_knows_nothing(trained: dict[str, Any], run: Run) -> None:
+def test_a_correct_teacher_and_an_untrained_one(trained: dict[str, Any], run: Run) -> None:
     path = recipe(NAMES)
     torch.save(trained, "teacher.pth")
     assert "Warning" not in run("teacher", path, *given_teacher()).out
@@ -136,7 +136,7 @@ def test_a_stage_of_another_order_is_permuted(trained: dict[str, Any], run: Run)
     refused(run("teacher", path, own, "--work-dir", "second"), "cat, ant, dog")
 
 
-def test_names_of_one_s_own_must_be_the_data_s(trained: dict[str, Any], run: Run) -> None:
+def test_given_names_must_be_those_of_the_data(trained: dict[str, Any], run: Run) -> None:
     path = recipe(NAMES)
     torch.save(trained, "teacher.pth")
     refused(

@@ -36,7 +36,7 @@ def of(side: str, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["in_a_tuple", "in_a_dict", "in_an_object", "unused", *COMPUTED])
-def test_what_can_be_used_is_used_on_both_sides(name: str, own: Path, run: Run) -> None:
+def test_usable_networks_work_as_teacher_and_student(name: str, own: Path, run: Run) -> None:
     done = run("run", own, *of("teacher", name), *of("student", name), "paraphraser.epochs=1")
     assert done.code == 0, done.err
     assert run("test", own, "runs/tiny", *of("teacher", name), *of("student", name)).code == 0
@@ -57,16 +57,14 @@ def test_what_can_be_used_is_used_on_both_sides(name: str, own: Path, run: Run) 
         ("classes_named", r"its logits have the shape \(2,\)"),
     ],
 )
-def test_what_cannot_be_used_is_refused_before_any_training(
-    name: str, reason: str, side: str, own: Path, run: Run
-) -> None:
+def test_unusable_networks_are_refused_before_training(name: str, reason: str, side: str, own: Path, run: Run) -> None:
     command = "run" if side == "student" else "teacher"
     done = run(command, own, *of(side, name))
     refused(done, f"network 'nets:{name}' cannot be used: ", reason)
     assert not Path("runs/tiny/teacher").exists()
 
 
-def test_a_teacher_from_which_nothing_can_be_learned(own: Path, run: Run) -> None:
+def test_a_teacher_with_unusable_features_is_refused(own: Path, run: Run) -> None:
     dead = [*of("teacher", "dead"), "teacher.learning_rate=1e-9", "teacher.tap=last"]
     refused(run("run", own, *dead), "its features at last are zero for the first 16 training images")
     state = own_networks.plain(4, 3).state_dict()
@@ -77,7 +75,7 @@ def test_a_teacher_from_which_nothing_can_be_learned(own: Path, run: Run) -> Non
     refused(run("run", own, huge, "--work-dir", "huge"), "its logits are not finite for the training images")
 
 
-def test_the_trial_leaves_nothing_behind() -> None:
+def test_the_trial_leaves_the_network_unchanged() -> None:
     torch.manual_seed(3)
     model = own_networks.spectral_norm(4, 3).train()
     model.get_submodule("stem").eval()
@@ -105,7 +103,7 @@ def test_parameters_without_a_gradient_are_left_out() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_what_is_frozen_is_used_as_ever() -> None:
+def test_the_trial_leaves_frozen_modules_unchanged() -> None:
     def method() -> Distillation:
         torch.manual_seed(0)
         teacher, student = own_networks.plain(4, 3), own_networks.plain(4, 3)
@@ -146,7 +144,7 @@ def test_the_library_takes_them_too(name: str) -> None:
         assert torch.equal(network(IMAGES).logits, logits_of(student(IMAGES)))
 
 
-def test_what_logits_are() -> None:
+def test_the_logits_in_outputs_of_various_types() -> None:
     logits = torch.zeros(2, 3)
     good: tuple[Any, ...] = (logits, (logits, 1), [logits], {"logits": logits}, own_networks.Answer(logits))
     for output in good:

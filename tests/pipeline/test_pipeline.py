@@ -67,7 +67,7 @@ def test_the_students_weights_hold_the_student_alone(finished: Path) -> None:
     assert not all(torch.equal(with_teacher[key], alone[key]) for key in alone)
 
 
-def test_what_is_up_to_date_is_reused(finished: Path, tmp_path: Path, tiny: Path, run: Run) -> None:
+def test_up_to_date_stages_are_reused(finished: Path, tmp_path: Path, tiny: Path, run: Run) -> None:
     work = copied(finished, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}
     result = run("run", tiny, "--work-dir", work)
@@ -77,7 +77,7 @@ def test_what_is_up_to_date_is_reused(finished: Path, tmp_path: Path, tiny: Path
     assert json.loads((work / "summary.json").read_text())["baseline"] is None
 
 
-def test_what_is_not_up_to_date_is_made_anew_and_the_former_kept(
+def test_outdated_stages_are_retrained_and_moved_to_replaced(
     finished: Path, tmp_path: Path, tiny: Path, run: Run
 ) -> None:
     work = copied(finished, tmp_path)
@@ -106,7 +106,7 @@ def test_other_images_or_another_paraphraser_make_a_stage_out_of_date(
     assert "runs again because its inputs changed (paraphraser: " in result.out
 
 
-def test_fresh_makes_the_named_stage_anew(finished: Path, tmp_path: Path, tiny: Path, run: Run) -> None:
+def test_fresh_retrains_the_named_stage(finished: Path, tmp_path: Path, tiny: Path, run: Run) -> None:
     work = copied(finished, tmp_path)
     weights = work / "paraphraser" / "weights.safetensors"
     former = weights.read_bytes()
@@ -135,7 +135,7 @@ def test_other_seeds_share_teacher_and_paraphraser(finished: Path, tmp_path: Pat
     assert (work / "student-factor-seed1" / "weights.safetensors").exists()
 
 
-def test_a_stage_killed_after_epoch_2_goes_on_to_the_same_bytes(
+def test_a_stage_killed_after_epoch_2_resumes_to_the_same_bytes(
     finished: Path, tmp_path: Path, tiny: Path, run: Run
 ) -> None:
     """A real kill: the process gets SIGKILL, nothing is flushed or caught."""
@@ -182,7 +182,7 @@ def test_test_agrees_with_the_summary(finished: Path, tmp_path: Path, tiny: Path
                 assert mean == pytest.approx(figures[name], abs=1e-3)
 
 
-def test_a_work_dir_means_its_finished_student(work: Path, tiny: Path, run: Run) -> None:
+def test_a_work_dir_stands_for_its_finished_student(work: Path, tiny: Path, run: Run) -> None:
     summary = json.loads((work / "summary.json").read_text())
     whole = f"top-1 {summary['student']['top1']:.2f} %"
     result = run("test", tiny, work, "--eval", "accuracy,f1")  # of two, the recipe's method
@@ -242,7 +242,7 @@ def test_a_given_teacher_keeps_the_statistics_it_was_trained_on(
     assert figures[0] == figures[1]
 
 
-def test_ones_own_folder_of_images(tmp_path: Path, tiny: Path, run: Run) -> None:
+def test_a_folder_of_images_runs_end_to_end(tmp_path: Path, tiny: Path, run: Run) -> None:
     data = open_data("synthetic", train=60, size=12, validation=0.0)
     for index, (image, label) in enumerate(zip(data.train.images[:], data.train.labels, strict=True)):
         folder = tmp_path / "pictures" / f"class {label}"
@@ -271,7 +271,7 @@ def test_ones_own_folder_of_images(tmp_path: Path, tiny: Path, run: Run) -> None
     )
 
 
-def test_plain_lines_where_the_output_is_no_terminal(tiny: Path, run: Run) -> None:
+def test_plain_lines_are_printed_without_a_terminal(tiny: Path, run: Run) -> None:
     lines = run("teacher", tiny).out.splitlines()
     assert [line for line in lines if line.startswith("teacher  epoch 2/3  loss ")]
     assert not any("\x1b" in line for line in lines)

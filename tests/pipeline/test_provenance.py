@@ -42,7 +42,7 @@ def test_another_normalisation_of_the_same_weights_is_another_teacher(tiny: Path
         assert f"{stage}  runs again" in result.out
 
 
-def test_a_network_of_ones_own_is_what_its_file_says(tiny: Path, run: Run) -> None:
+def test_a_custom_network_is_identified_by_its_file(tiny: Path, run: Run) -> None:
     Path("changing.py").write_text(MINE)
     method = ["student.model=changing:build", "student.args={}", "transfer.method=student"]
     assert run("run", tiny, *method).code == 0
@@ -60,9 +60,7 @@ def test_a_network_of_ones_own_is_what_its_file_says(tiny: Path, run: Run) -> No
         ("teacher.tap=[]", "tap is empty"),
     ],
 )
-def test_what_cannot_work_is_told_before_anything_is_trained(
-    override: str, message: str, tiny: Path, run: Run, finished: Path
-) -> None:
+def test_faults_are_reported_before_training(override: str, message: str, tiny: Path, run: Run, finished: Path) -> None:
     state = read_weights(finished / "student-alone-seed0" / "weights.safetensors")
     state["fc.weight"] = torch.full_like(state["fc.weight"], torch.nan)
     save_weights(Path("broken.safetensors"), state)
@@ -82,17 +80,17 @@ def test_the_last_epochs_weights_have_the_stages_record(work: Path, tiny: Path, 
     assert "trained on other images" in result.out
 
 
-def test_values_that_are_all_the_same_say_nothing_of_their_spread() -> None:
+def test_equal_values_have_no_interval() -> None:
     assert not Estimate(0.11, 0.0).significant
 
 
-def test_a_stage_remembers_more_of_an_earlier_one_than_its_weights(finished: Path) -> None:
+def test_a_stage_depends_on_more_of_an_earlier_one_than_its_weights(finished: Path) -> None:
     teacher = json.loads((finished / "teacher" / "stage.json").read_text())
     student = json.loads((finished / "student-factor-seed0" / "stage.json").read_text())
     assert student["inputs"]["teacher"] != teacher["weights_sha256"]
 
 
-def test_a_setting_that_came_later_leaves_records_as_they_were(work: Path, tiny: Path, run: Run) -> None:
+def test_a_new_setting_keeps_older_stages_up_to_date(work: Path, tiny: Path, run: Run) -> None:
     assert run("run", tiny, "--work-dir", work).code == 0
     record = json.loads((work / "student-factor-seed0" / "stage.json").read_text())
     assert set(record["inputs"]["factor"]) == {"beta", "p", "tap_weights", "attention", "batch_norm"}

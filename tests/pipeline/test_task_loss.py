@@ -62,5 +62,5 @@ def test_the_student_learns_from_mixed_images_and_smoothed_labels(
         (["student.ema_decay=1"], "student.ema_decay"),
     ],
 )
-def test_what_cannot_be_combined(tiny: Path, run: Run, settings: list[str], message: str) -> None:
+def test_mixing_that_cannot_be_combined_is_refused(tiny: Path, run: Run, settings: list[str], message: str) -> None:
     refused(run("run", tiny, *settings), message)

@@ -73,7 +73,7 @@ def test_a_student_alone_takes_as_many_steps_beside_the_others(tiny: Path, run: 
 
 
 @pytest.mark.parametrize("more", [[], ["cache.views=3"]], ids=["plain", "cached"])
-def test_a_stopped_training_goes_on_to_the_same_bytes(
+def test_a_stopped_training_resumes_to_the_same_bytes(
     more: list[str], tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("run", tiny, *FEW, *more, "student.epochs=2", "--work-dir", "through").code == 0
@@ -114,7 +114,7 @@ def test_cached_factors_are_those_of_the_teacher(tiny: Path, run: Run, monkeypat
     assert batches == 9
 
 
-def test_what_makes_a_stage_train_again(tiny: Path, run: Run) -> None:
+def test_changes_that_make_a_stage_outdated(tiny: Path, run: Run) -> None:
     camera(30)
     given = [tiny, "teacher.epochs=1", "paraphraser.epochs=1", "student.epochs=1"]
     assert run("run", *given).code == 0
@@ -138,7 +138,9 @@ def test_a_share_without_images_is_refused(tiny: Path, run: Run) -> None:
     refused(run("train", tiny, "student.unlabelled_share=1"), "student.unlabelled_share")
 
 
-def test_check_says_what_a_batch_consists_of_and_what_looks_unlike(tiny: Path, run: Run, finished: Path) -> None:
+def test_check_prints_the_composition_of_batches_and_warns_of_unlike_images(
+    tiny: Path, run: Run, finished: Path
+) -> None:
     found, out = looked(run, tiny, *FEW)
     assert found["unlabelled"]["images"] == 144
     assert "student  each batch has 8 labelled and 16 unlabelled images, 9 steps per epoch" in out

@@ -23,7 +23,7 @@ NETWORKS = [name for name in HERE if ENTRIES[name].top1 is not None]
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_files_are_those_that_were_put_there(name: str) -> None:
+def test_files_match_their_checksums(name: str) -> None:
     zoo.check(ENTRIES[name])
     files = {path.name for path in ENTRIES[name].folder.iterdir()}
     assert {"weights.safetensors", "stage.json", "metrics.jsonl"} <= files
@@ -101,7 +101,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return copied
 
 
-def test_what_is_wrong_is_said(copy: Path) -> None:
+def test_faults_are_reported(copy: Path) -> None:
     name = NETWORKS[0]
     with pytest.raises(InputError, match=f"did you mean .*{name}"):
         load_student(f"{name}x")

@@ -73,7 +73,7 @@ def test_the_figures_are_those_of_the_summary(finished: Path) -> None:
     assert f"reaches {summary['student']['top1']:.1f}\u00a0% top-1" in page.text
 
 
-def test_all_that_a_run_left_is_shown(finished: Path) -> None:
+def test_all_results_of_a_run_are_shown(finished: Path) -> None:
     page = Page(finished / "report.html")
     wanted = ["networks", "curves", "classes", "paraphraser", "provenance"]
     assert [section for section in page.sections if section != "missed"] == wanted
@@ -96,7 +96,7 @@ def test_the_students_factor_is_beside_the_teachers(finished: Path, work: Path, 
     assert len(page.images()) < len(shown.images())
 
 
-def test_nothing_comes_from_elsewhere(finished: Path) -> None:
+def test_the_page_loads_nothing_from_the_network(finished: Path) -> None:
     page = Page(finished / "report.html")
     assert page.images()
     for _, attributes in page.elements:
@@ -129,7 +129,7 @@ def test_names_from_outside_are_escaped(work: Path, run: Run) -> None:
     assert "$\\frac{$" in page.text  # whole, and not taken for mathematics
 
 
-def test_what_is_not_there_is_left_out(tiny: Path, run: Run) -> None:
+def test_missing_results_are_left_out(tiny: Path, run: Run) -> None:
     assert run("run", tiny, "transfer.method=student", "--work-dir", "alone").code == 0
     page = Page(Path("alone/report.html"))
     assert not {"paraphraser", "methods", "exports"} & set(page.sections)
@@ -197,7 +197,7 @@ def test_a_report_that_cannot_be_made_fails_no_training(
     ]
 
 
-def test_test_images_are_looked_at_once(work: Path, tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_test_images_are_evaluated_once(work: Path, tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     looked, logits = [], Experiment.logits
 
     def count(self: Experiment, model: Any, split: Any, normalize: Any) -> Any:
@@ -230,7 +230,7 @@ def test_a_folder_that_is_no_work_dir_is_refused(tmp_path: Path, run: Run) -> No
     refused(run("report", tmp_path / "photos"), "is not a work dir", r"summary\.json", "`factor-transfer run`")
 
 
-def test_what_is_not_finished_or_damaged_is_refused(work: Path, run: Run) -> None:
+def test_unfinished_or_damaged_stages_are_refused(work: Path, run: Run) -> None:
     summary = (work / "summary.json").read_text()
     (work / "summary.json").unlink()
     refused(run("report", work), "its run is not finished")

@@ -67,7 +67,7 @@ def test_csv_has_each_run_and_each_mean(results: dict[str, Any]) -> None:
     assert (rows[3]["n"], rows[-1]["top1"], rows[-1]["error"]) == ("3", "", "not finite,\nsee above")
 
 
-def test_the_two_epochs_are_told_apart_and_older_files_stay_readable(results: dict[str, Any]) -> None:
+def test_the_last_and_the_delivered_epoch_are_distinguished_also_in_older_files(results: dict[str, Any]) -> None:
     screen = Console(file=StringIO(), width=400)
     print_comparison(screen, results, 1000, 4)
     sentence = "last.safetensors has the weights of the last epoch (top1_last in comparison.json); weights.safetensors,"
@@ -101,7 +101,7 @@ def test_latex_has_the_table(results: dict[str, Any]) -> None:
     assert code.count("{") == code.count("}")
 
 
-def test_no_character_keeps_its_meaning_in_latex() -> None:
+def test_special_characters_are_escaped_in_latex() -> None:
     assert escaped(r"a_b & 50% $x^2$ #1 {~} \input") == (
         r"a\_b \& 50\% \$x\textasciicircum{}2\$ \#1 \{\textasciitilde{}\} \textbackslash{}input"
     )

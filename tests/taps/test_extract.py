@@ -40,7 +40,7 @@ class Words(nn.Module):
         return "not a tensor"
 
 
-def test_features_come_with_the_logits_and_leave_nothing_behind() -> None:
+def test_features_come_with_the_logits_without_leaving_hooks() -> None:
     model = build_model("resnet8", 5, width=2).eval()
     logits, features = Taps(model, ["layer1", "layer3"])(IMAGES)
     assert torch.equal(logits, model(IMAGES))
@@ -55,7 +55,7 @@ def test_features_carry_gradient() -> None:
     assert model.get_submodule("conv1").weight.grad is not None
 
 
-def test_without_logits_nothing_behind_the_last_tap_is_run() -> None:
+def test_without_logits_the_network_stops_at_the_last_tap() -> None:
     model = build_model("resnet8", 5, width=2).eval()
     calls: list[str] = []
     for name, module in model.named_children():
@@ -67,7 +67,7 @@ def test_without_logits_nothing_behind_the_last_tap_is_run() -> None:
     assert all(torch.equal(features[path], full[path]) for path in full)
 
 
-def test_hooks_are_taken_away_after_an_error() -> None:
+def test_hooks_are_removed_after_an_error() -> None:
     model = build_model("resnet8", 5, width=2)
     with pytest.raises(RuntimeError, match="channels"):
         Taps(model, ["layer1"])(torch.randn(2, 7, 8, 8))
@@ -88,7 +88,7 @@ def test_a_wrong_name_raises_with_the_nearest() -> None:
         ("norm", "modified in place"),
     ],
 )
-def test_what_cannot_be_a_tap_is_refused(path: str, message: str) -> None:
+def test_modules_that_cannot_be_taps_are_refused(path: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Taps(Odd(), [path])(IMAGES)
 

@@ -94,7 +94,7 @@ def test_a_tapped_container_of_a_convolution_keeps_its_feature() -> None:
     assert torch.allclose(folded(IMAGES).features["0"], network(IMAGES).features["0"], atol=1e-5)
 
 
-def test_what_a_training_rounds_does_not_keep_it_from_folding() -> None:
+def test_rounded_statistics_are_folded_too() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert norms(fold_batch_norm(Taps(taught(build_model("resnet20", 5))), IMAGES)) == 0
 

@@ -57,7 +57,7 @@ def test_a_stage_ends_behind_its_activation_and_before_the_next_ones_norm() -> N
     assert stages(PreActivation(), IMAGES) == ["block1", "relu"]
 
 
-def test_what_a_block_does_at_the_resolution_before_is_not_the_end_of_a_stage() -> None:
+def test_a_block_that_ends_at_the_previous_resolution_ends_no_stage() -> None:
     assert stages(Expanding(), IMAGES) == ["features.1", "features"]
 
 

@@ -43,7 +43,7 @@ def test_the_average_is_validated_and_delivered_and_the_training_stays_the_same(
     assert losses[0] == losses[1]
 
 
-def test_a_training_that_goes_on_ends_with_the_same_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_training_ends_with_the_same_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("through", "killed"):
         (tmp_path / name).mkdir()
     through = train(tmp_path / "through", ema_decay=0.9)

@@ -96,7 +96,7 @@ def broken(module: nn.Module, **options: Any) -> None:
 
 
 @pytest.mark.parametrize(("compiler", "reason"), [(wrong, "gradient would differ"), (broken, "no compiler")])
-def test_what_a_compiler_gets_wrong_is_not_used(
+def test_a_wrong_compiled_gradient_is_not_used(
     compiler: Any, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(nn.Module, "compile", compiler)

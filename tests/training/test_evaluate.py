@@ -70,12 +70,12 @@ def test_a_class_without_images_has_no_figures() -> None:
     assert result["classes"]["e"]["top1"] == result["classes"]["e"]["recall"]
 
 
-def test_an_unknown_metric_is_answered_with_the_nearest() -> None:
+def test_an_unknown_metric_gets_the_nearest_name() -> None:
     with pytest.raises(InputError, match="unknown metric 'recal'; did you mean 'recall'"):
         measure(LOGITS, LABELS, CLASSES, ["recal"])
 
 
-def test_prediction_is_in_evaluation_mode_and_puts_each_module_back() -> None:
+def test_prediction_uses_evaluation_mode_and_restores_each_module() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3))
     model[0].eval()
     images = torch.randn(10, 4)

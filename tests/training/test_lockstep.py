@@ -35,7 +35,7 @@ def weights(folder: Path) -> list[bytes]:
     return [(folder / name / "weights.safetensors").read_bytes() for name in FOLDERS]
 
 
-def test_the_teacher_looks_at_each_batch_once(
+def test_the_teacher_sees_each_batch_once(
     compare: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, finished: Path
 ) -> None:
     passes = 0
@@ -56,7 +56,7 @@ def test_the_teacher_looks_at_each_batch_once(
 
 
 @pytest.mark.parametrize("killed_after", [4, 9])
-def test_a_kill_leaves_each_where_it_was(
+def test_each_training_resumes_after_a_kill(
     compare: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
 ) -> None:
     """After so many checkpoints; of three students, some are an epoch further than others."""
@@ -104,7 +104,7 @@ def test_one_that_fails_does_not_disturb_the_others(
     assert weights(tmp_path / "failed") == weights(tmp_path / "through")
 
 
-def test_ctrl_c_names_what_is_kept_of_each(compare: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_reports_the_saved_steps_of_each(compare: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     move, moves = trainer.Trainer.optimizer_step, 0
 
     def stopped(self: trainer.Trainer, *arguments: Any) -> None:

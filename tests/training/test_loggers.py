@@ -176,7 +176,7 @@ def test_wandb_continues_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert wandb.exit_codes == [1, 1, 0]
 
 
-def test_a_server_that_fails_ends_no_training_and_is_given_the_rest_later(
+def test_a_failing_server_ends_no_training_and_gets_the_rest_later(
     tmp_path: Path, tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch, wandb: Wandb
 ) -> None:
     wandb.down_at = 2
@@ -212,9 +212,7 @@ def test_mlflow_continues_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="the extra wandb is not installed")
 @pytest.mark.filterwarnings("ignore")  # of wandb
-def test_wandb_itself_takes_what_it_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: None
-) -> None:
+def test_wandb_itself_accepts_the_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     running = log(tmp_path, "wandb")
     running.start(epochs=4, steps=1, at=0)
@@ -226,9 +224,7 @@ def test_wandb_itself_takes_what_it_is_given(
     import_module("wandb").teardown()
 
 
-def test_what_cannot_be_written_is_told_before_anything_is_trained(
-    tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unusable_loggers_are_reported_before_training(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(run("run", tiny, 'log=["wandbe"]'), "log", "'wandb' or 'mlflow'", "'wandbe'")
     monkeypatch.setattr(epoch_loggers, "installed", lambda _: False)
     for command, name in (("teacher", "tensorboard"), ("run", "wandb"), ("compare", "mlflow")):

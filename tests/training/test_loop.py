@@ -30,7 +30,7 @@ def test_training_learns_and_is_recorded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("killed_after", [1, 2, 3])
-def test_a_training_that_goes_on_ends_with_the_same_bytes(
+def test_a_resumed_training_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
 ) -> None:
     (tmp_path / "through").mkdir()
@@ -59,7 +59,7 @@ def test_a_training_that_goes_on_ends_with_the_same_bytes(
 
 
 @pytest.mark.parametrize(("keep", "epoch", "top1"), [("best", 3, 70.0), ("last", 4, 60.0)])
-def test_the_best_epoch_is_kept_the_latest_of_equals(tmp_path: Path, keep: Any, epoch: int, top1: float) -> None:
+def test_the_best_epoch_is_delivered_the_latest_of_equals(tmp_path: Path, keep: Any, epoch: int, top1: float) -> None:
     outcome = train(tmp_path, selection=Selection("top1", highest=True, keep=keep))
     assert (outcome.epoch, outcome.figures["top1"]) == (epoch, top1)
     shorter = tmp_path / "shorter"
@@ -77,12 +77,12 @@ def test_the_lowest_can_be_the_best(tmp_path: Path) -> None:
     assert train(tmp_path, selection=selection, validate=lambda: {"loss": next(losses)}).epoch == 2
 
 
-def test_without_validation_the_last_epoch_is_kept(tmp_path: Path) -> None:
+def test_without_validation_the_last_epoch_is_delivered(tmp_path: Path) -> None:
     outcome = train(tmp_path, selection=Selection("top1", highest=True, keep="best"), validate=dict)
     assert (outcome.epoch, outcome.figures) == (4, {})
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+def test_a_loss_that_is_not_finite_stops_after_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = Supervised.forward
@@ -106,7 +106,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 @pytest.mark.parametrize(
     ("epoch", "message"), [(2, "2 of 4 epochs, which are saved in .*last.ckpt"), (0, "nothing was saved")]
 )
-def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, message: str) -> None:
+def test_ctrl_c_reports_the_saved_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, message: str
+) -> None:
     batches = Batches.epoch
 
     def interrupted(self: Batches, number: int, start: int = 0) -> Iterator[Any]:
@@ -120,7 +122,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "last.ckpt").exists() == bool(epoch)
 
 
-def test_bfloat16_by_choice(tmp_path: Path) -> None:
+def test_bfloat16_is_optional(tmp_path: Path) -> None:
     outcome = train(tmp_path, epochs=12, validation=[10.0] * 12, fabric=open_fabric("cpu", "bf16-mixed"))
     assert all(value.dtype in (torch.float32, torch.int64) for value in outcome.state.values())
     lines = metrics(tmp_path)

@@ -36,7 +36,7 @@ def test_schedules_are_pytorchs_own(schedule: str) -> None:
     assert ours == pytest.approx(expected)
 
 
-def test_warm_up_rises_to_the_learning_rate_and_never_starts_at_nothing() -> None:
+def test_warm_up_rises_to_the_learning_rate_and_never_starts_at_zero() -> None:
     found = rates(Optimization(learning_rate=1.0, warmup_epochs=2, schedule="cosine"), 5, 4)
     assert found[0] > 0
     assert found[:10] == sorted(found[:10])
