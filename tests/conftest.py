@@ -45,6 +45,8 @@ needs_cifar10 = pytest.mark.skipif(
 )
 
 TINY = """
+precision = "32-true"
+
 [data]
 name = "synthetic"
 train = 96
