@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,6 +18,7 @@ def shares(probabilities: Tensor) -> Tensor:
     return probabilities[torch.arange(6), LABELS]
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 2**40), st.floats(0.05, 5))
 def test_mixup_adds_neighbours(seed: int, parameter: float) -> None:
     mixed, probabilities = Mixing(3, mixup=parameter)(IMAGES, LABELS, seed)
@@ -29,6 +30,7 @@ def test_mixup_adds_neighbours(seed: int, parameter: float) -> None:
     assert torch.allclose(probabilities[torch.arange(6), LABELS[OTHERS]], torch.tensor(1 - share), atol=1e-6)
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 2**40))
 def test_cutmix_replaces_a_rectangle_and_counts_its_pixels(seed: int) -> None:
     mixed, probabilities = Mixing(3, cutmix=1.0)(IMAGES, LABELS, seed)

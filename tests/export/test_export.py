@@ -8,21 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conftest import CIFAR10, Run, needs_cifar10, refused
-from factor_transfer import build_model
+from factor_transfer import Supervised, build_model
+from factor_transfer.config.read import read_recipe
+from factor_transfer.data import Batches
 from factor_transfer.export import parity
 from factor_transfer.export.build import ExportOptions, build_file
 from factor_transfer.export.formats.runtimes import open_file, run_over
 from factor_transfer.export.graph import InputSpec, bare
-from factor_transfer.export.qat import RoundedInput, RoundedWeight, rounded
+from factor_transfer.export.qat import RoundedInput, RoundedWeight, _train, rounded
 from factor_transfer.files import sha256
 from factor_transfer.models import Normalize
 from factor_transfer.models.families.resnet import Projection
 from factor_transfer.pipeline.artefact import find
-from factor_transfer.pipeline.experiment import load_network
+from factor_transfer.pipeline.experiment import Experiment, load_network
 from factor_transfer.state_dicts import read_weights
 
 STUDENT = "student-factor-seed0"
@@ -174,11 +177,24 @@ def test_fine_tuning_in_8_bits(digits: Path, run: Run, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     assert "student in 8 bits  epoch 2/2  loss" in result.out
     assert "factor" in result.out
+    assert "connectors  epoch" not in result.out  # those of the training are there
     assert json.loads((tmp_path / "tuned" / "export.json").read_text())["quantisation"]["qat_epochs"] == 2
     assert run(*arguments, "--out", tmp_path / "plain").code == 0
     assert sha256(tmp_path / "tuned" / "student.onnx") != sha256(tmp_path / "plain" / "student.onnx")
     assert (digits / "teacher" / "weights.safetensors").read_bytes() == teacher
     assert (digits / STUDENT / "weights.safetensors").read_bytes() == student
+
+
+def test_fine_tuning_is_in_float32(tiny: Path, tmp_path: Path) -> None:
+    """bfloat16 has as many bits as the rounded values, but not the same ones."""
+    experiment = Experiment(read_recipe(tiny, ["precision=bf16-mixed"]), tmp_path, Console(quiet=True), "")
+    network = experiment.build(experiment.recipe.student)
+    batches = Batches(experiment.data.train, 24, 0)
+    normalize, seen = experiment.normalize(experiment.statistics(experiment.recipe.student)), set()
+    network.register_forward_hook(lambda *arguments: seen.add(arguments[-1].dtype))
+    with rounded(network):
+        _train(experiment, Supervised(network, normalize), network, batches, 1, "student in 8 bits", 0.1)
+    assert seen == {torch.float32}
 
 
 def test_what_8_bits_leave_of_a_value() -> None:

@@ -84,6 +84,18 @@ def test_all_that_a_run_left_is_shown(finished: Path) -> None:
     assert json.loads((finished / "teacher" / "stage.json").read_text())["machine"] in page.text
 
 
+def test_the_students_factor_is_beside_the_teachers(finished: Path, work: Path, run: Run) -> None:
+    shown = Page(finished / "report.html")
+    assert "student's factor" in shown.text
+    # Without the translators, as in the zoo, its row is left out.
+    (work / "student-factor-seed0" / "connectors.safetensors").unlink()
+    assert run("report", work).code == 0
+    page = Page(work / "report.html")
+    assert "paraphraser" in page.sections
+    assert "student's factor" not in page.text
+    assert len(page.images()) < len(shown.images())
+
+
 def test_nothing_comes_from_elsewhere(finished: Path) -> None:
     page = Page(finished / "report.html")
     assert page.images()

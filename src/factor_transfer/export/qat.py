@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from factor_transfer.data import Batches
+from factor_transfer.distributed.precision import FULL
 from factor_transfer.errors import InputError
 from factor_transfer.export.graph import at_rest
 from factor_transfer.methods import Distillation, ReusedClassifier, Supervised
 from factor_transfer.models.families.resnet import Projection
+from factor_transfer.pipeline.artefact import CONNECTORS
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.finished_run import Run
 from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, require_paraphraser
 from factor_transfer.pipeline.stages.student import build_student_method
 from factor_transfer.pipeline.stages.teacher import frozen_teacher
+from factor_transfer.state_dicts import load_into
 from factor_transfer.training.log import RunLog
 from factor_transfer.training.loop import fit
 from factor_transfer.training.optim import Optimization
@@ -93,8 +96,8 @@ def _round_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int) -> nn.Module:
     """Fine-tune a student with simulated 8-bit layers, by the recipe's method, at a tenth of its learning rate.
 
-    The student's connectors are not saved with it, so they are initialised randomly and first trained alone for one
-    epoch.
+    The training is in float32, since bfloat16 cannot represent the simulated 8-bit values. The student's connectors
+    are those that were trained beside it. If they are missing, new ones are first trained alone for one epoch.
 
     Args:
         experiment: the experiment of the run.
@@ -132,7 +135,10 @@ def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int)
             paraphrasers = load_paraphrasers(experiment, require_paraphraser(experiment, run.teacher))
     method = build_student_method(experiment, network, normalize, teacher, paraphrasers)
     batches = Batches(experiment.data.train, section.batch_size, section.seed, experiment.augment, device)
-    if isinstance(method, Distillation) and any(p.requires_grad for p in method.terms.parameters()):
+    connectors = run.student.connectors()
+    if isinstance(method, Distillation) and connectors:
+        load_into(method.terms, {**method.terms.state_dict(), **connectors}, run.student.folder / CONNECTORS)
+    elif isinstance(method, Distillation) and any(p.requires_grad for p in method.terms.parameters()):
         network.requires_grad_(False)
         _train(experiment, method, method.terms, batches, 1, "connectors", 1.0)
         network.requires_grad_(True)
@@ -151,6 +157,8 @@ def _train(
     share: float,
 ) -> None:
     """Train the parts of ``method`` that are not frozen, in place, and use the weights of the last epoch."""
+    from factor_transfer.distributed.fabric import open_fabric  # not before it is needed: it takes a second
+
     settings = experiment.recipe.student.optimization
     optimization = Optimization(
         optimizer=settings.optimizer,
@@ -162,7 +170,7 @@ def _train(
     )
     with tempfile.TemporaryDirectory() as place:
         trainer = Trainer(
-            experiment.fabric,
+            open_fabric(experiment.recipe.device, FULL),
             method,
             product,
             epochs=epochs,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
-from factor_transfer.methods.base import CachedTargets, Losses, Method
+from factor_transfer.methods.base import CachedTargets, Losses, Method, trained_state
 from factor_transfer.methods.criterion import Criterion, accuracy, cross_entropy, labelled_rows, loss_of_labels
 from factor_transfer.methods.teacher import Teacher
 from factor_transfer.methods.term import Target, Term
@@ -89,6 +89,10 @@ class Distillation(Method):
     def named_terms(self) -> Iterator[tuple[str, Term]]:
         """The terms with their names."""
         return ((name, cast("Term", term)) for name, term in self.terms.items())
+
+    def connectors(self) -> dict[str, Tensor]:
+        """The weights of the modules that the terms train beside the student, such as translators, by ``TERM.PATH``."""
+        return {key: value for key, value in trained_state(self.terms).items() if key.count(".") > 1}
 
     @torch.no_grad()
     def targets(self, images: Tensor, indices: Tensor | None = None, views: Tensor | None = None) -> dict[str, Target]:

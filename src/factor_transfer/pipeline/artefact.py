@@ -1,6 +1,7 @@
 """The artefact of a stage: the files in its folder, and whether they match the current inputs.
 
 A stage writes ``weights.safetensors``; ``last.safetensors``, if the saved weights are not those of the last epoch;
+``connectors.safetensors``, the translators and other modules that a student's terms have trained beside it;
 ``stage.json`` with its inputs, model, figures, versions and the SHA-256 of the weights; and ``metrics.jsonl``. While it
 is running, there is also a checkpoint, ``last.ckpt``.
 """
@@ -23,6 +24,7 @@ from factor_transfer.versions import OURS, versions
 RECORD, WEIGHTS, METRICS, RUNNING = "stage.json", "weights.safetensors", "metrics.jsonl", "last.ckpt"
 RECIPE = "recipe.toml"  # in a student's folder: the last recipe that requested this student
 LAST = "last.safetensors"
+CONNECTORS = "connectors.safetensors"
 STATES = WEIGHTS, LAST
 _MARK = "recipe.json"
 
@@ -58,6 +60,18 @@ class Artefact:
     def state(self) -> State:
         """Read the weights."""
         return read_weights(self.weights)
+
+    def connectors(self) -> State:
+        """Read the weights of the modules that were trained beside the network; empty if there are none.
+
+        Raises:
+            InputError: if they are damaged.
+        """
+        expected = self.record.get("connectors_sha256")
+        if expected is None or not (self.folder / CONNECTORS).exists():  # the zoo leaves them out
+            return {}
+        _check(self.folder / CONNECTORS, expected)
+        return read_weights(self.folder / CONNECTORS)
 
     def last_state(self) -> State:
         """Read the weights of the last epoch, which may be the same as ``state()``.
@@ -114,7 +128,13 @@ def recorded_threads(folder: Path) -> int | None:
     return None if count is None else int(count)
 
 
-def finish(folder: Path, state: State, record: Mapping[str, Any], last: State | None = None) -> Artefact:
+def finish(
+    folder: Path,
+    state: State,
+    record: Mapping[str, Any],
+    last: State | None = None,
+    connectors: State | None = None,
+) -> Artefact:
     """Write the weights and the record of a stage, which marks it as finished, and remove its checkpoint.
 
     Args:
@@ -122,15 +142,20 @@ def finish(folder: Path, state: State, record: Mapping[str, Any], last: State | 
         state: the weights.
         record: further keys of the record.
         last: the weights of the last epoch; ``None`` if they are the same.
+        connectors: the weights of the modules that were trained beside the network; ``None`` if there are none.
 
     Returns:
         The finished stage.
     """
-    save_weights(folder / WEIGHTS, state)
-    sums = {"weights_sha256": sha256(folder / WEIGHTS)}
-    if last is not None:
-        save_weights(folder / LAST, last)
-        sums["last_sha256"] = sha256(folder / LAST)
+    sums = {}
+    for name, file, weights in (
+        ("weights", WEIGHTS, state),
+        ("last", LAST, last),
+        ("connectors", CONNECTORS, connectors),
+    ):
+        if weights:
+            save_weights(folder / file, weights)
+            sums[f"{name}_sha256"] = sha256(folder / file)
     done = Artefact(folder, complete(folder, {**record, **sums}))
     remove_training(folder / RUNNING)
     return done

@@ -150,6 +150,7 @@ class StageRecord(Record):
     in_channels: dict[str, Size] | None = None
     weights_sha256: str | None = None
     last_sha256: str | None = None
+    connectors_sha256: str | None = None
     versions: dict[str, str] | None = None
     machine: str | None = None
 

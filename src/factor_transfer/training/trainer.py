@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from factor_transfer.data import Batch
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import Diverged, InputError, first_line, is_of_memory
-from factor_transfer.methods import Losses, Method, Teacher, load_trained_state, trained_state
+from factor_transfer.methods import Distillation, Losses, Method, Teacher, load_trained_state, trained_state
 from factor_transfer.methods.base import trained_buffers
 from factor_transfer.state_dicts import State
 from factor_transfer.training.checkpoint import is_under_way, latest_training, save_training
@@ -65,6 +65,8 @@ class Outcome:
         figures: the validation figures of that epoch.
         seconds: the duration of the training, without interruptions.
         last: the weights after the last epoch, if another epoch was selected.
+        connectors: the weights of the modules that terms have trained beside the student, after the selected epoch;
+            ``None`` for a method without terms.
     """
 
     state: State
@@ -72,6 +74,7 @@ class Outcome:
     figures: dict[str, float]
     seconds: float
     last: State | None = None
+    connectors: State | None = None
 
 
 class Trainer:
@@ -247,7 +250,8 @@ class Trainer:
             validation = self.validate()
         self._check_finite(epoch, validation)
         if self.selection.better(validation, self.best.figures if self.best else None):
-            self.best = Outcome(self._weights_to_deliver(), epoch + 1, validation, self.seconds)
+            connectors = _copy(self.method.connectors()) if isinstance(self.method, Distillation) else None
+            self.best = Outcome(self._weights_to_deliver(), epoch + 1, validation, self.seconds, connectors=connectors)
         figures = self.meters.figures(waiting_seconds)
         if self.guard.skipped:
             figures["skipped"] = self.guard.skipped

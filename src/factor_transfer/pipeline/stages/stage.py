@@ -93,10 +93,16 @@ def start_stage(
 
 
 @collectives.by_rank_zero
-def finish_stage(folder: Path, state: State, record: Mapping[str, Any], last: State | None = None) -> Artefact:
+def finish_stage(
+    folder: Path,
+    state: State,
+    record: Mapping[str, Any],
+    last: State | None = None,
+    connectors: State | None = None,
+) -> Artefact:
     """Write a stage's weights and record; see ``artefact.finish``."""
     still_held(folder.parent)
-    return artefact.finish(folder, state, record, last)
+    return artefact.finish(folder, state, record, last, connectors)
 
 
 @collectives.by_rank_zero
@@ -215,7 +221,7 @@ class StageTraining:
         outcome = trainer.outcome()
         figures = {"epoch": outcome.epoch, "validation": outcome.figures, "seconds": outcome.seconds}
         record = {"stage": self.folder.name, **self.record, **figures}
-        done = finish_stage(self.folder, outcome.state, record, outcome.last)
+        done = finish_stage(self.folder, outcome.state, record, outcome.last, outcome.connectors)
         self.experiment.say(
             f"{self.folder.name}  done in {duration(outcome.seconds)}, epoch {outcome.epoch} saved  {done.weights}"
         )

@@ -1,4 +1,4 @@
-"""Examples of the paraphraser: features of the teacher, their factors, and the reconstructions from these."""
+"""Examples of factors: features of the teacher, their factors, the reconstructions from these, and the student's."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from factor_transfer.data import Split, in_order
-from factor_transfer.methods import Paraphraser
+from factor_transfer.methods import Paraphraser, Translator
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import EVALUATION_BATCH, Experiment
@@ -20,9 +20,9 @@ _MEASURED = 500  # the number of test images, evenly spaced, that the error is a
 
 
 class Paraphrased(NamedTuple):
-    """An image with its feature, factor and reconstruction, as pictures (data URIs).
+    """An image with its feature, factor, reconstruction and the student's factor, as pictures (data URIs).
 
-    Maps are means over channels. A feature and its reconstruction share one colour scale; a factor has its own.
+    Maps are means over channels. A feature and its reconstruction share one colour scale; factors have their own.
 
     Attributes:
         label: the class of the image.
@@ -31,6 +31,7 @@ class Paraphrased(NamedTuple):
         factor: the paraphraser's factor.
         rebuilt: the reconstruction of the feature.
         error: the relative error of the reconstruction.
+        translated: the factor that the translator computes from the student's feature; empty if it is not known.
     """
 
     label: int
@@ -39,6 +40,7 @@ class Paraphrased(NamedTuple):
     factor: str
     rebuilt: str
     error: float
+    translated: str = ""
 
 
 class TapReport(NamedTuple):
@@ -61,15 +63,14 @@ class TapReport(NamedTuple):
     examples: list[Paraphrased]
 
 
-def paraphrase(experiment: Experiment, teacher: Artefact, paraphraser: Artefact) -> list[TapReport]:
-    """Run test images through the teacher and its paraphrasers.
-
-    The translator is not shown, because its weights are not saved after training.
+def paraphrase(experiment: Experiment, teacher: Artefact, paraphraser: Artefact, student: Artefact) -> list[TapReport]:
+    """Run test images through the teacher and its paraphrasers, and through the student and its translators.
 
     Args:
-        experiment: the experiment that both belong to.
+        experiment: the experiment that all belong to.
         teacher: the finished teacher.
         paraphraser: the finished paraphraser of that teacher.
+        student: the finished student.
 
     Returns:
         A report on the paraphraser of each tap.
@@ -80,6 +81,7 @@ def paraphrase(experiment: Experiment, teacher: Artefact, paraphraser: Artefact)
     shown = split.subset(_one_per_class(split.labels))
     network = Taps(experiment.load(teacher), list(paraphrasers), experiment.normalize(teacher), logits=False)
     with eval_mode(network):
+        translated = _translated(experiment, student, shown)
         (examples,) = [network(batch.images).features for batch in in_order(shown, _SHOWN, experiment.fabric.device)]
         reports = []
         for tap, one in paraphrasers.items():
@@ -90,7 +92,7 @@ def paraphrase(experiment: Experiment, teacher: Artefact, paraphraser: Artefact)
                     lost += F.l1_loss(one(feature), feature, reduction="sum").item()
                     magnitude += feature.abs().sum().item()
                 factor = one.encode(examples[tap])
-                paraphrased = _examples(shown, examples[tap], factor, one)
+                paraphrased = _examples(shown, examples[tap], factor, one, translated.get(tap))
             shapes = tuple(examples[tap].shape[1:]), tuple(factor.shape[1:])
             reports.append(TapReport(tap, *shapes, lost / max(magnitude, 1e-12), len(measured), paraphrased))
     return reports
@@ -103,11 +105,38 @@ def _one_per_class(labels: Tensor) -> Tensor:
     return torch.stack([(labels == label).nonzero()[0, 0] for label in chosen])
 
 
-def _examples(shown: Split, feature: Tensor, factor: Tensor, paraphraser: Paraphraser) -> list[Paraphrased]:
+def _translated(experiment: Experiment, student: Artefact, shown: Split) -> dict[str, Tensor]:
+    """The factors that a student's translators compute, by the teacher's taps; empty if it has no translators."""
+    state = {key: value for key, value in student.connectors().items() if key.startswith("factor.translators.")}
+    if not state:
+        return {}
+    teacher_taps, student_taps = (side.split(", ") for side in student.record["inputs"]["taps"].split(" → "))
+    network = Taps(experiment.load(student), student_taps, experiment.normalize(student), logits=False)
+    with eval_mode(network):
+        (seen,) = [network(batch.images).features for batch in in_order(shown, _SHOWN, experiment.fabric.device)]
+    factors = {}
+    for index, (teacher_tap, student_tap) in enumerate(zip(teacher_taps, student_taps, strict=True)):
+        prefix = f"factor.translators.{index}."
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        kernels = [own[key] for key in sorted(own) if own[key].dim() == 4]
+        translator = Translator(
+            kernels[0].shape[1], kernels[-1].shape[0], batch_norm=any(key.endswith("running_mean") for key in own)
+        )
+        translator.load_state_dict(own)
+        translator.to(experiment.fabric.device)
+        with eval_mode(translator):
+            factors[teacher_tap] = translator(seen[student_tap])
+    return factors
+
+
+def _examples(
+    shown: Split, feature: Tensor, factor: Tensor, paraphraser: Paraphraser, translated: Tensor | None
+) -> list[Paraphrased]:
     rebuilt = paraphraser.decode(factor)
     (batch,) = in_order(shown, _SHOWN)
     examples = []
-    for image, label, original, code, output in zip(batch.images, shown.labels, feature, factor, rebuilt, strict=True):
+    rows = zip(batch.images, shown.labels, feature, factor, rebuilt, strict=True)
+    for index, (image, label, original, code, output) in enumerate(rows):
         feature_map, factor_map, rebuilt_map = (one.float().mean(0).cpu() for one in (original, code, output))
         low, high = feature_map.min().item(), feature_map.max().item()
         error = F.l1_loss(output, original) / original.abs().mean().clamp_min(1e-12)
@@ -116,9 +145,15 @@ def _examples(shown: Split, feature: Tensor, factor: Tensor, paraphraser: Paraph
                 int(label),
                 picture(image),
                 heat_map(feature_map, low, high),
-                heat_map(factor_map, factor_map.min().item(), factor_map.max().item()),
+                _own_scale(factor_map),
                 heat_map(rebuilt_map, low, high),
                 error.item(),
+                "" if translated is None else _own_scale(translated[index].float().mean(0).cpu()),
             )
         )
     return examples
+
+
+def _own_scale(values: Tensor) -> str:
+    """A map (H, W) as a picture whose colours range from its lowest to its highest value."""
+    return heat_map(values, values.min().item(), values.max().item())

@@ -90,7 +90,7 @@ def write_report(experiment: Experiment) -> Path:
         paraphrased: list[TapReport] = []
         teacher, paraphraser = found.teacher, found.paraphraser
         if not unavailable and teacher is not None and paraphraser is not None and experiment.recipe.paraphraser:
-            paraphrased = paraphrase(experiment, teacher, paraphraser)
+            paraphrased = paraphrase(experiment, teacher, paraphraser, found.student)
         images = (None, None) if unavailable else (experiment.data, experiment.test)
         page = compose(found, experiment.recipe, Measured(figures, answers, paraphrased), *images)
         write_atomic(path, render(page).encode("utf-8", "backslashreplace"))
