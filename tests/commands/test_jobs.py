@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from conftest import Run, refused
-from factor_transfer.commands.jobs import Task, _Pool, _Running, default_jobs, plan
+from factor_transfer.commands.jobs import Task, _available_bytes, _Pool, _Running, default_jobs, plan
 from factor_transfer.config.read import read_recipe
 from factor_transfer.methods import KD, TERMS
 from factor_transfer.pipeline.experiment import Experiment
@@ -51,12 +51,25 @@ def test_students_alone_wait_for_nobody(tiny: Path) -> None:
 
 def test_as_many_as_processors_but_not_for_a_method_of_this_script(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("factor_transfer.commands.jobs._processors", lambda: 5)
+    monkeypatch.setattr("factor_transfer.commands.jobs._available_bytes", lambda: 100 * 2**30)
     assert default_jobs(experiment(tiny)) == 5
     monkeypatch.setattr("factor_transfer.commands.jobs._available_bytes", lambda: 2 * 2**30)
     assert default_jobs(experiment(tiny)) == 1
     monkeypatch.setattr("factor_transfer.commands.jobs._available_bytes", lambda: 100 * 2**30)
     monkeypatch.setitem(TERMS, "own", type("Own", (KD,), {"__module__": "__main__"}))
     assert default_jobs(experiment(tiny)) == 1
+
+
+def test_the_memory_that_caches_files_is_available(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       24000000 kB\nMemFree:          500000 kB\nMemAvailable:   20000000 kB\n")
+    assert _available_bytes(meminfo) == 20_000_000 * 1024
+    for unknown in ("MemTotal: 24000000 kB\n", None):
+        if unknown is None:
+            meminfo.unlink()
+        else:
+            meminfo.write_text(unknown)
+        assert _available_bytes(meminfo) > 0
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ def test_run_leaves_artefacts_and_a_summary(finished: Path) -> None:
         record = json.loads((finished / stage / "stage.json").read_text())
         last = {"last.safetensors"} if record["epoch"] != 3 else set()
         recipe = {"recipe.toml"} if stage.startswith("student") else set()
-        files = {"weights.safetensors", "stage.json", "metrics.jsonl"} | last | recipe
+        beside = {"connectors.safetensors"} if stage == STUDENT else set()
+        files = {"weights.safetensors", "stage.json", "metrics.jsonl"} | last | recipe | beside
         assert {path.name for path in (finished / stage).iterdir()} == files
         assert record["finished"]
         assert {"torch", "factor-transfer"} <= set(record["versions"])

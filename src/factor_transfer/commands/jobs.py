@@ -1,6 +1,7 @@
 """The trainings of a comparison in parallel processes, with one thread each."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -47,8 +48,12 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _available_bytes() -> int:
+def _available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """The memory that new processes can have, including that which the system uses to cache files."""
     try:
+        available = re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+        if available:
+            return 1024 * int(available[1])
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return 2**40  # unknown on this system, so memory is no limit
