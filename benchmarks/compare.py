@@ -1,6 +1,6 @@
 """How long a whole comparison takes: methods and seeds one after the other, side by side, in bfloat16, and before.
 
-    python benchmarks/compare.py [--recipe NAME] [--seeds 3] [--rounds 1] [--before PATH] [--skip ROW ...]
+    python benchmarks/compare.py [--recipe NAME] [--seeds 3] [--rounds 1] [--before PATH] [--skip ROW]
                                  [--json FILE] [KEY=VALUE ...]
 
 Each row is one `factor-transfer compare` of seven methods in a process and a work dir of its own, timed from its start
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--skip", nargs="+", default=[], metavar="ROW", help="leave rows out that begin like this")
+    parser.add_argument("--skip", action="append", default=[], metavar="ROW", help="leave out rows that begin so")
     parser.add_argument("--before", type=Path, help="the root of another checkout")
     parser.add_argument("--json", type=Path)
     parser.add_argument("settings", nargs="*", default=SHORT, metavar="KEY=VALUE", help="of the recipe")

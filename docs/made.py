@@ -7,13 +7,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
-from types import ModuleType, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from docstring_parser import DocstringStyle, parse
+from meanings import SOURCES, meanings, summary, tables
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -21,12 +20,11 @@ from factor_transfer.cli.main import app as commands
 from factor_transfer.config.presets import PRESETS, dotted
 from factor_transfer.config.read import toml_value
 from factor_transfer.config.recipe import Recipe, recipe_type
-from factor_transfer.config.sections import Cache, Checkpoint, Named, Network, Student, Training
-from factor_transfer.data import DATASETS, Augment, open_data
-from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining
+from factor_transfer.config.sections import Training
+from factor_transfer.data import DATASETS
+from factor_transfer.methods import TERMS
 from factor_transfer.models import MODELS
 from factor_transfer.settings import options
-from factor_transfer.training.checkpoint import CheckpointInterval
 from factor_transfer.training.optim import Optimization
 
 DOCS = Path(__file__).parent
@@ -73,7 +71,7 @@ def _command(name: str, command: Any, parent: typer.Context) -> str:
 def term_settings(name: str) -> str:
     """The settings of ``[transfer.NAME]``, and the paper."""
     term = TERMS[name]
-    (kind,) = _tables(recipe_type({}).model_fields["transfer"].annotation.model_fields[name])  # type: ignore[union-attr]
+    (kind,) = tables(recipe_type({}).model_fields["transfer"].annotation.model_fields[name])  # type: ignore[union-attr]
     paper = (sys.modules[term.__module__].__doc__ or "").strip().partition("\n\n")[0].replace("\n", " ")
     return f"*{paper}*\n\n{_settings(kind.model_fields, [term, term.between, term.adapt])}"
 
@@ -91,7 +89,7 @@ def recipe_table(name: str) -> str:
     else:
         shared = {} if name in ("data", "augment", "cache", "checkpoint") else _shared()
         fields = {key: field for key, field in _fields(name).items() if key not in shared or field.is_required()}
-    return _settings(fields, _SOURCES[name])
+    return _settings(fields, SOURCES[name])
 
 
 def recipe_stages(_: str) -> str:
@@ -104,7 +102,7 @@ def data_sets(_: str) -> str:
     parts = []
     for name, opener in DATASETS.items():
         fields = options(name, opener).model_fields
-        parts.append(f"### `{name}`\n\n{_summary(opener)}\n\n{_settings(fields, [opener])}")
+        parts.append(f"### `{name}`\n\n{summary(opener)}\n\n{_settings(fields, [opener])}")
     return "\n".join(parts)
 
 
@@ -154,23 +152,12 @@ PARTS: Mapping[str, Callable[[str, Path], str]] = {
     "file": file,
 }
 
-# Where what a table's keys mean is written.
-_SOURCES: Mapping[str, list[Any]] = {
-    "data": [open_data, Named],
-    "augment": [Augment],
-    "teacher": [Network, Training, Optimization],
-    "paraphraser": [Paraphraser, ParaphraserTraining, Training, Optimization],
-    "student": [Student, Network, Training, Optimization],
-    "cache": [Cache],
-    "checkpoint": [Checkpoint, CheckpointInterval],
-}
-
 
 def _fields(table: str) -> dict[str, FieldInfo]:
-    (kind,) = _tables(recipe_type({}).model_fields[table])
+    (kind,) = tables(recipe_type({}).model_fields[table])
     found: dict[str, FieldInfo] = {}
     for key, field in kind.model_fields.items():
-        inner = _tables(field)
+        inner = tables(field)
         # A table in a table, such as `every` of [checkpoint], is written as dotted keys; `args` has its own table.
         nested = {f"{key}.{name}": below for name, below in inner[0].model_fields.items()} if inner else {}
         found |= nested or {key: field}
@@ -182,55 +169,17 @@ def _shared() -> dict[str, FieldInfo]:
     return {key: field for key, field in stages[0].items() if all(key in stage for stage in stages)}
 
 
-def _tables(field: FieldInfo) -> list[type[BaseModel]]:
-    """The kinds of table that a field may be."""
-    kinds = get_args(field.annotation) if isinstance(field.annotation, UnionType) else [field.annotation]
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-
-
 def _is_table(field: FieldInfo) -> bool:
-    return bool(_tables(field))
+    return bool(tables(field))
 
 
 def _settings(fields: Mapping[str, FieldInfo], sources: Iterable[Any]) -> str:
-    meanings = _meanings(sources)
+    texts = meanings(sources)
     rows = []
     for key, field in fields.items():
         default = "required" if field.is_required() else _default(field)
-        rows.append((f"`{key}`", _type(field), default, meanings.get(key) or meanings[key.rpartition(".")[2]]))
+        rows.append((f"`{key}`", _type(field), default, texts.get(key) or texts[key.rpartition(".")[2]]))
     return _table(["key", "value", "default", ""], rows) if rows else "It has no settings.\n"
-
-
-def _meanings(sources: Iterable[Any]) -> dict[str, str]:
-    """What the docstrings of functions and classes say of their arguments and attributes.
-
-    The keys of a table in a table have the name of their table before them.
-    """
-    found: dict[str, str] = {}
-    for source in sources:
-        for key, field in getattr(source, "model_fields", {}).items():
-            found |= {f"{key}.{name}": text for name, text in _meanings(_tables(field)).items()}
-        target = source.func if isinstance(source, partial) else source
-        for parameter in parse(target.__doc__ or "", DocstringStyle.GOOGLE).params:
-            text = _named(" ".join((parameter.description or "").split()), sys.modules[target.__module__])
-            found.setdefault(parameter.arg_name, text[:1].upper() + text[1:] if text[:1].isascii() else text)
-    return found
-
-
-def _named(text: str, module: ModuleType) -> str:
-    """A text with the values of the constants that it names: a reader of a page need not know the code."""
-
-    def value(found: re.Match[str]) -> str:
-        constant = getattr(module, found[1], None)
-        if isinstance(constant, int):
-            return f"{constant >> 30} GiB" if constant >= 2**30 else f"{constant:,}"
-        return ", ".join(f"`{name}`" for name in constant) if isinstance(constant, Mapping) else found[0]
-
-    return re.sub(r"``([A-Z_]+)``", value, text)
-
-
-def _summary(function: Any) -> str:
-    return parse(function.__doc__ or "", DocstringStyle.GOOGLE).short_description or ""
 
 
 def _default(field: FieldInfo) -> str:

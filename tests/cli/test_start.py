@@ -41,6 +41,9 @@ def test_the_package_alone_imports_nothing_heavy() -> None:
         ["run", "digits/resnet20-resnet9"],
         ["compare", "broken.toml"],
         ["train", "digits/resnet20-resnet8", "x"],
+        ["run", "digits/resnet20-resnet8", "student.epoch=3"],
+        ["run", "digits/resnet20-resnet8", "student.model=resnet21"],
+        ["show", "schema"],
     ],
 )
 def test_what_has_nothing_to_do_with_networks_does_not_wait_for_pytorch(words: list[str]) -> None:
@@ -51,7 +54,7 @@ def test_what_has_nothing_to_do_with_networks_does_not_wait_for_pytorch(words: l
 def test_a_wrong_setting_waits_for_pytorch_alone() -> None:
     names = ["run", "teacher", "compare", "check", "test"]
     calls = [
-        [name, "digits/resnet20-resnet8", *(["weights.pth"] if name == "test" else []), "student.epoch=3"]
+        [name, "digits/resnet20-resnet8", *(["weights.pth"] if name == "test" else []), "student.epochs=0"]
         for name in names
     ]
     # All in one process, since PyTorch takes two seconds each time.

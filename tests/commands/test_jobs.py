@@ -8,14 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import Pipe
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
 
 from conftest import Run, refused
-from factor_transfer.commands.jobs import Task, _available_bytes, _Pool, _Running, default_jobs, plan
+from factor_transfer.commands import jobs
+from factor_transfer.commands.jobs import Task, _available_bytes, _Pool, _Worker, default_jobs, plan
 from factor_transfer.config.read import read_recipe
+from factor_transfer.distributed.workers import starting_workers
 from factor_transfer.methods import KD, TERMS
 from factor_transfer.pipeline.experiment import Experiment
 
@@ -36,7 +40,7 @@ def experiment(tiny: Path, *overrides: str) -> Experiment:
 
 
 def test_students_alone_wait_for_nobody(tiny: Path) -> None:
-    teacher, *rest = plan(experiment(tiny), ["student", "kd", "factor"], [3, 4])
+    teacher, *rest = plan(experiment(tiny), ["student", "kd", "factor"], [3, 4], 2)
     assert teacher == Task("teacher", None, ("kd", "factor"), first=True)
     assert [(task.seed, task.methods, task.first) for task in rest] == [
         (3, ("student",), True),
@@ -44,9 +48,26 @@ def test_students_alone_wait_for_nobody(tiny: Path) -> None:
         (3, ("kd", "factor"), False),  # one pass of the teacher serves both
         (4, ("kd", "factor"), False),
     ]
-    cached = plan(experiment(tiny, "cache.views=2"), ["student", "kd", "factor"], [3])
+    cached = plan(experiment(tiny, "cache.views=2"), ["student", "kd", "factor"], [3], 1)
     assert [task.methods for task in cached[2:]] == [("kd",), ("factor",)]
-    assert [task.name for task in plan(experiment(tiny), ["student"], [0])] == ["teacher", "student, seed 0"]
+    assert [task.name for task in plan(experiment(tiny), ["student"], [0], 2)] == ["teacher", "student, seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "seeds", "groups"),
+    [
+        (2, 3, ["kd at factor", "kd at factor", "kd factor", "at"]),
+        (3, 2, ["kd", "at", "factor", "kd", "at", "factor"]),
+        (4, 2, ["kd factor", "at", "kd factor", "at"]),
+        (8, 1, ["kd", "at", "factor"]),
+        (1, 2, ["kd at factor", "kd at factor"]),
+    ],
+)
+def test_the_last_seeds_are_divided_among_all_processes(
+    processes: int, seeds: int, groups: list[str], tiny: Path
+) -> None:
+    tasks = plan(experiment(tiny), ["student", "kd", "at", "factor"], range(seeds), processes)
+    assert [" ".join(task.methods) for task in tasks if not task.first] == groups
 
 
 def test_as_many_as_processors_but_not_for_a_method_of_this_script(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,11 +99,14 @@ def test_the_memory_that_caches_files_is_available(tmp_path: Path) -> None:
     ids=["lockstep", "cached"],
 )
 def test_several_processes_give_the_bytes_of_one(
-    changes: list[str], methods: str, seeds: int, tiny: Path, run: Run
+    changes: list[str], methods: str, seeds: int, tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    start = Mock(side_effect=starting_workers)
+    monkeypatch.setattr(jobs, "starting_workers", start)
     given = [tiny, *changes, "--methods", methods, "--seeds", str(seeds)]
     several = run("compare", *given, "--jobs", "2", "--work-dir", "several")
     assert several.code == 0, several.err
+    assert start.call_count == 2  # each of which reads the images once
     one = run("compare", *given, "--jobs", "1", "--work-dir", "one")
     assert one.code == 0, one.err
     weights = {path.parent.name: path.read_bytes() for path in Path("one").glob("*/weights.safetensors")}
@@ -135,8 +159,9 @@ def test_a_terminal_has_a_row_per_process_and_keeps_the_epochs(tiny: Path) -> No
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, highlight=False)
     pool = _Pool(2, Experiment(read_recipe(str(tiny)), Path("work"), console, ""), tiny, print)
-    jobs = [_Running(task, None, None) for task in plan(pool.experiment, ["student", "kd", "factor"], [0])[1:]]  # type: ignore[arg-type]
-    alone, both = jobs
+    connection, _ = Pipe()
+    tasks = plan(pool.experiment, ["student", "kd", "factor"], [0], 1)[1:]
+    alone, both = (_Worker(None, connection, task) for task in tasks)
 
     def rows() -> list[str]:
         progress = pool.display._progress

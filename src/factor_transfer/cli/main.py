@@ -310,7 +310,9 @@ def test(
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(metavar="models|methods|presets|recipes|zoo|taps", help="What to list.")],
+    what: Annotated[
+        str, typer.Argument(metavar="models|methods|presets|recipes|schema|zoo|taps", help="What to list.")
+    ],
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="For taps: the network whose taps are listed.")
     ] = None,
@@ -322,10 +324,10 @@ def show(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """List models, methods, presets, recipes, trained networks (zoo), or the taps of a network."""
+    """List models, methods, presets, recipes, trained networks (zoo) or taps; or print the JSON Schema of recipes."""
     from factor_transfer.commands import show as listing
 
-    choose("list", what, ["models", "methods", "presets", "recipes", "zoo", "taps"])
+    choose("list", what, ["models", "methods", "presets", "recipes", "schema", "zoo", "taps"])
     if what == "taps" and model is None:
         raise InputError(
             "show taps needs a network: `factor-transfer show taps MODEL`; see `factor-transfer show models`"
@@ -334,6 +336,9 @@ def show(
         raise InputError(f"`factor-transfer show {what}` takes no other argument, got {model!r}")
     if what != "taps" and size is not None:
         raise InputError(f"`factor-transfer show {what}` takes no --size, which is only for taps")
+    if what == "schema":
+        typer.echo(listing.schema(), nl=False)
+        return
     if model is not None:
         announce([model])
     console().print(listing.taps(model, size) if model is not None else getattr(listing, what)())

@@ -10,7 +10,7 @@ from torch import Tensor
 from factor_transfer.commands.profile import Networks, first_of, measure_stages, networks_now
 from factor_transfer.commands.unlabelled import compare_unlabelled
 from factor_transfer.data.sets.equal_images import describe_equal, equal_images
-from factor_transfer.methods import TERMS, Distillation
+from factor_transfer.methods import Distillation, terms_of_features
 from factor_transfer.models import macs, parameters, state_bytes
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.pipeline.experiment import Experiment
@@ -68,7 +68,7 @@ def check(experiment: Experiment) -> dict[str, Any]:
         sizes = part_sizes(experiment, method, current.paraphrasers)
         warnings += size_warnings(sizes)
         # Where the teacher was slow and so classified few images, the batches are small, too.
-        images = min(64, max(8, result["teacher"]["images"] // 8))
+        images = min(64, max(8, (result["teacher"]["images"] or IMAGES) // 8))
         terms = _terms(experiment, method, images, warnings, trained)
     # Measured last, since its steps change the weights.
     stages = {name: budget._asdict() for name, budget in measure_stages(experiment, current, method).items()}
@@ -102,8 +102,7 @@ def _teacher(experiment: Experiment, current: Networks, warnings: list[str]) -> 
     recorded = done.record["validation"].get("top1") if done and done.record.get("validation") else None
     state = "finished" if done else "given" if experiment.recipe.teacher.weights else "untrained"
     if not experiment.recipe.teacher.has_classifier:
-        usable = [name for name, term in TERMS.items() if not term.needs_classifier]
-        return {"state": state, "top1": None, "images": IMAGES, "methods": usable}
+        return {"state": state, "top1": None, "images": 0, "methods": terms_of_features()}
     look = look_at_teacher(experiment, current.teacher, current.of_teacher, recorded)
     if state != "untrained":
         warnings += look.warnings

@@ -1,10 +1,12 @@
 """The trainings of a comparison in parallel processes, with one thread each."""
 
+import gc
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import gcd
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,7 @@ def _available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """The task of one process.
+    """What a process does at a time.
 
     Attributes:
         name: the name of the task in error messages.
@@ -77,11 +79,12 @@ class Task:
 
 
 @dataclass
-class _Running:
-    task: Task
+class _Worker:
+    """A process, which does one task after the other, so that it reads the images only once."""
+
     process: Any
     connection: Connection
-    outcome: Any = None
+    task: Task | None = None
     stages: dict[str, tuple[int, int]] = field(default_factory=dict)  # completed steps and all steps
 
 
@@ -90,7 +93,8 @@ class ProcessJobs:
 
     Students that learn from labels alone start immediately, at the same time as the teacher; all others start when
     teacher, paraphraser and factor cache are complete. With a factor cache, each student has its own process; without
-    one, the students of a seed are trained in lockstep, since they share the teacher's forward passes.
+    one, the students of a seed are trained in lockstep, since they share the teacher's forward passes. Seeds that do
+    not divide evenly among the processes are split into groups of methods, so that no processor is idle at the end.
 
     Args:
         count: the largest number of processes at the same time, at least 1.
@@ -119,7 +123,7 @@ class ProcessJobs:
             InputError: teacher or paraphraser could not be trained, or a process was killed.
             Interrupted: a signal requested a stop; each training has written its checkpoint.
         """
-        tasks = plan(experiment, methods, seeds)
+        tasks = plan(experiment, methods, seeds, self.count)
         experiment.say(f"{self.count} processes, each with one thread")
         with tempfile.TemporaryDirectory() as folder:
             recipe = Path(folder, f"{experiment.recipe.name}.toml")
@@ -129,15 +133,19 @@ class ProcessJobs:
         return [by_run[method, seed] for seed in seeds for method in methods]
 
 
-def plan(experiment: Experiment, methods: Sequence[str], seeds: Sequence[int]) -> list[Task]:
-    """The tasks of a comparison, in the order in which they should start."""
+def plan(experiment: Experiment, methods: Sequence[str], seeds: Sequence[int], processes: int) -> list[Task]:
+    """The tasks of a comparison for a number of processes, in the order in which they should start."""
     terms = [method for method in methods if method != ALONE]
     tasks = [Task("teacher", None, tuple(terms), first=True)]
     if ALONE in methods:
         tasks += [Task(f"{ALONE}, seed {seed}", seed, (ALONE,), first=True) for seed in seeds]
     cached = experiment.recipe.cache.views is not None
-    for seed in seeds if terms else ():
-        groups = [(method,) for method in terms] if cached else [tuple(terms)]
+    rest = len(seeds) % processes  # of these, some processes would have one more than others
+    for index, seed in enumerate(seeds if terms else ()):
+        parts = 1 if index < len(seeds) - rest else processes // gcd(processes, rest)
+        if cached:
+            parts = len(terms)
+        groups = [tuple(terms[part::parts]) for part in range(min(parts, len(terms)))]
         tasks += [Task(f"{', '.join(group)}, seed {seed}", seed, group) for group in groups]
     return tasks
 
@@ -149,7 +157,7 @@ class _Pool:
         self.count, self.experiment, self.recipe, self.score = count, experiment, recipe, score
         self.display = Display(experiment.console, several=True)
         self.context = worker_context(__name__, "factor_transfer.distributed.fabric")
-        self.running: list[_Running] = []
+        self.workers: list[_Worker] = []
         self.prepared = False
 
     def run(self, tasks: Sequence[Task]) -> list[Any]:
@@ -157,14 +165,13 @@ class _Pool:
         waiting, outcomes, stopped = list(tasks), [], list[str]()
         with defer_signals() as stop:
             try:
-                while waiting or self.running:
+                while waiting or self._busy():
                     if stop.signal and waiting:
                         waiting.clear()
-                        for one in self.running:
-                            one.process.terminate()
+                        for worker in self._busy():
+                            worker.process.terminate()
                     self._start(waiting)
-                    for one in self._finished():
-                        kind, value = one.outcome
+                    for task, kind, value in self._finished():
                         if kind == "stopped":
                             stopped.append(value)
                             if not stop.signal:  # the process received the signal directly
@@ -172,68 +179,86 @@ class _Pool:
                         elif kind == "error":
                             if not stop.signal:  # a process that is terminated may end before it can report why
                                 raise InputError(value)
-                        elif one.task.seed is None:
+                        elif task.seed is None:
                             self.prepared = True
                         else:
                             outcomes.append(value)
             finally:
-                for one in self.running:
-                    one.process.terminate()
-                for one in self.running:
-                    one.process.join()
+                for worker in self._busy():
+                    worker.process.terminate()
+                for worker in self.workers:
+                    worker.connection.close()  # ends a process that waits for a task
+                    worker.process.join()
         if stop.signal:
             lines = [line for text in stopped for line in text.splitlines()]
             raise Interrupted("\n".join(dict.fromkeys(lines or [_SAVED])), stop.signal)
         return outcomes
 
+    def _busy(self) -> list[_Worker]:
+        return [worker for worker in self.workers if worker.task is not None]
+
     def _start(self, waiting: list[Task]) -> None:
         ready = [task for task in waiting if task.first or self.prepared]
         # The teacher uses the processors that are idle during its training.
         parallel = sum(task.first and task.seed is not None for task in ready)
-        for task in ready[: self.count - len(self.running)]:
+        for task in ready[: self.count - len(self._busy())]:
             waiting.remove(task)
             threads = max(1, self.count - parallel) if task.seed is None else 1
-            ours, theirs = self.context.Pipe()
-            settings = self.recipe, self.experiment.work_dir, self.experiment.command, holder_token()
             # The threads that fill the cache do not wait for each other, so they may share processors with students.
-            count = threads, self.count if task.seed is None else threads
-            process = self.context.Process(target=_work, args=(theirs, *settings, task, *count, self.score))
-            with starting_workers():
-                process.start()
-            theirs.close()
-            self.running.append(_Running(task, process, ours))
+            cache_threads = self.count if task.seed is None else threads
+            worker = self._idle()
+            worker.task = task
+            worker.connection.send((task, threads, cache_threads))
 
-    def _finished(self) -> Iterator[_Running]:
-        """Show the output of the processes for up to 0.2 seconds, and yield those that have ended."""
-        by_connection = {one.connection: one for one in self.running}
+    def _idle(self) -> _Worker:
+        """A process without a task; a new one if there is none."""
+        self.workers = [worker for worker in self.workers if worker.task is not None or worker.process.is_alive()]
+        for worker in self.workers:
+            if worker.task is None:
+                return worker
+        ours, theirs = self.context.Pipe()
+        settings = self.recipe, self.experiment.work_dir, self.experiment.command, holder_token()
+        process = self.context.Process(target=_work, args=(theirs, *settings, self.score))
+        with starting_workers():
+            process.start()
+        theirs.close()
+        self.workers.append(_Worker(process, ours))
+        return self.workers[-1]
+
+    def _finished(self) -> Iterator[tuple[Task, str, Any]]:
+        """Show the output of the processes for up to 0.2 seconds, and yield the tasks that have ended, with results."""
+        by_connection = {worker.connection: worker for worker in self._busy()}
         for connection in wait(list(by_connection), timeout=0.2):
-            one = by_connection[connection]  # type: ignore[index]
-            try:
-                while one.connection.poll():
-                    self._show(one, *one.connection.recv())
-            except EOFError:
-                one.process.join()
-                self.running.remove(one)
-                self.display.job(one.task.name, {})
-                one.outcome = one.outcome or ("error", _died(one.task, one.process.exitcode))
-                yield one
+            worker = by_connection[connection]  # type: ignore[index]
+            while (task := worker.task) is not None:
+                try:
+                    if not worker.connection.poll():
+                        break
+                    kind, *values = worker.connection.recv()
+                except EOFError:
+                    worker.process.join()
+                    kind, values = "error", [_died(task, worker.process.exitcode)]
+                if kind in ("done", "error", "stopped"):
+                    worker.task, worker.stages = None, {}
+                    self.display.job(task.name, {})
+                    yield task, kind, *values
+                else:
+                    self._show(worker, kind, *values)
 
-    def _show(self, one: _Running, kind: str, *values: Any) -> None:
-        if kind in ("done", "error", "stopped"):
-            one.outcome = (kind, *values)
-            return
+    def _show(self, worker: _Worker, kind: str, *values: Any) -> None:
+        assert worker.task is not None
         if kind in ("say", "epoch"):
             getattr(self.display, kind)(*values)
             return
         stage = values[0]
         if kind == "start":
             _, total, completed = values
-            one.stages[stage] = completed, total
-        elif kind == "update" and stage in one.stages:
-            one.stages[stage] = values[1], one.stages[stage][1]
+            worker.stages[stage] = completed, total
+        elif kind == "update" and stage in worker.stages:
+            worker.stages[stage] = values[1], worker.stages[stage][1]
         elif kind == "stop":
-            one.stages.pop(stage, None)
-        self.display.job(one.task.name, one.stages)
+            worker.stages.pop(stage, None)
+        self.display.job(worker.task.name, worker.stages)
 
 
 def _died(task: Task, code: int) -> str:
@@ -285,27 +310,39 @@ def _work(
     work_dir: Path,
     command: str,
     token: str | None,
-    task: Task,
-    threads: int,
-    cache_threads: int,
     score: Callable[..., Any],
 ) -> None:
-    """Run one task; the main function of a process."""
+    """Do tasks until there are no more; the main function of a process."""
     os.setsid()  # a Ctrl-C reaches this process only once, through its parent
     end_with_parent()
     act_for(token)
-    torch.set_num_threads(threads)
     experiment = Experiment(read_recipe(recipe), work_dir, RemoteDisplay(connection), command)
-    experiment.threads_are_set, experiment.cache_threads = True, cache_threads
+    experiment.threads_are_set = True
+    while True:
+        try:
+            task, threads, experiment.cache_threads = connection.recv()
+        except EOFError:
+            return
+        torch.set_num_threads(threads)
+        connection.send(_outcome(experiment, task, score))
+        # Free the memory of this task before the next one.
+        experiment.forget_logits()
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def _outcome(experiment: Experiment, task: Task, score: Callable[..., Any]) -> tuple[str, Any]:
+    """How a task ended, and its result or a message."""
     try:
         with raise_on_signals():
-            connection.send(("done", _run_task(experiment, task, score)))
+            return "done", _run_task(experiment, task, score)
     except Interrupted as error:
-        connection.send(("stopped", str(error)))
+        return "stopped", str(error)
     except (InputError, OSError) as error:
-        connection.send(("error", str(error)))
+        return "error", str(error)
     except (RuntimeError, MemoryError) as error:
-        connection.send(("error", f"{task.name}: {first_line(error)}"))
+        return "error", f"{task.name}: {first_line(error)}"
 
 
 def _run_task(experiment: Experiment, task: Task, score: Callable[..., Any]) -> Any:

@@ -95,6 +95,13 @@ def zoo() -> Group:
     return Group(table, Text("In Python: factor_transfer.load_student(NAME)."))
 
 
+def schema() -> str:
+    """The JSON Schema of recipes, by which editors complete and check them."""
+    from factor_transfer.config.keys import SCHEMA
+
+    return SCHEMA.read_text(encoding="utf-8")
+
+
 def _shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)
 

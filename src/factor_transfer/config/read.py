@@ -2,14 +2,16 @@
 
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from factor_transfer.config.keys import keys_of, keys_of_type, unknown_key, unknown_keys
+from factor_transfer.config.presets import with_preset
 from factor_transfer.config.toml_lines import Key, Lines, key_text, known
 from factor_transfer.config.toml_values import check_values
 from factor_transfer.errors import InputError, about, shown, suggest
@@ -55,10 +57,6 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
 
 def _validated(document: dict[str, Any], origin: "_Origin", place: str, name: str = "") -> "Recipe":
     """The recipe of a document, with ``name`` as its name if it has none."""
-    # Imported here, because it imports PyTorch: a missing file or a syntax error is reported without that delay.
-    from factor_transfer.config.presets import with_preset
-    from factor_transfer.config.recipe import recipe_type
-
     try:
         check_values(document)
         document.setdefault("name", name)
@@ -67,8 +65,13 @@ def _validated(document: dict[str, Any], origin: "_Origin", place: str, name: st
             with about("preset"):
                 document = with_preset(document, preset)
             origin.merged = document
-        kind = recipe_type(document)
-        return kind.model_validate(document)
+        # Reports a misspelt key without importing PyTorch. Once it is imported, there may be terms of the user's own.
+        faults = [] if "torch" in sys.modules else list(unknown_keys(document, keys_of(document)))
+        if not faults:
+            from factor_transfer.config.recipe import recipe_type
+
+            kind = recipe_type(document)
+            return kind.model_validate(document)
     except ValidationError as error:
         faults = list(_explain(error, kind, document))
     except InputError as error:
@@ -216,6 +219,7 @@ class _Origin:
 
 def _explain(error: ValidationError, kind: type[BaseModel], document: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
     """The faults of a document: the steps to each key, and a description of what is wrong and what was given."""
+    keys = keys_of_type(kind)
     for fault in error.errors():
         # If several types are allowed, pydantic appends the type that it tried to the key.
         loc = fault["loc"] if fault["type"] == "missing" else known(document, fault["loc"])
@@ -223,38 +227,10 @@ def _explain(error: ValidationError, kind: type[BaseModel], document: Mapping[st
         loc = known(document, getattr(cause, "key", ())) or loc
         key = key_text(loc) or "recipe"
         if fault["type"] == "extra_forbidden":
-            *table, last = (str(step) for step in loc)
-            yield loc, f"unknown key '{key}'{_suggest_key(kind, table, last)}"
+            yield loc, unknown_key(loc, keys)
         elif fault["type"] == "missing":
             yield loc, f"{key} is missing"
         elif cause is not None:
             yield loc, f"{key}: {cause}"
         else:
             yield loc, f"{key}: {fault['msg']}, got {shown(fault['input'])}"
-
-
-def _suggest_key(kind: type[BaseModel], table: list[str], key: str) -> str:
-    """A suggestion for an unknown key: the same key in another table, or the nearest keys of the same table."""
-    elsewhere = [path for path in _keys(kind, "") if path.split(".")[-1] == key]
-    if elsewhere:
-        return f"; did you mean {' or '.join(repr(path) for path in elsewhere)}?"
-    for step in table:
-        kind = _model(kind.model_fields[step].annotation) or kind
-    return suggest(key, kind.model_fields)
-
-
-def _keys(kind: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in kind.model_fields.items():
-        inner = _model(field.annotation)
-        if inner is None:
-            yield prefix + name
-        else:
-            yield from _keys(inner, f"{prefix}{name}.")
-
-
-def _model(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model in an annotation ``Model`` or ``Model | None``; ``None`` for other annotations."""
-    for part in get_args(annotation) if isinstance(annotation, UnionType) else [annotation]:
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            return part
-    return None

@@ -13,7 +13,7 @@ from pydantic import Field, create_model, model_validator
 from factor_transfer.config.sections import Cache, Checkpoint, Named, Network, Student, Training
 from factor_transfer.data import Augment, data_set, open_data
 from factor_transfer.errors import InputError, about, choose
-from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining
+from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining, terms_of_features
 from factor_transfer.models import MODELS
 from factor_transfer.settings import FreeOptions, Options, options
 from factor_transfer.training.loggers.epoch_loggers import LoggerName
@@ -140,7 +140,7 @@ class Recipe(Options):
         for name in self.terms:
             if TERMS[name].needs_classifier and not self.teacher.has_classifier:
                 with about("teacher", "classes"):
-                    usable = ", ".join(name for name, term in TERMS.items() if not term.needs_classifier)
+                    usable = ", ".join(terms_of_features())
                     raise InputError(f"the term {name} needs a teacher with a classifier; these do not: {usable}")
             if TERMS[name].needs_labels and self.student.labels == "none":
                 with about("student", "labels"):

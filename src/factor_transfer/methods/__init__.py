@@ -51,6 +51,7 @@ __all__ = [
     "kd_loss",
     "load_trained_state",
     "match",
+    "terms_of_features",
     "trained_state",
 ]
 
@@ -67,3 +68,8 @@ TERMS: dict[str, type[Term]] = {
     "dkd": DKD,
     "dist": DIST,
 }
+
+
+def terms_of_features() -> list[str]:
+    """The names of the terms that can be used with a teacher without a classifier."""
+    return [name for name, term in TERMS.items() if not term.needs_classifier]

@@ -153,7 +153,7 @@ def finish(
         ("last", LAST, last),
         ("connectors", CONNECTORS, connectors),
     ):
-        if weights:
+        if weights is not None:
             save_weights(folder / file, weights)
             sums[f"{name}_sha256"] = sha256(folder / file)
     done = Artefact(folder, complete(folder, {**record, **sums}))

@@ -225,9 +225,7 @@ class Experiment:
     def mixing(self) -> Mixing | None:
         """The mixing of the student's images; ``None`` if they are not mixed."""
         augment = self.augment
-        if augment.mixup is None and augment.cutmix is None:
-            return None
-        return Mixing(len(self.data.classes), augment.mixup, augment.cutmix)
+        return Mixing(len(self.data.classes), augment.mixup, augment.cutmix) if self.recipe.mixing else None
 
     @cached_property
     def views(self) -> Views | None:
@@ -396,6 +394,10 @@ class Experiment:
                 return computed
             self._test_logits[key] = computed
         return self._test_logits[key]
+
+    def forget_logits(self) -> None:
+        """Free the memory of the cached logits, here and in all copies of the experiment."""
+        self._test_logits.clear()
 
 
 def named_code(recipe: Recipe, done: Artefact) -> list[str]:

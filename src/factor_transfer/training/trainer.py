@@ -66,7 +66,7 @@ class Outcome:
         seconds: the duration of the training, without interruptions.
         last: the weights after the last epoch, if another epoch was selected.
         connectors: the weights of the modules that terms have trained beside the student, after the selected epoch;
-            ``None`` for a method without terms.
+            ``None`` if there are none.
     """
 
     state: State
@@ -250,8 +250,10 @@ class Trainer:
             validation = self.validate()
         self._check_finite(epoch, validation)
         if self.selection.better(validation, self.best.figures if self.best else None):
-            connectors = _copy(self.method.connectors()) if isinstance(self.method, Distillation) else None
-            self.best = Outcome(self._weights_to_deliver(), epoch + 1, validation, self.seconds, connectors=connectors)
+            connectors = _copy(self.method.connectors()) if isinstance(self.method, Distillation) else {}
+            self.best = Outcome(
+                self._weights_to_deliver(), epoch + 1, validation, self.seconds, connectors=connectors or None
+            )
         figures = self.meters.figures(waiting_seconds)
         if self.guard.skipped:
             figures["skipped"] = self.guard.skipped

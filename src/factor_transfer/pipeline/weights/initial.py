@@ -48,15 +48,12 @@ def init_network(experiment: Experiment, name: str, section: Network) -> tuple[n
     if section.weights != "pretrained":
         path = weights_file(section.weights)
         origin = artefact.find(path.parent) if path.name in artefact.STATES else None
-        if not section.has_classifier:
-            _load_backbone(experiment, name, section, model)
-            if origin and section.mean is None:
-                mean, std = origin.record["mean"], origin.record["std"]
-        elif origin:  # the record of a finished stage has the statistics that its weights were trained with
+        if origin and section.mean is None:
+            # The record of a finished stage has the statistics that its weights were trained with.
+            mean, std = origin.record["mean"], origin.record["std"]
+        if origin and section.has_classifier:
             check_fits(origin, experiment.data, any_order=True)
             stored = list(origin.record["classes"])
-            if section.mean is None:
-                mean, std = origin.record["mean"], origin.record["std"]
             load_into(model, read_weights(path), path)
             experiment.say(f"{name}  loaded from {section.weights}")
         else:
@@ -85,7 +82,8 @@ def init_network(experiment: Experiment, name: str, section: Network) -> tuple[n
 def load_foreign(experiment: Experiment, name: str, section: Training, module: nn.Module) -> None:
     """Load a weights file of this or another project, and print what was found in it.
 
-    If the network will be trained, a classifier for another number of classes is initialised randomly.
+    If the network will be trained, a classifier for another number of classes is initialised randomly. If a classifier
+    is not used, it may be missing or for other classes.
 
     Args:
         experiment: the experiment.
@@ -100,44 +98,39 @@ def load_foreign(experiment: Experiment, name: str, section: Training, module: n
     path = weights_file(section.weights)
     notes: list[str] = []
     state, report = adapt(read_foreign(path, section.weights_key, notes), module)
-    head = _other_head(state, module)
-    if head and section.epochs is None:
-        raise InputError(
-            f"weights {path} do not fit {type(module).__name__}: the classifier, {head}, is for "
-            f"{len(state[f'{head}.weight'])} classes, but the data has {len(experiment.data.classes)}. Set epochs to "
-            "train the network with a new classifier"
-        )
+    if isinstance(section, Network) and not section.has_classifier:
+        head = _unused_part(experiment, state, module)
+        if head:
+            report.append(f"{head} is not used")
+    else:
+        head = _other_head(state, module)
+        if head and section.epochs is None:
+            raise InputError(
+                f"weights {path} do not fit {type(module).__name__}: the classifier, {head}, is for "
+                f"{len(state[f'{head}.weight'])} classes, but the data has {len(experiment.data.classes)}. Set epochs "
+                "to train the network with a new classifier"
+            )
+        if head:
+            report.append(
+                f"its classifier, {head}, is for {len(state[f'{head}.weight'])} classes; a new one for "
+                f"{len(experiment.data.classes)} classes is initialised randomly"
+            )
     if head:
-        report.append(
-            f"its classifier, {head}, is for {len(state[f'{head}.weight'])} classes; a new one for "
-            f"{len(experiment.data.classes)} classes is initialised randomly"
-        )
-        state |= {key: value for key, value in module.state_dict().items() if key.startswith(f"{head}.")}
+        part = f"{head}."
+        state = {key: value for key, value in state.items() if not key.startswith(part)}
+        state |= {key: value for key, value in module.state_dict().items() if key.startswith(part)}
     load_into(module, state, path)
     for line in [f"loaded from {section.weights}", *notes, *report]:
         experiment.say(f"{name}  {line}")
 
 
-def _load_backbone(experiment: Experiment, name: str, section: Network, model: nn.Module) -> None:
-    """Load the weights of a network whose classifier is not used, and may be missing or for other classes.
-
-    Raises:
-        InputError: if the weights do not fit in a part that the features depend on.
-    """
-    assert section.weights is not None
-    path = weights_file(section.weights)
-    state, report = adapt(read_foreign(path, section.weights_key), model)
+def _unused_part(experiment: Experiment, state: State, model: nn.Module) -> str | None:
+    """The path of the part of a teacher in which weights differ from it, if its features do not depend on that part."""
     expected = model.state_dict()
     absent = {key for key in expected if key not in state or state[key].shape != expected[key].shape}
     differing = [key.rpartition(".")[0].replace(".", "/") for key in absent | state.keys() - expected.keys()]
-    unused = commonpath(differing).replace("/", ".") if differing else ""
-    if unused and not _features_depend_on(experiment, model, unused):
-        state = {key: value for key, value in state.items() if not key.startswith(f"{unused}.")}
-        state |= {key: value for key, value in expected.items() if key.startswith(f"{unused}.")}
-        report.append(f"{unused} is not used")
-    load_into(model, state, path)
-    for line in [f"loaded from {section.weights}", *report]:
-        experiment.say(f"{name}  {line}")
+    path = commonpath(differing).replace("/", ".") if differing else ""
+    return path if path and not _features_depend_on(experiment, model, path) else None
 
 
 def _features_depend_on(experiment: Experiment, model: nn.Module, path: str) -> bool:

@@ -111,7 +111,7 @@ class TarImages(StoredImages):
 
     def _path(self, entry: Any) -> Path:
         """The name of an image in messages: the path of its shard, followed by that of its member."""
-        return _member_path(self._shards[entry["shard"]], os.fsdecode(bytes(entry["name"])))
+        return member_path(self._shards[entry["shard"]], os.fsdecode(bytes(entry["name"])))
 
     def _load(self, entry: Any) -> np.ndarray:
         return decode(self._path(entry), self._size, self._channels, content=self._content(entry))
@@ -177,7 +177,7 @@ def _samples(shard: Path, file: BufferedReader) -> Iterator[tuple[str, dict[str,
         for member in members:
             ending = _divided(member.name)[1]
             if ending in sample:
-                raise InputError(f"{_member_path(shard, member.name)}: the sample has two files with this ending")
+                raise InputError(f"{member_path(shard, member.name)}: the sample has two files with this ending")
             sample[ending] = member
         yield key, sample
 
@@ -196,7 +196,7 @@ def _members(shard: Path, file: BufferedReader) -> Iterator[tarfile.TarInfo]:
                 if not member.isreg() or base.startswith((".", "__")) or "." not in base:
                     continue
                 if member.issparse():
-                    raise InputError(f"{_member_path(shard, name)}: is sparse, which is not supported")
+                    raise InputError(f"{member_path(shard, name)}: is sparse, which is not supported")
                 yield member
             file.seek(archive.offset)
             # The library takes a header that is damaged or cut off for the end, but a tar ends with blocks of zeros.
@@ -240,14 +240,14 @@ def _one_of(
     existing = ", ".join(f".{printable(ending)}" for ending in members)
     problem = f"has several images ({wanted})" if found else f"has no {what} ({wanted})"
     raise InputError(
-        f"{_member_path(shard, key)}: the sample {problem}; its files are {existing}. data.{what}=… sets the ending of "
+        f"{member_path(shard, key)}: the sample {problem}; its files are {existing}. data.{what}=… sets the ending of "
         f"its {what}"
     )
 
 
 def _read_label(shard: Path, file: BufferedReader, member: tarfile.TarInfo, field: str) -> int:
     if member.size > _MAX_LABEL_BYTES:
-        raise InputError(f"{_member_path(shard, member.name)}: has {member.size:,} bytes, too many for a label")
+        raise InputError(f"{member_path(shard, member.name)}: has {member.size:,} bytes, too many for a label")
     file.seek(member.offset_data)
     text = file.read(member.size).decode(errors="replace").strip()
     number = -1
@@ -262,7 +262,7 @@ def _read_label(shard: Path, file: BufferedReader, member: tarfile.TarInfo, fiel
         pass
     if not 0 <= number < _MAX_CLASSES:
         shown = printable(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
-        name = _member_path(shard, member.name)
+        name = member_path(shard, member.name)
         raise InputError(f"{name}: the label is {shown or 'empty'}, expected an integer in 0..K-1")
     return number
 
@@ -274,5 +274,6 @@ def _open(shard: Path) -> BufferedReader:
         raise InputError(f"{shard}: cannot be read: {error.strerror}") from error
 
 
-def _member_path(shard: Path, name: str) -> Path:
+def member_path(shard: Path, name: str) -> Path:
+    """The name of a member of a shard in messages."""
     return Path(printable(f"{shard}/{name}"))

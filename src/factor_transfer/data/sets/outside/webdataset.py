@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Lt
 
 from factor_transfer.data.sets.folder import divide, split_of, stored_source
 from factor_transfer.data.sets.image_files import Skipped
-from factor_transfer.data.sets.outside.tar_shards import TarImages, TarIndex, index_shards
+from factor_transfer.data.sets.outside.tar_shards import TarImages, TarIndex, index_shards, member_path
 from factor_transfer.data.split import Origin, Source
 from factor_transfer.errors import InputError, first_line, printable
 
@@ -212,5 +212,5 @@ def _check_labels(index: TarIndex, names: Sequence[str]) -> None:
     if len(wrong):
         entry, label = index.entries[wrong[0]], int(index.labels[wrong[0]])
         member = os.fsdecode(bytes(entry["name"]))
-        place = printable(f"{index.shards[entry['shard']]}/{member}")
+        place = member_path(index.shards[entry["shard"]], member)
         raise InputError(f"{place}: has the label {label}, but there are {len(names)} classes")

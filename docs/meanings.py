@@ -1,0 +1,68 @@
+"""What the docstrings of the code say about the keys of a recipe, for the pages and for the JSON Schema."""
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from functools import partial
+from types import ModuleType, UnionType
+from typing import Any, get_args
+
+from docstring_parser import DocstringStyle, parse
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from factor_transfer.config.sections import Cache, Checkpoint, Named, Network, Student, Training
+from factor_transfer.data import Augment, open_data
+from factor_transfer.methods import Paraphraser, ParaphraserTraining
+from factor_transfer.training.checkpoint import CheckpointInterval
+from factor_transfer.training.optim import Optimization
+
+# The code whose docstrings describe the keys of each table.
+SOURCES: Mapping[str, list[Any]] = {
+    "data": [open_data, Named],
+    "augment": [Augment],
+    "teacher": [Network, Training, Optimization],
+    "paraphraser": [Paraphraser, ParaphraserTraining, Training, Optimization],
+    "student": [Student, Network, Training, Optimization],
+    "cache": [Cache],
+    "checkpoint": [Checkpoint, CheckpointInterval],
+}
+
+
+def meanings(sources: Iterable[Any]) -> dict[str, str]:
+    """The descriptions of arguments and attributes in the docstrings of functions and classes, by name.
+
+    The keys of an inner table are named with their table, such as ``every.epochs``.
+    """
+    found: dict[str, str] = {}
+    for source in sources:
+        for key, field in getattr(source, "model_fields", {}).items():
+            found |= {f"{key}.{name}": text for name, text in meanings(tables(field)).items()}
+        target = source.func if isinstance(source, partial) else source
+        for parameter in parse(target.__doc__ or "", DocstringStyle.GOOGLE).params:
+            text = _named(" ".join((parameter.description or "").split()), sys.modules[target.__module__])
+            found.setdefault(parameter.arg_name, text[:1].upper() + text[1:] if text[:1].isascii() else text)
+    return found
+
+
+def tables(field: FieldInfo) -> list[type[BaseModel]]:
+    """The kinds of table that a field may be."""
+    kinds = get_args(field.annotation) if isinstance(field.annotation, UnionType) else [field.annotation]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def _named(text: str, module: ModuleType) -> str:
+    """A text with the values of the constants that it names, for readers who do not know the code."""
+
+    def value(found: re.Match[str]) -> str:
+        constant = getattr(module, found[1], None)
+        if isinstance(constant, int):
+            return f"{constant >> 30} GiB" if constant >= 2**30 else f"{constant:,}"
+        return ", ".join(f"`{name}`" for name in constant) if isinstance(constant, Mapping) else found[0]
+
+    return re.sub(r"``([A-Z_]+)``", value, text)
+
+
+def summary(function: Any) -> str:
+    """The first sentence of a function's docstring."""
+    return parse(function.__doc__ or "", DocstringStyle.GOOGLE).short_description or ""
