@@ -14,6 +14,7 @@ from factor_transfer.pipeline.experiment import load_network
 from factor_transfer.state_dicts import read_weights
 
 RECIPE = """
+precision = "32-true"
 name = "any"
 [data]
 name = "synthetic"

@@ -62,7 +62,7 @@ class Recipe(Options):
     name: Annotated[str, Field(pattern=r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$")]
     variant: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$")] | None = None
     preset: str | None = None
-    precision: AnyPrecision = "32-true"
+    precision: AnyPrecision = "auto"
     teacher_precision: Precision | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Literal["auto"] | Annotated[int, Ge(1)] = "auto"
