@@ -12,9 +12,11 @@ from conftest import ROOT, Run
 from factor_transfer.config.keys import SCHEMA, keys_of, keys_of_type, unknown_keys
 from factor_transfer.config.read import read_recipe
 from factor_transfer.config.recipe import recipe_type
-from factor_transfer.data import DATASETS
+from factor_transfer.config.sections import Named
+from factor_transfer.data import DATASETS, open_data
 from factor_transfer.errors import InputError
 from factor_transfer.models import MODELS
+from factor_transfer.settings import options
 
 MISSPELT = [
     "student.epoch=3",
@@ -38,16 +40,21 @@ def test_the_schema_is_that_of_the_code() -> None:
     assert made == SCHEMA.read_text(), "run `python tools/make_schema.py`"
 
 
-@pytest.mark.parametrize("data", [*DATASETS, "package:function"])
-def test_the_keys_of_a_data_set(data: str) -> None:
-    document = {"data": {"name": data}}
-    assert keys_of(document)["data"] == keys_of_type(recipe_type(document))["data"]
-
-
-@pytest.mark.parametrize("model", [*MODELS, "timm:resnet18", "package:function"])
-def test_the_keys_of_a_model(model: str) -> None:
-    document = {"teacher": {"model": model}, "student": {"model": model}, "data": {"name": "digits"}}
+@pytest.mark.parametrize(
+    ("data", "model"), [("digits", "resnet8"), ("folder", "vgg8"), ("package:function", "timm:resnet18")]
+)
+def test_the_keys_are_those_of_the_recipes_type(data: str, model: str) -> None:
+    document = {"data": {"name": data}, "teacher": {"model": model}, "student": {"model": model}}
     assert keys_of(document) == keys_of_type(recipe_type(document))
+
+
+def test_the_keys_of_each_data_set_and_model() -> None:
+    for name, opener in DATASETS.items():
+        found = keys_of({"data": {"name": name}})["data"]
+        assert list(found) == list(options("data", opener, open_data, base=Named).model_fields)
+    for name, builder in MODELS.items():
+        found = keys_of({"student": {"model": name}})["student"]["args"]
+        assert list(found) == list(options("args", builder).model_fields)
 
 
 def test_a_misspelt_name_is_reported_as_by_the_code(tiny: Path) -> None:
