@@ -125,7 +125,7 @@ def test_a_sweep_of_a_term(tiny: Path, run: Run) -> None:
     ]
     assert run("report", "runs/tiny").code == 0
     assert "Factor Transfer, beta = 500" in Path("runs/tiny/report.html").read_text()
-    more = run(*given, "transfer.factor.beta=50,500,5000", "--against", BETAS[0])
+    more = run(*given, "transfer.factor.beta=50,500,5000", "--against", BETAS[0], "--jobs", "1")
     assert more.code == 0, more.err
     assert more.out.count("up to date") >= 5  # teacher, paraphraser, and three students
     assert "difference from Factor Transfer, beta = 50, seed by seed" in more.out
