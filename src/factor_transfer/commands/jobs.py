@@ -63,7 +63,7 @@ def _available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """What a process does at a time.
+    """The work that a process does at a time.
 
     Attributes:
         name: the name of the task in error messages.
@@ -184,8 +184,11 @@ class _Pool:
                         else:
                             outcomes.append(value)
             finally:
-                for worker in self._busy():
+                busy = self._busy()
+                for worker in busy:
                     worker.process.terminate()
+                for worker in busy:  # with its connection open, since it still reports what it saves
+                    worker.process.join()
                 for worker in self.workers:
                     worker.connection.close()  # ends a process that waits for a task
                     worker.process.join()
@@ -324,7 +327,10 @@ def _work(
         except EOFError:
             return
         torch.set_num_threads(threads)
-        connection.send(_outcome(experiment, task, score))
+        outcome = _outcome(experiment, task, score)
+        connection.send(outcome)
+        if outcome[0] == "stopped":
+            return
         # Free the memory of this task before the next one.
         experiment.forget_logits()
         gc.collect()
