@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from meanings import SOURCES, meanings, summary, tables
+from meanings import SOURCES, meanings, summary
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -24,7 +24,7 @@ from factor_transfer.config.sections import Training
 from factor_transfer.data import DATASETS
 from factor_transfer.methods import TERMS
 from factor_transfer.models import MODELS
-from factor_transfer.settings import options
+from factor_transfer.settings import options, table_type
 from factor_transfer.training.optim import Optimization
 
 DOCS = Path(__file__).parent
@@ -70,10 +70,10 @@ def _command(name: str, command: Any, parent: typer.Context) -> str:
 
 def term_settings(name: str) -> str:
     """The settings of ``[transfer.NAME]``, and the paper."""
-    term = TERMS[name]
-    (kind,) = tables(recipe_type({}).model_fields["transfer"].annotation.model_fields[name])  # type: ignore[union-attr]
-    paper = (sys.modules[term.__module__].__doc__ or "").strip().partition("\n\n")[0].replace("\n", " ")
-    return f"*{paper}*\n\n{_settings(kind.model_fields, [term, term.between, term.adapt])}"
+    sources = SOURCES[f"transfer.{name}"]
+    fields = options(name, *sources).model_fields
+    paper = (sys.modules[TERMS[name].__module__].__doc__ or "").strip().partition("\n\n")[0].replace("\n", " ")
+    return f"*{paper}*\n\n{_settings(fields, sources)}"
 
 
 def recipe_top(_: str) -> str:
@@ -154,12 +154,13 @@ PARTS: Mapping[str, Callable[[str, Path], str]] = {
 
 
 def _fields(table: str) -> dict[str, FieldInfo]:
-    (kind,) = tables(recipe_type({}).model_fields[table])
+    kind = table_type(recipe_type({}).model_fields[table].annotation)
+    assert kind is not None
     found: dict[str, FieldInfo] = {}
     for key, field in kind.model_fields.items():
-        inner = tables(field)
+        inner = table_type(field.annotation)
         # A table in a table, such as `every` of [checkpoint], is written as dotted keys; `args` has its own table.
-        nested = {f"{key}.{name}": below for name, below in inner[0].model_fields.items()} if inner else {}
+        nested = {f"{key}.{name}": below for name, below in inner.model_fields.items()} if inner else {}
         found |= nested or {key: field}
     return found
 
@@ -170,7 +171,7 @@ def _shared() -> dict[str, FieldInfo]:
 
 
 def _is_table(field: FieldInfo) -> bool:
-    return bool(tables(field))
+    return table_type(field.annotation) is not None
 
 
 def _settings(fields: Mapping[str, FieldInfo], sources: Iterable[Any]) -> str:

@@ -4,16 +4,15 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
-from types import ModuleType, UnionType
-from typing import Any, get_args
+from types import ModuleType
+from typing import Any
 
 from docstring_parser import DocstringStyle, parse
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from factor_transfer.config.sections import Cache, Checkpoint, Named, Network, Student, Training
 from factor_transfer.data import Augment, open_data
-from factor_transfer.methods import Paraphraser, ParaphraserTraining
+from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining
+from factor_transfer.settings import table_type
 from factor_transfer.training.checkpoint import CheckpointInterval
 from factor_transfer.training.optim import Optimization
 
@@ -26,6 +25,7 @@ SOURCES: Mapping[str, list[Any]] = {
     "student": [Student, Network, Training, Optimization],
     "cache": [Cache],
     "checkpoint": [Checkpoint, CheckpointInterval],
+    **{f"transfer.{name}": [term, term.between, term.adapt] for name, term in TERMS.items()},
 }
 
 
@@ -37,18 +37,13 @@ def meanings(sources: Iterable[Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for source in sources:
         for key, field in getattr(source, "model_fields", {}).items():
-            found |= {f"{key}.{name}": text for name, text in meanings(tables(field)).items()}
+            if (table := table_type(field.annotation)) is not None:
+                found |= {f"{key}.{name}": text for name, text in meanings([table]).items()}
         target = source.func if isinstance(source, partial) else source
         for parameter in parse(target.__doc__ or "", DocstringStyle.GOOGLE).params:
             text = _named(" ".join((parameter.description or "").split()), sys.modules[target.__module__])
             found.setdefault(parameter.arg_name, text[:1].upper() + text[1:] if text[:1].isascii() else text)
     return found
-
-
-def tables(field: FieldInfo) -> list[type[BaseModel]]:
-    """The kinds of table that a field may be."""
-    kinds = get_args(field.annotation) if isinstance(field.annotation, UnionType) else [field.annotation]
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def _named(text: str, module: ModuleType) -> str:

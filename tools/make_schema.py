@@ -21,7 +21,6 @@ from factor_transfer.config.presets import PRESETS
 from factor_transfer.config.recipe import Recipe, recipe_type
 from factor_transfer.config.sections import Named
 from factor_transfer.data import DATASETS, data_set, open_data
-from factor_transfer.methods import TERMS
 from factor_transfer.models import MODELS
 from factor_transfer.settings import options
 
@@ -32,9 +31,8 @@ OUTSIDE = ":"  # what the name of a data set or a model outside the package cont
 def schema() -> Json:
     """The schema."""
     made = recipe_type({}).model_json_schema()
-    sources = {**SOURCES, **{f"transfer.{name}": [term, term.between, term.adapt] for name, term in TERMS.items()}}
     texts = meanings([Recipe])
-    for table, code in sources.items():
+    for table, code in SOURCES.items():
         texts |= {f"{table}.{key}": text for key, text in meanings(code).items()}
     root = _plain(made, made["$defs"], texts)
     root["required"].remove("name")  # it defaults to the name of the file

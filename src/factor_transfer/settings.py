@@ -6,7 +6,8 @@ module turns them into a pydantic model, so that each default is written only on
 
 import inspect
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model, model_validator
 
@@ -65,3 +66,11 @@ def options(name: str, *functions: Callable[..., Any], base: type[Options] = Opt
             required = parameter.default is parameter.empty
             fields.setdefault(parameter.name, (hints[parameter.name], ... if required else parameter.default))
     return create_model(name, __base__=base, **fields)
+
+
+def table_type(annotation: Any) -> type[BaseModel] | None:
+    """The model in an annotation ``Model`` or ``Model | None``; ``None`` for other annotations."""
+    for part in get_args(annotation) if isinstance(annotation, UnionType) else [annotation]:
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None

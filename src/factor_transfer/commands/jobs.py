@@ -142,9 +142,8 @@ def plan(experiment: Experiment, methods: Sequence[str], seeds: Sequence[int], p
     cached = experiment.recipe.cache.views is not None
     rest = len(seeds) % processes  # of these, some processes would have one more than others
     for index, seed in enumerate(seeds if terms else ()):
-        parts = 1 if index < len(seeds) - rest else processes // gcd(processes, rest)
-        if cached:
-            parts = len(terms)
+        is_last = index >= len(seeds) - rest
+        parts = len(terms) if cached else processes // gcd(processes, rest) if is_last else 1
         groups = [tuple(terms[part::parts]) for part in range(min(parts, len(terms)))]
         tasks += [Task(f"{', '.join(group)}, seed {seed}", seed, group) for group in groups]
     return tasks

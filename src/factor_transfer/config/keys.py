@@ -9,13 +9,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
 from factor_transfer.config.toml_lines import Key, key_text
 from factor_transfer.errors import about, choose, suggest
+from factor_transfer.settings import table_type
 
 SCHEMA = Path(__file__).with_name("recipe.schema.json")
 
@@ -72,17 +72,9 @@ def _keys(schema: Mapping[str, Any], value: object) -> Keys | None:
 
 def keys_of_type(kind: type[BaseModel]) -> Keys:
     """The names of all keys of a type of recipe, see ``recipe_type``, which are those of ``keys_of``."""
-    models = {name: _model(field.annotation) for name, field in kind.model_fields.items()}
+    models = {name: table_type(field.annotation) for name, field in kind.model_fields.items()}
     tables = {name: model for name, model in models.items() if model and model.model_config.get("extra") != "allow"}
     return {name: keys_of_type(tables[name]) if name in tables else None for name in models}
-
-
-def _model(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model in an annotation ``Model`` or ``Model | None``; ``None`` for other annotations."""
-    for part in get_args(annotation) if isinstance(annotation, UnionType) else [annotation]:
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            return part
-    return None
 
 
 def unknown_keys(document: Mapping[str, Any], keys: Keys) -> Iterator[tuple[Key, str]]:

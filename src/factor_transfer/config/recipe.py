@@ -15,7 +15,7 @@ from factor_transfer.data import Augment, data_set, open_data
 from factor_transfer.errors import InputError, about, choose
 from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining, terms_of_features
 from factor_transfer.models import MODELS
-from factor_transfer.settings import FreeOptions, Options, options
+from factor_transfer.settings import FreeOptions, Options, options, table_type
 from factor_transfer.training.loggers.epoch_loggers import LoggerName
 from factor_transfer.training.optim import Optimization
 
@@ -213,7 +213,9 @@ def parse_method(method: str) -> list[str]:
 
 def _defaults(transfer: type[Options], name: str) -> Options:
     """The default settings of a term that has no table."""
-    (kind,) = [part for part in transfer.model_fields[name].annotation.__args__ if part is not type(None)]  # type: ignore[union-attr]
+    kind = table_type(transfer.model_fields[name].annotation)
+    assert kind is not None
+    assert issubclass(kind, Options)
     return kind()
 
 
