@@ -83,9 +83,11 @@ def recipe_top(_: str) -> str:
 
 
 def recipe_table(name: str) -> str:
-    """The keys of one of a recipe's tables, less those that all stages share; of the student, less the teacher's."""
+    """The keys of one of a recipe's tables, less those of other parts: of all stages, of the teacher, of a term."""
     if name == "student":
         fields = {key: field for key, field in _fields(name).items() if key not in _fields("teacher")}
+    elif name == "transfer":
+        fields = {key: field for key, field in _fields(name).items() if key not in TERMS}
     else:
         shared = {} if name in ("data", "augment", "cache", "checkpoint") else _shared()
         fields = {key: field for key, field in _fields(name).items() if key not in shared or field.is_required()}

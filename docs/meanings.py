@@ -9,7 +9,7 @@ from typing import Any
 
 from docstring_parser import DocstringStyle, parse
 
-from factor_transfer.config.sections import Cache, Checkpoint, Named, Network, Student, Training
+from factor_transfer.config.sections import Cache, Checkpoint, Named, Network, Student, Training, Transfer
 from factor_transfer.data import Augment, open_data
 from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining
 from factor_transfer.settings import table_type
@@ -25,6 +25,7 @@ SOURCES: Mapping[str, list[Any]] = {
     "student": [Student, Network, Training, Optimization],
     "cache": [Cache],
     "checkpoint": [Checkpoint, CheckpointInterval],
+    "transfer": [Transfer],
     **{f"transfer.{name}": [term, term.between, term.adapt] for name, term in TERMS.items()},
 }
 

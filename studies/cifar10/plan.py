@@ -113,6 +113,8 @@ def _levers() -> Iterator[Piece]:
     for rate in (0.25, 1.0):
         yield from _lever(f"k={rate:g}", f"paraphraser.rate={rate}", own=True)
     yield from _lever("p=2", "transfer.factor.p=2")
+    for schedule in ("linear", "cosine"):
+        yield from _lever(f"schedule={schedule}", f"transfer.schedule={schedule}")
     sgd = ("optimizer=sgd", "learning_rate=0.1", "weight_decay=5e-4")
     yield from _lever("paraphraser=sgd", *(f"paraphraser.{setting}" for setting in sgd), own=True)
     # Trained, but by steps so small that float32 does not see them.

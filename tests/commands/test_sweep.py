@@ -80,6 +80,17 @@ def test_a_setting_of_the_student_makes_rows_of_all_methods(tiny: Path) -> None:
     assert epochs.rows(["student", "kd"], read_recipe(tiny)) == expected
 
 
+def test_the_schedule_of_terms_makes_rows_of_the_methods_that_have_terms(tiny: Path) -> None:
+    (schedule, others) = split_sweep(["transfer.schedule=constant,linear"])
+    assert schedule is not None
+    assert not others
+    rows = schedule.rows(["student", "kd"], read_recipe(tiny))
+    assert rows == ["student", "kd,transfer.schedule=constant", "kd,transfer.schedule=linear"]
+    assert name_of(rows[2]) == "KD, schedule = linear"
+    with pytest.raises(InputError, match="no method of --methods has terms"):
+        schedule.rows(["student"], read_recipe(tiny))
+
+
 def test_rows_have_distinct_folders_and_can_be_read_from_them(tiny: Path) -> None:
     experiment = Experiment(read_recipe(tiny), Path("runs/tiny"), Console(quiet=True), str(tiny))
     rows = ["student", "student,student.epochs=5", "factor", *BETAS, "factor+kd,transfer.factor.beta=50"]

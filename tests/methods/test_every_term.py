@@ -1,11 +1,14 @@
 """What holds for every term, between networks of other widths, other numbers of stages and other sizes of maps."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from factor_transfer.errors import InputError
-from factor_transfer.methods import TERMS, Side, load_trained_state, trained_state
+from factor_transfer.methods import TERMS, Distillation, Side, load_trained_state, trained_state
+from factor_transfer.methods.schedule import Schedule, weight_factor
 from factor_transfer.settings import options
 from pairs import IMAGES, changed, copy_of, distil, losses, make_pair, model, pair, reached, step
 
@@ -156,6 +159,24 @@ def test_weights_rise_during_the_first_epochs() -> None:
         method.begin_epoch(epoch)
         figures.append(losses(method)["loss_dkd"].item())
     assert figures == pytest.approx([figures[3] / 4, figures[3] / 2, figures[3], figures[3]])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [1, 1, 1, 1]), ("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.85355, 0.5, 0.14645])],
+)
+def test_a_schedule_changes_the_weights_of_all_terms(schedule: Schedule, expected: list[float]) -> None:
+    both = pair()
+    terms = {"kd": TERMS["kd"].between(both), "dkd": TERMS["dkd"].between(both, warmup_epochs=2.0)}
+    teacher, student = both.teacher.model, both.student.model
+    method = Distillation(student, teacher, terms, schedule=partial(weight_factor, schedule, epochs=4)).eval()
+    full = losses(method)
+    for epoch, warmth, factor in zip(range(4), (0.5, 1, 1, 1), expected, strict=True):
+        method.begin_epoch(epoch)
+        found = losses(method)
+        assert found["loss_kd"].item() == pytest.approx(factor * full["loss_kd"].item(), rel=1e-4)
+        assert found["loss_dkd"].item() == pytest.approx(warmth * factor * full["loss_dkd"].item(), rel=1e-4)
+        assert found["loss_ce"] == full["loss_ce"]
 
 
 def test_a_sum_of_all_terms_trains() -> None:

@@ -12,7 +12,13 @@ from factor_transfer.data import Batch
 from factor_transfer.training.trainer import Trainer
 
 FEW = ["teacher.epochs=1", "paraphraser.epochs=1", "student.epochs=1"]
-SOFTENED = ["student.label_smoothing=0.1", "student.ema_decay=0.9", "augment.mixup=0.4", "augment.cutmix=1"]
+SOFTENED = [
+    "transfer.schedule=linear",
+    "student.label_smoothing=0.1",
+    "student.ema_decay=0.9",
+    "augment.mixup=0.4",
+    "augment.cutmix=1",
+]
 
 
 def stage(name: str) -> dict[str, Any]:
@@ -34,7 +40,7 @@ def test_the_student_learns_from_mixed_images_and_smoothed_labels(
     assert run("run", tiny, *FEW, "--work-dir", "work").code == 0
     plain = stage("student-factor-seed0")
     assert {labels.dim() for labels in seen.values()} == {1}
-    result = run("run", tiny, *FEW, *SOFTENED, "--work-dir", "work")
+    result = run("run", tiny, *FEW, *SOFTENED, FALLING, "--work-dir", "work")
     assert result.code == 0, result.err
     assert "teacher  up to date" in result.out
     assert "paraphraser  up to date" in result.out
@@ -43,6 +49,8 @@ def test_the_student_learns_from_mixed_images_and_smoothed_labels(
     changed = stage("student-factor-seed0")
     assert changed["inputs"]["student"]["label_smoothing"] == 0.1
     assert changed["inputs"]["augment"]["mixup"] == 0.4
+    assert changed["inputs"]["schedule_of_terms"] == "linear"
+    assert "schedule_of_terms" not in plain["inputs"]
     # Settings at their defaults are not recorded, so that students from before these settings stay up to date.
     assert not {"label_smoothing", "ema_decay"} & set(plain["inputs"]["student"])
     assert not {"mixup", "cutmix"} & set(plain["inputs"]["augment"])

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from pydantic import Field, create_model, model_validator
 
-from factor_transfer.config.sections import Cache, Checkpoint, Named, Network, Student, Training
+from factor_transfer.config.sections import Cache, Checkpoint, Named, Network, Student, Training, Transfer
 from factor_transfer.data import Augment, data_set, open_data
 from factor_transfer.errors import InputError, about, choose
 from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining, terms_of_features
@@ -55,8 +55,6 @@ class Recipe(Options):
         student: the settings of stage 3.
         cache: the fixed views of the training images for which the teacher's outputs are cached on disk.
         transfer: the terms of stage 3, one table each: ``[transfer.factor]`` has the settings of ``FactorTransfer``.
-            ``method`` selects the terms that are added, such as ``"factor+kd"``, or ``"student"`` for none; it
-            defaults to all terms that have a table.
     """
 
     name: Annotated[str, Field(pattern=r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$")]
@@ -78,7 +76,7 @@ class Recipe(Options):
     paraphraser: Training | None
     student: Student
     cache: Cache = Field(default_factory=Cache)
-    transfer: Options
+    transfer: Transfer
 
     @property
     def models(self) -> tuple[str, str]:
@@ -99,10 +97,10 @@ class Recipe(Options):
     def terms(self) -> dict[str, Options]:
         """The settings of each term of the method, by name."""
         tables: dict[str, Options | None] = {name: getattr(self.transfer, name) for name in TERMS}
-        method = getattr(self.transfer, "method", None)
-        if method is None:
+        if self.transfer.method is None:
             return {name: table for name, table in tables.items() if table is not None}
-        return {name: tables[name] or _defaults(type(self.transfer), name) for name in parse_method(method)}
+        named = parse_method(self.transfer.method)
+        return {name: tables[name] or _defaults(type(self.transfer), name) for name in named}
 
     @property
     def needs_paraphraser(self) -> bool:
@@ -171,7 +169,7 @@ class Recipe(Options):
     def _transfers(self) -> "Recipe":
         with about("transfer", "method"):
             terms = self.terms
-        if not terms and getattr(self.transfer, "method", None) is None:
+        if not terms and self.transfer.method is None:
             with about("transfer"):
                 raise InputError(
                     f"[transfer] is empty; name a term, such as [transfer.{next(iter(TERMS))}], or set "
@@ -211,7 +209,7 @@ def parse_method(method: str) -> list[str]:
     return [name for name in TERMS if name in names]
 
 
-def _defaults(transfer: type[Options], name: str) -> Options:
+def _defaults(transfer: type[Transfer], name: str) -> Options:
     """The default settings of a term that has no table."""
     kind = table_type(transfer.model_fields[name].annotation)
     assert kind is not None
@@ -259,6 +257,6 @@ def recipe_type(document: Mapping[str, Any]) -> type[Recipe]:
         "teacher": (network("teacher", Network), ...),
         "paraphraser": (paraphraser | None, None),
         "student": (network("student", Student), ...),
-        "transfer": (create_model("transfer", __base__=Options, method=(str | None, None), **terms), ...),
+        "transfer": (create_model("transfer", __base__=Transfer, **terms), ...),
     }
     return create_model("Recipe", __base__=Recipe, **fields)

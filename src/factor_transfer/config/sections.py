@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 from pydantic import Field, model_validator
 
+from factor_transfer.methods.schedule import Schedule
 from factor_transfer.settings import Options, options
 from factor_transfer.training.checkpoint import CheckpointInterval
 from factor_transfer.training.optim import Optimization
@@ -203,3 +204,17 @@ class Student(Network):
         if self.epochs is None:
             raise ValueError("epochs is missing, the number of epochs to train the student for")
         return self
+
+
+class Transfer(Options):
+    """``[transfer]``: what the student learns from the teacher. It also has a table for the settings of each term.
+
+    Attributes:
+        method: the terms that are added to the student's loss, such as ``"factor+kd"``, or ``"student"`` for none; it
+            defaults to all terms that have a table.
+        schedule: how the weights of all terms change during the training: ``"constant"``; ``"linear"``, falling to
+            zero; or ``"cosine"``, falling to zero along half a cosine.
+    """
+
+    method: str | None = None
+    schedule: Schedule = "constant"

@@ -13,6 +13,7 @@ from factor_transfer.errors import InputError, choose, shown
 if TYPE_CHECKING:
     from factor_transfer.config.recipe import Recipe
 
+_OF_ALL_TERMS = "transfer.schedule"
 # Two or more plain values (numbers, booleans or words) separated by commas: neither TOML's lists nor paths.
 _VALUES = re.compile(r"[\w.+-]+(\s*,\s*[\w.+-]+)+")
 
@@ -21,7 +22,7 @@ class Sweep(NamedTuple):
     """The values of one setting.
 
     Attributes:
-        key: the dotted key of the setting, in ``[student]`` or ``[transfer.*]``.
+        key: the dotted key of the setting, in ``[student]`` or ``[transfer.*]``, or ``"transfer.schedule"``.
         values: the values as they were written.
     """
 
@@ -31,8 +32,9 @@ class Sweep(NamedTuple):
     def rows(self, methods: Sequence[str], recipe: "Recipe") -> list[str]:
         """The rows of a comparison of ``methods``.
 
-        A setting of a term makes a row per value of each method that has the term. A setting of the student makes a row
-        per value of every method. The student alone with the recipe's own settings is always the first row.
+        A setting of a term makes a row per value of each method that has the term, ``"transfer.schedule"`` one of each
+        method that has terms, and a setting of the student one of every method. The student alone with the recipe's own
+        settings is always the first row.
 
         Args:
             methods: the methods, with the student alone among them.
@@ -47,9 +49,15 @@ class Sweep(NamedTuple):
         settings = [f"{self.key}={value}" for value in self.values]
         changed = {setting: with_setting(recipe, setting) for setting in settings}
         table, name, *_ = self.key.split(".")
-        swept = [method for method in methods if table == "student" or name in parse_method(method)]
+
+        def has(method: str) -> bool:
+            terms = parse_method(method)
+            return table == "student" or (bool(terms) if self.key == _OF_ALL_TERMS else name in terms)
+
+        swept = [method for method in methods if has(method)]
         if not swept:
-            raise InputError(f"{self.key} has several values, but no method of --methods has the term {name!r}")
+            term = "terms" if self.key == _OF_ALL_TERMS else f"the term {name!r}"
+            raise InputError(f"{self.key} has several values, but no method of --methods has {term}")
         # The student alone that has the recipe's own value is the first row, and is not trained twice.
         own = [setting for setting in settings if changed[setting].student.model_dump() == recipe.student.model_dump()]
         rows = [ALONE] if ALONE in methods else []
@@ -95,7 +103,7 @@ def _check_key(key: str, text: str) -> None:
         raise InputError(f"{key}={text}: --seeds N trains every method with N seeds, of which {key} is the first")
     if key == "transfer.method":
         raise InputError(f"{key}={text}: --methods names the methods to compare")
-    if (steps[0], len(steps) > 1) == ("student", True):
+    if (steps[0], len(steps) > 1) == ("student", True) or key == _OF_ALL_TERMS:
         return
     if steps[0] == "transfer" and len(steps) > 2:
         from factor_transfer.methods import TERMS

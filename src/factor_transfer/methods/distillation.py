@@ -1,6 +1,6 @@
 """Stage 3: training of a student on labels and on the terms that compare it with a teacher."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import cast
 
@@ -42,6 +42,9 @@ class Distillation(Method):
         criterion: the loss on labels: logits (B, K) and labels -> 0-d. The default is the cross-entropy, and the losses
             contain it as ``loss_ce``; they contain another one as ``loss_labels``. ``None`` trains by the terms alone,
             without labels.
+        schedule: the factor that the weights of all terms are multiplied by in an epoch, counted from 0, such as
+            ``lambda epoch: 1 - epoch / 20`` for a training of 20 epochs. It is 1 if left out. ``begin_epoch`` applies
+            it.
 
     Raises:
         InputError: if ``terms`` is not a mapping from names to terms, or empty without a ``criterion``.
@@ -60,12 +63,13 @@ class Distillation(Method):
         student_prepare: nn.Module | None = None,
         teacher_prepare: nn.Module | None = None,
         criterion: Criterion | None = _CROSS_ENTROPY,
+        schedule: Callable[[int], float] | None = None,
     ) -> None:
         super().__init__()
         _check_terms(terms)
         if criterion is None and not terms:
             raise InputError("a student without terms learns from labels alone, so it needs a criterion")
-        self.criterion = criterion
+        self.criterion, self.schedule = criterion, schedule
         self.terms = nn.ModuleDict(terms)
         student_taps = [tap for term in terms.values() for tap in term.student_taps]
         teacher_taps = [tap for term in terms.values() for tap in term.teacher_taps]
@@ -78,13 +82,14 @@ class Distillation(Method):
         self.cross_entropy = prod(term.cross_entropy for term in terms.values())
         # Tensors, so that a change of their values does not recompile a compiled step.
         for name in terms:
-            self.register_buffer(f"warmth_{name}", torch.ones(()), persistent=False)
+            self.register_buffer(f"scale_{name}", torch.ones(()), persistent=False)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set the warm-up factors of the terms' weights for an epoch, counted from 0."""
+        """Set the weights of the terms for an epoch, counted from 0: their warm-up and their schedule."""
+        scheduled = self.schedule(epoch) if self.schedule is not None else 1.0
         for name, term in self.named_terms():
             warmth = min((epoch + 1) / term.warmup_epochs, 1.0) if term.warmup_epochs else 1.0
-            self.get_buffer(f"warmth_{name}").fill_(warmth)
+            self.get_buffer(f"scale_{name}").fill_(scheduled * warmth)
 
     def named_terms(self) -> Iterator[tuple[str, Term]]:
         """The terms with their names."""
@@ -143,7 +148,7 @@ class Distillation(Method):
                 distance = self._of_labelled(term, outputs, targets[name], batch, self.labelled_share)
             else:
                 distance = term(outputs, targets[name], batch)
-            losses[f"loss_{name}"] = self.get_buffer(f"warmth_{name}") * term.weight * distance
+            losses[f"loss_{name}"] = self.get_buffer(f"scale_{name}") * term.weight * distance
         return {
             "loss": torch.stack(list(losses.values())).sum(),
             **losses,

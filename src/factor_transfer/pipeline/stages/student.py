@@ -28,6 +28,7 @@ from factor_transfer.methods import (
     Term,
     cross_entropy,
 )
+from factor_transfer.methods.schedule import weight_factor
 from factor_transfer.models import Normalize
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
@@ -226,6 +227,8 @@ def student_provenance(
     inputs |= frozen_provenance(experiment, has_teacher=teacher is not None) | unlabelled_provenance(experiment)
     if teacher is not None:
         inputs["teacher"] = teacher.fingerprint
+        if recipe.transfer.schedule != "constant":
+            inputs["schedule_of_terms"] = recipe.transfer.schedule
     if paraphraser is not None:
         inputs["paraphraser"] = paraphraser.fingerprint
     return inputs
@@ -281,7 +284,15 @@ def build_student_method(
     for name in terms:
         arguments = chosen(terms[name], TERMS[name], TERMS[name].between)
         built[name] = TERMS[name].between(pair, **arguments).to(experiment.fabric.device)
-    return Distillation(student, teacher, built, own_prepare, criterion=None if section.labels == "none" else criterion)
+    assert section.epochs is not None  # a student is always trained
+    return Distillation(
+        student,
+        teacher,
+        built,
+        own_prepare,
+        criterion=None if section.labels == "none" else criterion,
+        schedule=partial(weight_factor, experiment.recipe.transfer.schedule, epochs=section.epochs),
+    )
 
 
 def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
