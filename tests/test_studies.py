@@ -17,7 +17,7 @@ from factor_transfer.config.read import read_recipe
 from factor_transfer.files import sha256
 from factor_transfer.pipeline.weights import zoo
 from factor_transfer.report.confidence import estimate
-from plan import Piece, pieces
+from plan import Piece, best, pieces
 
 PLAN = {piece.name: piece for piece in pieces()}
 
@@ -62,6 +62,27 @@ def test_a_piece_is_a_valid_recipe(name: str) -> None:
 
 def test_settings_are_compared_on_validation_images_alone() -> None:
     assert all(not piece.test for piece in PLAN.values() if piece.group == "levers")
+
+
+def test_the_best_setting_on_validation_images_gets_five_seeds_on_test_images(tmp_path: Path) -> None:
+    levers = [PLAN[f"levers/{setting}-seed{seed}"] for setting in ("beta=50", "p=2", "k=1") for seed in (0, 1)]
+
+    def record(name: str, top1: float | None) -> None:
+        path = tmp_path / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"error": "diverged"} if top1 is None else {"validation": {"top1": top1}}))
+
+    for seed, top1 in enumerate((80.0, 81.0)):
+        record(f"small/factor-seed{seed}", top1)
+    for piece, top1 in zip(levers[:-1], (79, 83, 81, 81.5, 90), strict=True):
+        record(piece.name, top1)
+    assert best(levers, tmp_path) == []  # one of them is not done
+    record(levers[-1].name, None)  # it diverged, so that the mean of this setting is 45
+    found = best(levers, tmp_path)
+    assert [piece.name for piece in found] == [f"best/p=2-seed{seed}" for seed in range(5)]
+    assert all(piece.test and piece.overrides == levers[2].overrides for piece in found)
+    record("small/factor-seed0", 82.0)
+    assert best(levers, tmp_path) == []  # the recipe is better than each
 
 
 @pytest.fixture

@@ -4,9 +4,15 @@ A piece is one training: a teacher, a paraphraser, or a student of one method an
 about an hour of one core at most, or resumes from its checkpoint, and leaves one record.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
 from typing import Any
+
+from factor_transfer.files import read_json
+
+RECORDS = Path(__file__).parent / "records"
 
 SMALL, AUTHORS, SEED = "cifar10/resnet20-resnet8", "cifar10/resnet56-resnet20", "cifar10/resnet50-resnet18"
 
@@ -125,6 +131,35 @@ def _levers() -> Iterator[Piece]:
         yield from _lever(f"tap={name}", f"teacher.tap={tap}", f"student.tap={tap}", own=True)
 
 
+def best(levers: Sequence[Piece], records: Path) -> list[Piece]:
+    """The setting with the highest top-1 on validation images, with five seeds that see the test images.
+
+    Args:
+        levers: the settings that are compared with each other and with the recipe, which has the same seeds.
+        records: the folder of the records.
+
+    Returns:
+        Its pieces; none as long as a record is missing, or if no setting is better than the recipe.
+    """
+
+    def top1(name: str) -> float:
+        record = read_json(records / f"{name}.json")
+        return float(record.get("validation", {}).get("top1", 0.0))  # a training that diverged has no figures
+
+    seeds = sorted({piece.seed for piece in levers})
+    recipe = [f"small/factor-seed{seed}" for seed in seeds]
+    if not all((records / f"{name}.json").is_file() for name in [*recipe, *(piece.name for piece in levers)]):
+        return []
+
+    def reached(setting: str) -> float:
+        return mean(top1(piece.name) for piece in levers if piece.setting == setting)
+
+    first = max(levers, key=lambda piece: reached(piece.setting))
+    if reached(first.setting) <= mean(top1(name) for name in recipe):
+        return []
+    return [replace(first, group="best", seed=seed, test=True) for seed in range(5)]
+
+
 def _implementations() -> Iterator[Piece]:
     """Connectors and factor term as other implementations have them; the students' schedule is the small pair's."""
     from factor_transfer.config.presets import PRESETS
@@ -159,11 +194,17 @@ def _small() -> Iterator[Piece]:
     yield from _students("small", SMALL, (), methods, 15)
 
 
-def pieces() -> list[Piece]:
-    """All pieces, each after those that it needs."""
+def pieces(records: Path = RECORDS) -> list[Piece]:
+    """All pieces, each after those that it needs.
+
+    Args:
+        records: the folder of the records, which say which of the settings on validation images is the best.
+    """
+    levers = list(_levers())
     return [
         *_small(),
-        *_levers(),
+        *levers,
+        *best(levers, records),
         *_pretraining("authors", AUTHORS, _SHORTENED, 200),
         *_students("authors", AUTHORS, _SHORTENED, {"student": 3, "factor": 3, "kd": 3, "factor+kd": 3, "at": 3}, 70),
         *_implementations(),

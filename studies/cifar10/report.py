@@ -135,7 +135,7 @@ def _pair(figures: Mapping[str, Any]) -> str:
 
 def _settings(records: Mapping[str, Record], group: str) -> str:
     """Settings of Factor Transfer against the recipe, on validation images; on test images if all saw them."""
-    base_group = {"levers": "small", "implementations": "small", "shortlevers": "short"}[group]
+    base_group = "short" if group == "shortlevers" else "small"
     varied = [record for record in _of(records, group) if record["setting"] and record.get("method")]
     if not varied:
         return "Not run yet.\n"

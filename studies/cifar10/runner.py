@@ -22,11 +22,10 @@ from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
 from factor_transfer.pipeline.stages.student import fill_cache, make_student
 from factor_transfer.pipeline.stages.teacher import make_teacher
-from plan import Piece
+from plan import RECORDS, Piece
 from publish import add_to_zoo, keep_best, list_in_zoo, zoo_name
 
 HERE = Path(__file__).parent
-RECORDS = HERE / "records"
 WORK = Path("runs/cifar10")
 
 # What a record says of each epoch, as far as it is in the stage's log.
@@ -155,7 +154,8 @@ def _train(piece: Piece, experiment: Experiment, work: Path) -> Artefact:
 @contextmanager
 def _shared(piece: Piece, experiment: Experiment, work: Path) -> Iterator[None]:
     """Link the factor cache, and a setting's own paraphraser, to a place for all seeds, which one process fills."""
-    base = work / "shared" / piece.group.replace("levers", "small").replace("implementations", "small")
+    on_small = piece.group in ("levers", "best", "implementations")
+    base = work / "shared" / ("small" if on_small else piece.group)
     own = not piece.paraphraser and piece.stage == "student" and "factor" in piece.method
     shared = base.with_name(f"{base.name}-{piece.setting}") if own else base
     links = {"cache": shared / "cache"} | ({"paraphraser": shared / "paraphraser"} if own else {})
