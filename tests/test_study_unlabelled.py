@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from cases import CASES, IMAGES, Case, given_teacher
-from results import write_report
+from results import PICTURE, write_report
 
 from conftest import ROOT
 from factor_transfer.config.read import read_recipe
@@ -29,3 +29,4 @@ def test_every_case_is_a_valid_recipe(case: Case) -> None:
 def test_the_page_is_that_of_the_records(tmp_path: Path) -> None:
     write_report(CASES, STUDY / "records", tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == (STUDY / "README.md").read_text()
+    assert (tmp_path / PICTURE).read_bytes() == (STUDY / PICTURE).read_bytes()

@@ -1,14 +1,11 @@
 """The tables and pictures of the study, made from its records alone: the same bytes for the same records."""
 
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -16,6 +13,7 @@ from factor_transfer.commands.compare import pairwise, summarize
 from factor_transfer.files import read_json
 from factor_transfer.report.confidence import Estimate, as_estimate, estimate
 from factor_transfer.report.names import name_of
+from factor_transfer.report.plot import picture
 from factor_transfer.training.log import duration
 
 HERE = Path(__file__).parent
@@ -218,7 +216,6 @@ TABLES = {"networks": _networks, "methods": _methods, "differences": _difference
 def _curves(records: Mapping[str, Record], group: str) -> bytes:
     """Top-1 on validation images after each epoch, the mean over seeds, as SVG."""
     figure = Figure(figsize=(7, 5), layout="constrained")
-    FigureCanvasSVG(figure)
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     students = [record for record in _of(records, group) if record.get("method") and not record["setting"]]
@@ -235,8 +232,4 @@ def _curves(records: Mapping[str, Record], group: str) -> bytes:
     axes.set_ylabel("top-1 % on validation images, mean over seeds")
     axes.legend(frameon=False, fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    file = io.BytesIO()
-    # Neither random names nor the date: who draws it again gets the same.
-    with matplotlib.rc_context({"svg.hashsalt": "study", "svg.fonttype": "none"}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+    return picture(figure, ".svg")

@@ -1,5 +1,6 @@
 """Plots of results as image files."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ _UNDATED = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 _STYLE: Any = {
     "svg.hashsalt": "comparison",  # the ids in the file are random without it
     "pdf.fonttype": 42,  # TrueType, because some publishers refuse the default, Type 3
-    "text.parse_math": False,  # a name may contain "$"
 }
 
 
@@ -31,15 +31,27 @@ def plot_comparison(comparison: Mapping[str, Any], path: Path) -> list[Path]:
     Returns:
         The paths of the files.
     """
-    import matplotlib
-
     paths = [path.with_suffix(suffix) for suffix in _UNDATED]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(_STYLE):
-        figure = _draw(comparison)
-        for one in paths:
-            figure.savefig(one, metadata=_UNDATED[one.suffix])
+    figure = _draw(comparison)
+    for one in paths:
+        one.write_bytes(picture(figure, one.suffix))
     return paths
+
+
+def picture(figure: "Figure", suffix: str) -> bytes:
+    """The content of a picture's file, which is the same for the same figure: it has no date and no random names.
+
+    Args:
+        figure: the figure.
+        suffix: the format, ``".png"``, ``".pdf"`` or ``".svg"``.
+    """
+    import matplotlib
+
+    file = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(file, format=suffix[1:], metadata=_UNDATED[suffix])
+    return file.getvalue()
 
 
 def _draw(comparison: Mapping[str, Any]) -> "Figure":
@@ -64,7 +76,8 @@ def _draw(comparison: Mapping[str, Any]) -> "Figure":
     student = methods["student"]["mean"]
     if student is not None:
         axes.axvline(student, color="0.4", linestyle=":", linewidth=1)
-    axes.set_yticks(range(len(methods)), [name_of(method) for method in methods])
+    # A name may contain "$", which is no formula.
+    axes.set_yticks(range(len(methods)), [name_of(method) for method in methods], parse_math=False)
     axes.invert_yaxis()
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, 0), min(high, 101))  # the interval of two seeds may exceed 0..100 %
