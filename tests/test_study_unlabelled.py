@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cases import CASES, IMAGES, Case, given_teacher
+from cases import CASES, FASHION_MNIST, Case, given_teacher
 from results import PICTURE, write_report
 
 from conftest import ROOT
@@ -14,16 +14,20 @@ STUDY = ROOT / "studies" / "unlabelled"
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_is_a_valid_recipe(case: Case) -> None:
-    teacher = [] if case.own_teacher else [given_teacher(STUDY / "teacher" / "weights.safetensors")]
-    recipe = read_recipe(STUDY / "recipe.toml", [*case.settings, f"name={case.name}", *teacher])
+    given = case.data is FASHION_MNIST and not case.own_teacher
+    teacher = [given_teacher(STUDY / "teacher" / "weights.safetensors")] if given else []
+    recipe = read_recipe(case.data.recipe, [*case.settings, f"name={case.name}", *teacher])
     assert (recipe.teacher.epochs is None) != case.own_teacher
     data = recipe.data.model_dump()
     assert (data["labelled"] is not None) == (case.unlabelled and not case.is_reference)
     assert data["limit"] == (None if case.unlabelled else case.labels)
     # A student takes about as many steps in each case: an epoch is a pass over all images, or over the labelled ones.
-    per_epoch = -(-case.labels // 128) if not case.unlabelled else -(-IMAGES // 128)
+    per_epoch = -(-(case.data.images if case.unlabelled else case.labels) // 128)
     assert recipe.student.epochs is not None
-    assert recipe.student.epochs * per_epoch == pytest.approx(1450, rel=0.06)
+    assert recipe.student.epochs * per_epoch == pytest.approx(case.data.steps, rel=0.06)
+    # Fixed views do not limit how many different images it sees, but for those that can only be flipped.
+    views = recipe.cache.views or 0
+    assert views == 2 or views * (case.data.images if case.unlabelled else case.labels) >= 200_000
 
 
 def test_the_page_is_that_of_the_records(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """The report of the study, from its records: a page with tables, and a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cases import IMAGES, SEEDS, Case
+from cases import DATA_SETS, Case, DataSet
 from picture import draw
 
 from factor_transfer.files import read_json
@@ -13,17 +14,21 @@ from factor_transfer.report.names import name_of
 
 PICTURE = "unlabelled.svg"
 
+Record = Mapping[str, Any]
+
 _HEAD = f"""# Images without labels
 
-`python studies/unlabelled/study.py run --data FOLDER` trains what this page shows, and `study.py report` writes it
-from the records in `records/`. Fashion-MNIST; a ResNet-20 of width 8 teaches a ResNet-8 of width 8
-([recipe.toml](recipe.toml)). Of the 60,000 training images, 600 or 3,000 have labels. *All images* means that the
-paraphraser and the terms of a method also use the others, without their labels; *labelled images* means that they
-are left out. All students take about the same number of steps of 128 images, so the student alone is the same in
-both. Top-1 in percent on the 10,000 test images, {SEEDS} seeds: mean and 95 % interval. No test image and no label
-of an unlabelled image had any influence on a training or a setting. No setting was tuned here: they are those of
-the demo. Differences are paired by seed; the last column says how far a method with all images comes from the student
-alone to a student alone that has all labels.
+What are images without labels worth? Here, few of the training images have labels. *All images* means that the
+paraphraser and the terms of a method also use the others, without their labels; *labelled images* means that these are
+left out.
+
+    python studies/unlabelled/study.py run --fashion-mnist FOLDER --cifar10 FOLDER    # trains what this page shows
+    python studies/unlabelled/study.py report                                         # writes it from the records
+
+Figures are top-1 in percent on the 10,000 test images: mean and 95 % interval over the seeds. Differences are paired by
+seed. The last column says how far a method with all images comes from the student alone to a student alone that has all
+labels. All students take about the same number of steps of 128 images. No test image and no label of an unlabelled
+image had any influence on a training or a setting, and no setting was tuned here.
 
 ![Top-1 of each method with and without unlabelled images]({PICTURE})
 """
@@ -38,48 +43,47 @@ def write_report(cases: Sequence[Case], records: Path, path: Path) -> None:
         path: the page to write.
     """
     found = {case: read_json(file) for case in cases if (file := records / f"{case.name}.json").exists()}
-    reference = next((record for case, record in found.items() if case.is_reference), None)
     sections = [_HEAD]
-    if reference is not None:
-        sections.append(_reference(reference))
-    groups = sorted({(case.labels, case.own_teacher) for case in found if not case.is_reference})
-    for labels, own in groups:
-        pair = {
-            case.unlabelled: record
-            for case, record in found.items()
-            if (case.labels, case.own_teacher) == (labels, own)
-        }
-        sections.append(_section(labels, own, pair, reference))
+    groups: list[Case] = []  # cases with unlabelled images, which stand for those without, too
+    for data in DATA_SETS:
+        reference = found.get(Case(data, data.images))
+        own = {replace(case, unlabelled=True) for case in found if case.data is data and not case.is_reference}
+        ordered = sorted(own, key=lambda case: (case.labels, case.own_teacher))
+        if reference is not None or ordered:
+            sections.append(f"## {data.title}\n\n{data.networks} ([recipe]({data.recipe.name})); {data.seeds} seeds.\n")
+        if reference is not None:
+            sections.append(_reference(data, reference))
+        sections += [_section(group, found, reference) for group in ordered]
+        groups += ordered
     path.write_text("\n".join(sections), encoding="utf-8")
     path.with_name(PICTURE).write_bytes(draw(found, groups))
 
 
-def _reference(record: dict[str, Any]) -> str:
+def _reference(data: DataSet, record: Record) -> str:
     rows = [_row(name_of(method), [_mean(record, method)]) for method in record["methods"]]
     teacher = _row("teacher", [f"{record['teacher']['top1']:.2f}"])
-    return "\n".join([f"## All {IMAGES:,} labels\n", *_table(["top-1 %"]), teacher, *rows, ""])
+    return "\n".join([f"### All {data.images:,} labels\n", *_table(["top-1 %"]), teacher, *rows, ""])
 
 
-def _section(labels: int, own: bool, pair: dict[bool, dict[str, Any]], reference: dict[str, Any] | None) -> str:
-    teacher = "the teacher learned from the same labels" if own else "the teacher learned from all labels"
-    first = next(iter(pair.values()))
-    lines = [f"## {labels:,} labels; {teacher} ({first['teacher']['top1']:.2f} %)\n"]
+def _section(group: Case, found: Mapping[Case, Record], reference: Record | None) -> str:
+    pair = {case.unlabelled: record for case, record in found.items() if replace(case, unlabelled=True) == group}
+    teacher = next(iter(pair.values()))["teacher"]["top1"]
     head = ["labelled images", "all images", "all − labelled images", "all images − student alone", "of the gap closed"]
-    lines += _table(head)
-    alone = next((_top1(record, "student") for record in pair.values() if "student" in record["methods"]), None)
-    full = None if reference is None else _top1(reference, "student")
-    for method in dict.fromkeys(method for record in pair.values() for method in record["methods"]):
-        cells = [_mean(pair[key], method) if key in pair else "" for key in (False, True)]
-        together = pair.get(True, {"methods": {}})
+    lines = [f"### {group.title} ({teacher:.2f} %)\n", *_table(head)]
+    for method in group.methods:
+        few, every = (pair[key] if key in pair and method in pair[key]["methods"] else None for key in (False, True))
+        if few is None and every is None:
+            continue
+        cells = ["" if record is None else _mean(record, method) for record in (few, every)]
         more = gain = closed = ""
-        if method != "student" and all(method in pair.get(key, {"methods": {}})["methods"] for key in (False, True)):
-            few, every = (_by_seed(pair[key], method) for key in (False, True))
-            more = f"{estimate([every[seed] - few[seed] for seed in few]):+.2f}"
-        if method != "student" and method in together["methods"] and alone is not None:
-            figures = together["methods"][method]
-            gain = _figure(figures, "difference", "+.2f")
-            if full is not None:
-                closed = f"{(figures['mean'] - alone) / (full - alone):.0%}"
+        if method != "student" and few is not None and every is not None:
+            own, others = _by_seed(every, method), _by_seed(few, method)
+            more = f"{estimate([own[seed] - others[seed] for seed in others]):+.2f}"
+        if method != "student" and every is not None:
+            gain = _figure(every["methods"][method], "difference", "+.2f")
+            if reference is not None:
+                alone, full = _top1(every, "student"), _top1(reference, "student")
+                closed = f"{(_top1(every, method) - alone) / (full - alone):.0%}"
         lines.append(_row(name_of(method), [*cells, more, gain, closed]))
     return "\n".join([*lines, ""])
 
@@ -92,19 +96,19 @@ def _row(name: str, cells: Sequence[str]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def _top1(record: dict[str, Any], method: str) -> float:
+def _top1(record: Record, method: str) -> float:
     return float(record["methods"][method]["mean"])
 
 
-def _by_seed(record: dict[str, Any], method: str) -> dict[int, float]:
+def _by_seed(record: Record, method: str) -> dict[int, float]:
     return {run["seed"]: run["top1"] for run in record["runs"] if run["method"] == method}
 
 
-def _mean(record: dict[str, Any], method: str) -> str:
+def _mean(record: Record, method: str) -> str:
     figures = record["methods"].get(method)
     return "" if figures is None else _figure(figures, "mean", ".2f")
 
 
-def _figure(figures: dict[str, Any], of: str, spec: str) -> str:
+def _figure(figures: Mapping[str, Any], of: str, spec: str) -> str:
     found = as_estimate(figures, of)
     return "" if found is None else f"{found:{spec}}"

@@ -1,13 +1,14 @@
-"""How much a student gains from images without labels, on Fashion-MNIST.
+"""How much a student gains from images without labels, on Fashion-MNIST and CIFAR-10.
 
-    python studies/unlabelled/study.py run --data FOLDER [--minutes N] [--only NAME,NAME]
+    python studies/unlabelled/study.py run [--fashion-mnist FOLDER] [--cifar10 FOLDER] [--minutes N] [--only NAME,NAME]
     python studies/unlabelled/study.py status
     python studies/unlabelled/study.py report
 
-``run`` takes the cases of plan.py in their order, one method after the other, and writes ``records/<case>.json`` after
-each method. It stops after the given time; the same command resumes. The teacher that all cases with a given teacher
-share is trained first and stored in ``teacher/``, so that another machine continues with the same one. ``report``
-writes README.md from the records. FOLDER has the four files of Fashion-MNIST.
+``run`` takes the cases of cases.py in their order, one method after the other, and writes ``records/<case>.json`` after
+each method. It stops after the given time; the same command resumes. The teacher of Fashion-MNIST that has learned from
+all labels is trained first and stored in ``teacher/``, so that another machine continues with the same one. ``report``
+writes README.md and its picture from the records. The folders have the files of the data sets; the cases of a data set
+without a folder are left out.
 """
 
 import argparse
@@ -16,13 +17,14 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that its own modules come before those of other studies
 
 import torch
-from cases import CASES, SEEDS, Case, given_teacher
+from cases import CASES, DATA_SETS, FASHION_MNIST, Case, DataSet, given_teacher
 from results import write_report
 from rich.console import Console
 
@@ -35,7 +37,7 @@ from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.teacher import make_teacher
 
 HERE = Path(__file__).parent
-RECIPE, RECORDS, TEACHER = HERE / "recipe.toml", HERE / "records", HERE / "teacher"
+RECORDS, TEACHER = HERE / "records", HERE / "teacher"
 WORK = Path("runs/unlabelled")
 
 
@@ -50,33 +52,34 @@ def missing(case: Case) -> list[str]:
     return [method for method in case.methods if method not in done]
 
 
-def run_case(case: Case, methods: list[str], data: Path, work: Path, console: Console) -> None:
+def run_case(case: Case, methods: list[str], folder: Path, work: Path, console: Console) -> None:
     """Compare some methods, and write the record."""
     changes = [*case.settings, f"name={case.name}"]
-    if not case.own_teacher:
-        _provide_teacher(data, work, console)
+    if not case.own_teacher and not case.data.pretrained:
+        _provide_teacher(folder, work, console)
         changes.append(given_teacher(TEACHER / "weights.safetensors"))
-    experiment = _experiment(changes, data, work / case.name, console)
-    compare(experiment, methods, SEEDS)
+    experiment = _experiment(case.data, changes, folder, work / case.name, console)
+    compare(experiment, methods, case.data.seeds)
     comparison = read_json(work / case.name / COMPARISON)
     described = {"settings": case.settings, "precision": experiment.precision, "machine": machine()}
     write_json(record_of(case), {**described, **comparison})
 
 
-def _provide_teacher(data: Path, work: Path, console: Console) -> None:
+def _provide_teacher(folder: Path, work: Path, console: Console) -> None:
     if TEACHER.is_dir():
         return
-    done = make_teacher(_experiment(["name=teacher"], data, work / "teacher", console))
+    done = make_teacher(_experiment(FASHION_MNIST, ["name=teacher"], folder, work / "teacher", console))
     shutil.copytree(done.folder, TEACHER, ignore=shutil.ignore_patterns("*.ckpt*"))
 
 
-def _experiment(changes: list[str], data: Path, place: Path, console: Console) -> Experiment:
-    recipe = read_recipe(RECIPE, [*changes, f"data.root={data.resolve()}", "precision=auto", "compile=off"])
-    return Experiment(recipe, place, console, str(RECIPE))
+def _experiment(data: DataSet, changes: list[str], folder: Path, place: Path, console: Console) -> Experiment:
+    here = [f"data.root={folder.resolve()}", "precision=auto", "compile=off"]
+    return Experiment(read_recipe(data.recipe, [*changes, *here]), place, console, str(data.recipe))
 
 
 def run(given: argparse.Namespace) -> None:
     """Run the cases until all are complete, or the time is over."""
+    folders: Mapping[str, Path | None] = {data.name: getattr(given, data.name.replace("-", "_")) for data in DATA_SETS}
     torch.set_num_threads(1)
     console = Console()
     if given.minutes:
@@ -84,13 +87,14 @@ def run(given: argparse.Namespace) -> None:
         timer.daemon = True
         timer.start()
     for case in CASES:
-        if given.only and case.name not in given.only.split(","):
+        folder = folders[case.data.name]
+        if folder is None or (given.only and case.name not in given.only.split(",")):
             continue
         for method in missing(case):
             methods = case.methods[: case.methods.index(method) + 1]
             console.print(f"{case.name}  {method}", highlight=False)
             try:
-                run_case(case, list(methods), given.data, WORK, console)
+                run_case(case, list(methods), folder, WORK, console)
             except Interrupted as error:
                 sys.exit(f"Stopped: {error}")
 
@@ -107,7 +111,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     running = commands.add_parser("run")
-    running.add_argument("--data", type=Path, required=True)
+    for data in DATA_SETS:
+        running.add_argument(f"--{data.name}", type=Path, metavar="FOLDER", help=f"the folder of {data.title}")
     running.add_argument("--minutes", type=float)
     running.add_argument("--only")
     running.set_defaults(call=run)
