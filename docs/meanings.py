@@ -11,7 +11,7 @@ from docstring_parser import DocstringStyle, parse
 
 from factor_transfer.config.sections import Cache, Checkpoint, Named, Network, Student, Training, Transfer
 from factor_transfer.data import Augment, open_data
-from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining
+from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining, configured
 from factor_transfer.settings import table_type
 from factor_transfer.training.checkpoint import CheckpointInterval
 from factor_transfer.training.optim import Optimization
@@ -26,7 +26,7 @@ SOURCES: Mapping[str, list[Any]] = {
     "cache": [Cache],
     "checkpoint": [Checkpoint, CheckpointInterval],
     "transfer": [Transfer],
-    **{f"transfer.{name}": [term, term.between, term.adapt] for name, term in TERMS.items()},
+    **{f"transfer.{name}": configured(term) for name, term in TERMS.items()},
 }
 
 

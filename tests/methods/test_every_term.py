@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from factor_transfer.errors import InputError
-from factor_transfer.methods import TERMS, Distillation, Side, load_trained_state, trained_state
+from factor_transfer.methods import TERMS, Distillation, Side, configured, load_trained_state, trained_state
 from factor_transfer.methods.schedule import Schedule, weight_factor
 from factor_transfer.settings import options
 from pairs import IMAGES, changed, copy_of, distil, losses, make_pair, model, pair, reached, step
@@ -96,7 +96,7 @@ def test_training_brings_the_loss_down(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_are_read_from_the_signatures(name: str) -> None:
     term = TERMS[name]
-    kind = options(name, term, term.between, term.adapt)
+    kind = options(name, *configured(term))
     assert kind.model_fields
     kind.model_validate({})
     for key in set(kind.model_fields) - {"teacher_taps", "student_taps", "teacher_tap", "student_tap", "pooled"}:

@@ -58,11 +58,11 @@ def recipes() -> Table:
 
 def methods() -> Table:
     """The terms of methods, with the settings of ``[transfer.NAME]``."""
-    from factor_transfer.methods import TERMS
+    from factor_transfer.methods import TERMS, configured
 
     table = _table("term", "from", "settings")
     for name, term in TERMS.items():
-        found = {key: p for function in (term, term.between, term.adapt) for key, p in settings(function).items()}
+        found = {key: p for function in configured(term) for key, p in settings(function).items()}
         chosen = "\n".join(f"{key} = {p.default!r}" for key, p in found.items())
         paper = (sys.modules[term.__module__].__doc__ or "").partition("\n")[0]
         table.add_row(name, escape(paper), escape(chosen), end_section=True)

@@ -13,7 +13,7 @@ from pydantic import Field, create_model, model_validator
 from factor_transfer.config.sections import Cache, Checkpoint, Named, Network, Student, Training, Transfer
 from factor_transfer.data import Augment, data_set, open_data
 from factor_transfer.errors import InputError, about, choose
-from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining, terms_of_features
+from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining, configured, terms_of_features
 from factor_transfer.models import MODELS
 from factor_transfer.settings import FreeOptions, Options, options, table_type
 from factor_transfer.training.loggers.epoch_loggers import LoggerName
@@ -248,9 +248,7 @@ def recipe_type(document: Mapping[str, Any]) -> type[Recipe]:
         openers = [data_set(data)] if data is not None else []
     augment = options("augment", Augment)
     paraphraser = options("paraphraser", Paraphraser, ParaphraserTraining, Optimization, base=Training)
-    terms: dict[str, Any] = {
-        name: (options(name, term, term.between, term.adapt) | None, None) for name, term in TERMS.items()
-    }
+    terms: dict[str, Any] = {name: (options(name, *configured(term)) | None, None) for name, term in TERMS.items()}
     fields: dict[str, Any] = {
         "data": (options("data", *openers, open_data, base=Named), ...),
         "augment": (augment, Field(default_factory=augment)),

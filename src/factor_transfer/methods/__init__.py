@@ -5,7 +5,7 @@ from factor_transfer.methods.criterion import Criterion, cross_entropy
 from factor_transfer.methods.distillation import Distillation
 from factor_transfer.methods.paraphraser import Paraphraser, ParaphraserTraining, Translator
 from factor_transfer.methods.teacher import Teacher
-from factor_transfer.methods.term import Pair, Side, Target, Term, match
+from factor_transfer.methods.term import Pair, Side, Target, Term, configured, match
 from factor_transfer.methods.terms.attention import AttentionTransfer, attention_loss
 from factor_transfer.methods.terms.crd import CRD
 from factor_transfer.methods.terms.dist import DIST
@@ -45,6 +45,7 @@ __all__ = [
     "Term",
     "Translator",
     "attention_loss",
+    "configured",
     "cross_entropy",
     "dkd_loss",
     "factor_loss",

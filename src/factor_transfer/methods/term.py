@@ -1,6 +1,6 @@
 """The base class of the terms of a distillation loss, and the pair of networks that terms are built for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -229,6 +229,11 @@ class Term(nn.Module):
     def forward(self, student: Seen, target: Any, batch: Batch) -> Tensor:
         """The student's distance from the target, 0-d, before the weight."""
         raise NotImplementedError
+
+
+def configured(term: type[Term]) -> list[Callable[..., Any]]:
+    """The functions whose keyword-only arguments are the settings of a term in a recipe."""
+    return [term, term.between, term.adapt]
 
 
 def match(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
