@@ -51,16 +51,22 @@ def command_line(_: str) -> str:
     return "\n".join(_command(name, group.get_command(context, name), context) for name in group.list_commands(context))
 
 
+def _argument(parameter: Any) -> str:
+    """An argument as a usage line shows it."""
+    name = parameter.metavar if parameter.required else f"[{parameter.metavar}]"
+    return name + "..." * (parameter.nargs != 1)
+
+
 def _command(name: str, command: Any, parent: typer.Context) -> str:
     context = typer.Context(command, info_name=name, parent=parent)
     # What every command has is said once, above all of them.
     parameters = [one for one in command.get_params(context) if one.name not in ("debug", "help")]
-    arguments = [one.metavar for one in parameters if one.param_type_name == "argument"]
+    arguments = [_argument(one) for one in parameters if one.param_type_name == "argument"]
     rows = []
     for parameter in parameters:
         label, meaning = parameter.get_help_record(context)
-        label = parameter.metavar if parameter.param_type_name == "argument" else label
-        rows.append((f"`{label}`", meaning.removesuffix("[required]").strip().replace("<", "&lt;")))
+        label = _argument(parameter) if parameter.param_type_name == "argument" else label
+        rows.append((f"`{label.strip()}`", meaning.removesuffix("[required]").strip().replace("<", "&lt;")))
     usage = " ".join(["factor-transfer", name, *arguments, *(["[OPTIONS]"] if len(rows) > len(arguments) else [])])
     return f"## `{name}`\n\n{command.help}\n\n    {usage}\n\n{_table(['', ''], rows)}"
 
@@ -87,7 +93,7 @@ def recipe_table(name: str) -> str:
     if name == "student":
         fields = {key: field for key, field in _fields(name).items() if key not in _fields("teacher")}
     elif name == "transfer":
-        fields = {key: field for key, field in _fields(name).items() if key not in TERMS}
+        fields = {key: field for key, field in _fields(name).items() if key.partition(".")[0] not in TERMS}
     else:
         shared = {} if name in ("data", "augment", "cache", "checkpoint") else _shared()
         fields = {key: field for key, field in _fields(name).items() if key not in shared or field.is_required()}

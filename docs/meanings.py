@@ -56,6 +56,8 @@ def _named(text: str, module: ModuleType) -> str:
             return f"{constant >> 30} GiB" if constant >= 2**30 else f"{constant:,}"
         return ", ".join(f"`{name}`" for name in constant) if isinstance(constant, Mapping) else found[0]
 
+    # A recipe's reader cannot look up a class or a function.
+    text = re.sub(r"(, see ``\w+``| \(see ``\w+``\))", "", text)
     return re.sub(r"``([A-Z_]+)``", value, text)
 
 

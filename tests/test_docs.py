@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -134,6 +135,20 @@ def test_a_custom_method_works_on_the_command_line(
     assert list(found["methods"]) == ["student", "factor", "direction", "factor+direction"]
     record = json.loads(Path("runs/tiny/student-direction-seed0/stage.json").read_text())
     assert record["inputs"]["direction"] == {"weight": 3.0}
+
+
+MADE = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if "<!-- made: " in page.read_text())
+
+
+@pytest.mark.parametrize("page", MADE)
+def test_the_parts_of_a_page_that_are_made_from_the_code(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    source = [(DOCS / page).read_text()]
+    import_module("made").fill(None, page.removesuffix(".md"), source)
+    assert "<!-- made: " not in source[0]
+    if page == "recipes.md":
+        assert "| `schedule` |" in source[0].partition("## `[transfer]`")[2]
+        assert "`factor.beta`" not in source[0]  # a setting of a term, which another page has
 
 
 PROMISED = set(re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", (DOCS / "reliability.md").read_text()))

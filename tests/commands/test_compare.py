@@ -168,6 +168,7 @@ def test_compare_writes_figures_and_a_picture_and_reuses_its_results(quick: Path
         run("compare", quick, "--methods", "kd", "--against", "at"),
         "--against names 'at', which is not among the compared methods",
     )
+    refused(run("compare", quick, "--methods", "kd", "--against", "kd,factor"), "--against names 'kd,factor'")
     again = run("compare", quick, "--methods", "student,kd", "--seeds", "2")
     assert again.out.count("up to date") == 2 + 2 * 2 - 1  # teacher (no paraphraser is asked for) and four students
     assert "epoch" not in again.out.replace("last epoch", "")

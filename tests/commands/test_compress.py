@@ -1,6 +1,8 @@
 """``factor-transfer compress`` and ``init``: from a folder of pictures to a student, without a recipe."""
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +206,13 @@ def test_bad_input_is_refused_before_training(
     before = sorted(Path().rglob("*"))
     refused(run("compress", *arguments), message)
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(pictures: Path, run: Run) -> None:
+    folder = os.fsdecode(b"pict\xfcres")
+    shutil.copytree(pictures, folder)
+    refused(run("init", folder), r"pict.*res: its name is not UTF-8")
+    refused(run("compress", pictures, "--unlabelled", folder), r"pict.*res: its name is not UTF-8")
 
 
 def test_too_few_pictures_for_8_bits_are_refused_before_training(pictures: Path, run: Run) -> None:

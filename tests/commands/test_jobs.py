@@ -14,9 +14,11 @@ from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
+from torch import Tensor
 
 from conftest import Run, refused
 from factor_transfer.commands import jobs
+from factor_transfer.commands.compare import score
 from factor_transfer.commands.jobs import Task, _available_bytes, _Pool, _Worker, default_jobs, plan
 from factor_transfer.config.read import read_recipe
 from factor_transfer.distributed.workers import starting_workers
@@ -79,6 +81,29 @@ def test_as_many_as_processors_but_not_for_a_method_of_this_script(tiny: Path, m
     monkeypatch.setattr("factor_transfer.commands.jobs._available_bytes", lambda: 100 * 2**30)
     monkeypatch.setitem(TERMS, "own", type("Own", (KD,), {"__module__": "__main__"}))
     assert default_jobs(experiment(tiny)) == 1
+
+
+def test_images_without_labels_need_memory_too(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process has them twice: alone, and joined with the labelled ones."""
+    monkeypatch.setattr("factor_transfer.commands.jobs._processors", lambda: 5)
+    one = experiment(tiny, "data.train=2000", "data.labelled=0.1")
+    assert one.data.unlabelled is not None
+    assert isinstance(one.data.unlabelled.images, Tensor)
+    assert isinstance(one.data.train.images, Tensor)
+    needed = jobs._PROCESS_BYTES + 3 * one.data.train.images.nbytes + 2 * one.data.unlabelled.images.nbytes
+    monkeypatch.setattr("factor_transfer.commands.jobs._available_bytes", lambda: 3 * needed)
+    assert default_jobs(one) == 3
+    monkeypatch.setattr("factor_transfer.commands.jobs._available_bytes", lambda: 3 * needed - 1)
+    assert default_jobs(one) == 2
+
+
+def test_a_student_that_diverges_is_a_row_that_says_so(tiny: Path) -> None:
+    diverging = experiment(tiny, "student.learning_rate=1e38", "student.epochs=1")
+    task = Task("student, seed 0", 0, ("student",), first=True)
+    kind, (found,) = jobs._outcome(diverging, task, score)
+    assert kind == "done"
+    assert found["top1"] is None
+    assert "is not finite" in found["error"]
 
 
 def test_the_memory_that_caches_files_is_available(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from conftest import ROOT, Run, refused
 from factor_transfer.commands import slurm
+from factor_transfer.config.read import read_recipe
 
 TOOLS = ROOT / "tools"
 
@@ -20,6 +21,14 @@ def test_no_slurm_and_no_submitit(tiny: Path, run: Run, monkeypatch: pytest.Monk
     )
     monkeypatch.setattr(slurm, "installed", lambda _: False)
     refused(run("compare", tiny, "--slurm", "gpu"), r"pip install 'factor-transfer\[slurm\]'")
+
+
+def test_the_student_alone_learns_from_labels(tiny: Path) -> None:
+    for row in ("student", "student,student.epochs=2"):
+        recipe = read_recipe(tiny, ["student.labels=none", "student.finetune.epochs=1", *slurm._as_overrides(row)])
+        assert (recipe.method, recipe.student.labels) == ("student", "all")
+    kd = read_recipe(tiny, ["student.labels=none", "student.finetune.epochs=1", *slurm._as_overrides("kd")])
+    assert kd.student.labels == "none"
 
 
 def test_the_resources_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:

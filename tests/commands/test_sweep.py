@@ -10,7 +10,7 @@ from rich.console import Console
 from conftest import Run, refused
 from factor_transfer.commands import slurm
 from factor_transfer.commands.compare import parse_methods
-from factor_transfer.config.read import as_toml, read_recipe
+from factor_transfer.config.read import as_toml, read_recipe, with_setting
 from factor_transfer.config.sweep import Sweep, split_sweep
 from factor_transfer.errors import InputError
 from factor_transfer.pipeline.experiment import Experiment
@@ -89,6 +89,14 @@ def test_the_schedule_of_terms_makes_rows_of_the_methods_that_have_terms(tiny: P
     assert name_of(rows[2]) == "KD, schedule = linear"
     with pytest.raises(InputError, match="no method of --methods has terms"):
         schedule.rows(["student"], read_recipe(tiny))
+
+
+@pytest.mark.parametrize("given", ["student.args={}", "student.args={width=4}"])
+def test_another_network_has_its_own_defaults(tiny: Path, given: str) -> None:
+    Path("process.toml").write_text(as_toml(read_recipe(tiny, [given])))  # which has the defaults of the network, too
+    swept = with_setting(read_recipe("process.toml"), "student.model=resnet8x4")
+    plain = read_recipe(tiny, [given, "student.model=resnet8x4"])
+    assert swept.student.args.model_dump() == plain.student.args.model_dump()
 
 
 def test_rows_have_distinct_folders_and_can_be_read_from_them(tiny: Path) -> None:

@@ -42,7 +42,7 @@ def names_key_and_place(message: str, overrides: tuple[str, ...] = ()) -> bool:
     head, *faults = message.split("\n")
     said = "|".join([r"line \d+", *(re.escape(repr(text)[1:-1][:40]) + ".*" for text in overrides)])
     # What is missing from the whole recipe is on no line.
-    one = re.compile(rf"  (({said}): (unknown|[\w-]+|'.*').*|[a-z]+(\.model|\.name)? is missing|… and \d+ more)")
+    one = re.compile(rf"  (({said}): (unknown|[\w-]+|'.*').*|[a-z]+(\.model|\.name)? is missing.*|… and \d+ more)")
     return head == "recipe any.toml:" and bool(faults) and all(one.fullmatch(line) for line in faults)
 
 

@@ -65,6 +65,9 @@ def test_how_many_images_of_a_batch_are_labelled() -> None:
     alone = half.labelled_alone()
     assert (alone.labelled_per_batch, alone.batch_size, alone.steps) == (128, 128, 835)
     assert mix(50, 1000, 64).labelled_alone().batch_size == 50
+    assert mix(50, 1000, 64).labelled_alone(parts=4).batch_size == 48  # which can be divided into four parts
+    with pytest.raises(InputError, match="3 labelled images cannot be divided into 4 parts"):
+        mix(3, 1000, 6, share=0.5).labelled_alone(parts=4)
 
 
 @pytest.mark.parametrize(

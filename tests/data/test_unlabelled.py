@@ -117,6 +117,21 @@ def bad(kind: str, root: Path) -> str | list[str]:
     return kind if kind != "none" else []
 
 
+def test_grey_pictures_that_are_read_in_colour_beside_others_of_their_kind(tmp_path: Path) -> None:
+    for name in "ab":
+        for index in range(4):
+            picture(tmp_path / "root" / name / f"{index}.png", index, mode="L")
+    picture(tmp_path / "more" / "0.png", 9, mode="L")
+    for in_memory in (True, False):
+        where = str(tmp_path / "root"), str(tmp_path / "more")
+        data = open_data("folder", root=where[0], test_fraction=0.5, unlabelled=where[1], in_memory=in_memory)
+        assert data.unlabelled is not None
+        assert data.unlabelled.images.shape == (1, 3, 8, 8)
+    picture(tmp_path / "more" / "0.png", 9)
+    with pytest.raises(InputError, match="its images are in colour, but the training images are grey"):
+        open_data("folder", root=where[0], test_fraction=0.5, unlabelled=where[1])
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [

@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from conftest import Run, refused
 from factor_transfer.config.read import read_recipe
+from factor_transfer.export import qat
+from factor_transfer.methods import Supervised
+from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.finished_run import find_run
 from factor_transfer.training import trainer
 from factor_transfer.training.checkpoint import save_training
 
@@ -35,6 +40,10 @@ def test_terms_alone_then_labels_alone(tiny: Path, run: Run) -> None:
     assert "loss_factor" not in after[0]
     assert after[0]["learning_rate"] == 0.05
     assert after[-1]["accuracy"] > before[-1]["accuracy"]
+    # In 8 bits, it learns from what it learned from last.
+    experiment = Experiment(read_recipe(tiny, TUNED), Path("work"), Console(quiet=True), "")
+    found = find_run(Path("work"))
+    assert isinstance(qat._method(experiment, found, experiment.load(found.student)), Supervised)
     assert "untuned-factor-seed0 has learned nothing" not in result.out
 
     again = run("train", tiny, *TUNED, "student.finetune.epochs=1", "--work-dir", "work")
@@ -66,13 +75,19 @@ def test_a_resumed_fine_tuning_ends_with_the_same_bytes(tiny: Path, run: Run, mo
 
 
 def test_a_comparison_of_students_without_labels(tiny: Path, run: Run) -> None:
-    tuned = ["student.labels=none", "student.finetune.epochs=1"]
-    given = [*FEW, *tuned, "--methods", "student,kd", "--seeds", "1", "--work-dir", "work"]
-    result = run("compare", tiny, *given)
+    given = [*FEW, "student.labels=none", "--methods", "student,kd", "--seeds", "1", "--work-dir", "work"]
+    result = run("compare", tiny, *given, "student.finetune.epochs=1,2")
     assert result.code == 0, result.err
-    assert "loss_ce" not in figures("untuned-kd-seed0")[0]
-    # The student alone has only labels to learn from, and takes as many steps.
-    assert set(figures("untuned-alone-seed0")[0]) == set(figures("student-alone-seed0")[0])
+    row = "kd,student.finetune.epochs=2-seed0"
+    assert "loss_ce" not in figures(f"untuned-{row}")[0]
+    assert len(figures(f"student-{row}")) == 2
+    # The student alone has only labels to learn from. The first row has the recipe's own settings: no fine-tuning.
+    assert not Path("work/untuned-alone-seed0").exists()
+    tuned = "alone,student.finetune.epochs=1-seed0"
+    assert set(figures(f"untuned-{tuned}")[0]) == set(figures(f"student-{tuned}")[0])
+    runs = {run["method"]: run for run in json.loads(Path("work/comparison.json").read_text())["runs"]}
+    both = record(f"untuned-{row}")["seconds"] + record(f"student-{row}")["seconds"]
+    assert runs["kd,student.finetune.epochs=2"]["seconds"] == both
     assert read_recipe(Path("work/student-alone-seed0/recipe.toml")).student.labels == "all"
     # The recipes of students from before this setting, and of those that learn from labels, have no such input.
     assert "labels" not in record("student-alone-seed0")["inputs"]["student"]

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import own_networks
 import pytest
@@ -11,12 +12,14 @@ import torch
 from torch import nn
 
 from conftest import Run, refused
-from factor_transfer import Distillation, FactorTransfer, Paraphraser, Translator
+from factor_transfer import CRD, Distillation, FactorTransfer, Pair, Paraphraser, Side, Translator
+from factor_transfer.config.read import read_recipe
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.methods import Supervised, Teacher
 from factor_transfer.models.inference import copy_network, eval_mode, fix_computed_weights
 from factor_transfer.models.outputs import logits_of
+from factor_transfer.pipeline.experiment import named_code
 from factor_transfer.pipeline.weights.trial import leave_out_unused, try_network
 from factor_transfer.taps import Taps
 
@@ -101,6 +104,27 @@ def test_parameters_without_a_gradient_are_left_out() -> None:
         "auxiliary.bias",
     ]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_the_trial_leaves_buffers_unchanged_that_are_replaced() -> None:
+    """CRD estimates its constants from the first batch, which must not be that of the trial."""
+    teacher, student = own_networks.plain(4, 3), own_networks.plain(4, 3)
+    labels = torch.arange(4)
+    pair = Pair(Side(teacher, ("last",), IMAGES), Side(student, ("last",), IMAGES), {}, labels)
+    crd = CRD.between(pair, negatives=2, dimension=4)
+    method = Distillation(student, teacher, {"crd": crd}).train()
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    leave_out_unused(method, Batch(IMAGES[:4], labels, labels))
+    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+    method(IMAGES[:4], labels, labels)
+    assert any(not torch.equal(value, before[key]) for key, value in method.state_dict().items() if "crd" in key)
+
+
+def test_code_that_a_recipe_names_may_run_for_the_student_before_and_after_fine_tuning(tiny: Path) -> None:
+    recipe = read_recipe(tiny, ["student={model='mine:build', epochs=1}"])
+    for stage, allowed in (("student-kd-seed0", True), ("untuned-kd-seed0", True), ("teacher", False)):
+        done = Mock(record={"stage": stage, "model": {"name": "mine:build", "num_classes": 4, "in_channels": 3}})
+        assert named_code(recipe, done) == (["mine:build"] if allowed else [])
 
 
 def test_the_trial_leaves_frozen_modules_unchanged() -> None:

@@ -11,9 +11,9 @@ from factor_transfer.distributed.launch import launch_info
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe to override, such as student.epochs=10."),
+    typer.Argument(metavar="KEY=VALUE", help="Settings of the recipe to override, such as student.epochs=10."),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the full traceback of an error.")]
 
 
 TrustCode = Annotated[

@@ -31,7 +31,9 @@ Teacher = Annotated[
 ]
 Unlabelled = Annotated[
     list[Path] | None,
-    typer.Option(metavar="DIR", help="A folder of pictures without labels, from which the student learns, too."),
+    typer.Option(
+        metavar="DIR", help="A folder of pictures without labels, from which the student learns, too; can be repeated."
+    ),
 ]
 Minutes = Annotated[float, typer.Option(metavar="N", help="The time for everything, in minutes on this device.")]
 

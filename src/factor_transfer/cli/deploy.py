@@ -35,10 +35,14 @@ def export(
         typer.Option(metavar="DIR", help="The folder to write.", show_default="a folder in the student's folder"),
     ] = None,
     raw_input: Annotated[
-        bool, typer.Option("--raw-input", help="Leave out the preprocessing: the file takes normalised float32 images.")
+        bool,
+        typer.Option(
+            "--raw-input", metavar="", help="Leave out the preprocessing: the file takes normalised float32 images."
+        ),
     ] = False,
     dynamic_batch: Annotated[
-        bool, typer.Option("--dynamic-batch", help="Accept batches of 1 to 64 images instead of single images.")
+        bool,
+        typer.Option("--dynamic-batch", metavar="", help="Accept batches of 1 to 64 images instead of single images."),
     ] = False,
     calibration: Annotated[
         int,
@@ -92,18 +96,22 @@ def predict(
     network: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN|FILE", help="A run, weights, a packaged student, or a .pte or .onnx file or its folder."
+            metavar="RUN|FILE",
+            help="A run, a student of `show zoo`, weights, a packaged student, or a .pte or .onnx file or its folder.",
         ),
     ],
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Pictures or folders; - reads names from standard input.")
+        list[str], typer.Argument(metavar="IMAGE", help="Pictures or folders; - reads names from standard input.")
     ],
     top: Annotated[
         int, typer.Option(metavar="N", min=1, help="The number of classes to print per picture, most likely first.")
     ] = 5,
-    json: Annotated[bool, typer.Option("--json", help="Print the results as a JSON list.")] = False,
+    json: Annotated[bool, typer.Option("--json", metavar="", help="Print the results as a JSON list.")] = False,
     convert: Annotated[
-        bool, typer.Option("--convert", help="Accept images with other channels, and convert them as for training.")
+        bool,
+        typer.Option(
+            "--convert", metavar="", help="Accept images with other channels, and convert them as for training."
+        ),
     ] = False,
     trust_code: TrustCode = None,
     debug: Debug = False,

@@ -34,7 +34,9 @@ RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML fi
 WorkDir = Annotated[
     Path | None, typer.Option(metavar="DIR", help="The folder of the results.", show_default="runs/<recipe>")
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start again; existing results are moved to <work dir>/replaced.")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", metavar="", help="Start again; existing results are moved to <work dir>/replaced.")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -47,7 +49,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show versions and exit.")
+        bool,
+        typer.Option("--version", metavar="", callback=_print_version, is_eager=True, help="Show versions and exit."),
     ] = False,
 ) -> None:
     """Compress a trained network into a small one by Factor Transfer."""
@@ -70,7 +73,7 @@ def run(
     overrides: Overrides = None,
     work_dir: WorkDir = None,
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="Also train the student alone, with the same budget.")
+        bool, typer.Option("--baseline", metavar="", help="Also train the student alone, with the same budget.")
     ] = False,
     fresh: Fresh = False,
     debug: Debug = False,
@@ -111,7 +114,7 @@ def pretrain(
     fresh: Fresh = False,
     debug: Debug = False,
 ) -> None:
-    """Stage 2, connectors pre-training: train the paraphraser on the teacher's features."""
+    """Stage 2: train the paraphraser on the teacher's features (connectors pre-training)."""
     experiment = _checked(_experiment(recipe, overrides, work_dir))
 
     from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
@@ -128,7 +131,7 @@ def train(
     fresh: Fresh = False,
     debug: Debug = False,
 ) -> None:
-    """Stage 3, distillation training: train the student with the teacher's factors."""
+    """Stage 3: train the student by the recipe's method (distillation training)."""
     experiment = _checked(_experiment(recipe, overrides, work_dir))
 
     from factor_transfer.pipeline.stages.student import make_student, preflight
@@ -182,9 +185,12 @@ def compare(
     from factor_transfer.commands.compare import compare as run_comparison
     from factor_transfer.commands.jobs import ProcessJobs, default_jobs
     from factor_transfer.commands.slurm import Jobs
+    from factor_transfer.config.recipe import ALONE, parse_method
     from factor_transfer.report.comparison import print_comparison
     from factor_transfer.report.paper.write import TableFiles
 
+    if slurm_args and slurm is None:
+        raise InputError("--slurm-args is only for Slurm jobs; give the partition with --slurm")
     tables = TableFiles(csv, latex)
     runner: Runner | None = None
     if slurm is not None:
@@ -193,8 +199,8 @@ def compare(
         count = default_jobs(experiment) if jobs is None else jobs
         runner = ProcessJobs(count) if count != 1 else None
     rows = parse_methods(methods) if sweep is None else sweep.rows(parse_methods(methods), experiment.recipe)
-    if against not in rows:
-        (against,) = set(parse_methods(against)) - {"student"} or {"student"}
+    if against not in rows and "," not in against:
+        against = "+".join(parse_method(against)) or ALONE
     comparison = run_comparison(experiment, rows, seeds, runner, against)
     print_comparison(experiment.console, comparison, len(experiment.test), seeds)
     names = ("comparison.json", "comparison.png", "comparison.pdf", "comparison.svg", "report.html")
@@ -226,7 +232,14 @@ def report(
 def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    work_dir: WorkDir = None,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A work dir, whose finished teacher and paraphraser are used, if any; nothing is written to it.",
+            show_default="runs/<recipe>",
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the results to this file.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -251,7 +264,7 @@ def test(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[CHECKPOINT]", help="With RECIPE: a file of weights, the folder of a stage, or a work dir."
+            metavar="CHECKPOINT", help="With RECIPE: a file of weights, the folder of a stage, or a work dir."
         ),
     ] = None,
     overrides: Overrides = None,
@@ -277,7 +290,8 @@ def test(
         raise InputError(f"{network} is a run, which contains its recipe and its weights; leave out {checkpoint}")
     if not is_run and checkpoint is None:
         raise InputError(
-            f"there is nothing to test: give the folder of a run, or a recipe and CHECKPOINT; got only {network!r}"
+            "there is nothing to test: give the folder of a run, or a recipe and CHECKPOINT; "
+            f"{network!r} is not the folder of a run, and no CHECKPOINT was given"
         )
 
     trusted: list[str] | None = None
@@ -314,7 +328,7 @@ def show(
         str, typer.Argument(metavar="models|methods|presets|recipes|schema|zoo|taps", help="What to list.")
     ],
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="For taps: the network whose taps are listed.")
+        str | None, typer.Argument(metavar="MODEL", help="For taps: the network whose taps are listed.")
     ] = None,
     size: Annotated[
         int | None,

@@ -177,7 +177,7 @@ def score(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
         "top1_kept": kept["top1"],
         "top1_best": kept["top1"],  # the former name of ``top1_kept``
         "loss": last["loss"],
-        "seconds": done.record["seconds"],
+        "seconds": done.record["seconds"] + done.record.get("untuned_seconds", 0.0),
         "settings": settings,
     }
 

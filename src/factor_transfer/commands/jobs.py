@@ -41,8 +41,10 @@ def default_jobs(experiment: Experiment) -> int:
     # Terms that the main script has registered are unknown in other processes.
     if any(term.__module__ == "__main__" for term in TERMS.values()):
         return 1
-    images = experiment.data.train.images
+    images, more = experiment.data.train.images, experiment.data.unlabelled
     process_bytes = _PROCESS_BYTES + (3 * images.nbytes if isinstance(images, Tensor) else 0)
+    if more is not None and isinstance(more.images, Tensor):  # each process has them twice, alone and with the others
+        process_bytes += 2 * more.images.nbytes
     return max(1, min(_processors(), _available_bytes() // process_bytes))
 
 

@@ -15,6 +15,7 @@ from factor_transfer.models import Normalize, state_bytes
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment, Stage
+from factor_transfer.pipeline.stages.finetune import finetune_section
 from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, new_paraphrasers, paraphraser_provenance
 from factor_transfer.pipeline.stages.teacher import frozen_teacher, teacher_provenance
 from factor_transfer.pipeline.weights.initial import init_network
@@ -109,6 +110,9 @@ def measure_stages(experiment: Experiment, networks: Networks, method: Method) -
         training = ParaphraserTraining(teacher, list(paraphrasers), list(paraphrasers.values()), **distance)
         found["paraphraser"] = measure_stage(experiment, training, "paraphraser")
     found["student"] = measure_stage(experiment, method, "student")
+    if recipe.student.finetune is not None:
+        supervised = Supervised(experiment.build(recipe.student), networks.of_student)
+        found["finetune"] = measure_stage(experiment, supervised, "finetune")
     return found
 
 
@@ -120,7 +124,8 @@ def measure_stage(experiment: Experiment, method: Method, stage: Stage) -> Budge
         method: the method that trains the stage. Its weights are changed.
         stage: the stage.
     """
-    section: Training = getattr(experiment.recipe, stage)
+    student = experiment.recipe.student
+    section: Training = finetune_section(student) if stage == "finetune" else getattr(experiment.recipe, stage)
     assert section.epochs is not None
     batches = experiment.batches(stage, has_terms=not isinstance(method, Supervised))
     batch, steps = next(batches.epoch(0)), section.epochs * max(1, len(batches))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from factor_transfer.config.recipe import needs_paraphraser
+from factor_transfer.config.recipe import ALONE, needs_paraphraser
 from factor_transfer.errors import InputError, first_line
 from factor_transfer.models.optional import installed, pip_install
 from factor_transfer.pipeline import artefact
@@ -23,7 +23,8 @@ _LIMITS = ("time", "cpus_per_task", "gpus_per_node", "mem", "account", "qos", "c
 def _as_overrides(row: str) -> list[str]:
     """The changes to a recipe that make it one of the row of a comparison."""
     method, _, setting = row.partition(",")
-    return [*([setting, f"variant={setting}"] if setting else []), f"transfer.method={method}"]
+    labels = ["student.labels=all"] if method == ALONE else []  # it has nothing else to learn from
+    return [*([setting, f"variant={setting}"] if setting else []), f"transfer.method={method}", *labels]
 
 
 class Jobs:

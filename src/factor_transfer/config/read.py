@@ -15,6 +15,7 @@ from factor_transfer.config.presets import with_preset
 from factor_transfer.config.toml_lines import Key, Lines, key_text, known
 from factor_transfer.config.toml_values import check_values
 from factor_transfer.errors import InputError, about, shown, suggest
+from factor_transfer.settings import Options
 
 if TYPE_CHECKING:
     from factor_transfer.config.recipe import Recipe
@@ -92,6 +93,12 @@ def with_setting(recipe: "Recipe", setting: str) -> "Recipe":
         InputError: if the key or the value is invalid.
     """
     document = _document(recipe)
+    key = setting.partition("=")[0]
+    if key in ("teacher.model", "student.model"):
+        # The document has the defaults of the recipe's own network, which another network does not share.
+        table = key.partition(".")[0]
+        args: Options = getattr(recipe, table).args
+        document[table]["args"] = args.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     _override(document, setting)
     return _validated({**document, "variant": setting}, _Origin("", [setting], document), f"recipe {recipe.name}")
 
@@ -217,6 +224,12 @@ class _Origin:
         return f"line {line}: " if path else ""
 
 
+_REMEDIES = {
+    "transfer": '; add the table [transfer.factor], or [transfer] with method = "student", which needs no teacher',
+    **{table: f"; add the table [{table}]" for table in ("data", "teacher", "student")},
+}
+
+
 def _explain(error: ValidationError, kind: type[BaseModel], document: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
     """The faults of a document: the steps to each key, and a description of what is wrong and what was given."""
     keys = keys_of_type(kind)
@@ -229,7 +242,7 @@ def _explain(error: ValidationError, kind: type[BaseModel], document: Mapping[st
         if fault["type"] == "extra_forbidden":
             yield loc, unknown_key(loc, keys)
         elif fault["type"] == "missing":
-            yield loc, f"{key} is missing"
+            yield loc, f"{key} is missing{_REMEDIES.get(key, '')}"
         elif cause is not None:
             yield loc, f"{key}: {cause}"
         else:

@@ -43,8 +43,8 @@ class Cache(Options):
 
     Attributes:
         views: the number of fixed views (crops and flips) of each training image. The teacher's outputs for them are
-            computed once and stored in the work dir. ``None`` draws new views in every epoch and runs the teacher in
-            every step.
+            computed once and stored in the work dir. By default there are new views in every epoch, and the teacher is
+            run in every step.
         seed: the seed of the views.
     """
 
@@ -103,7 +103,9 @@ class Training(Options):
     @model_validator(mode="after")
     def _trained(self) -> "Training":
         if self.epochs is None and self.weights is None:
-            raise ValueError("give epochs, to train it, or weights, the file of a trained one; both to train that on")
+            raise ValueError(
+                "give epochs, to train it, or weights, to take a trained one; or both, to train that further"
+            )
         return self
 
     @model_validator(mode="after")

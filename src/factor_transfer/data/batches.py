@@ -81,9 +81,19 @@ class Mixture:
         """The least number of labelled images in a part of a batch that is divided into equal parts."""
         return self.labelled_per_batch // parts
 
-    def labelled_alone(self) -> "Mixture":
-        """The composition of as many batches without unlabelled images."""
-        size = min(self.batch_size, self.labelled)
+    def labelled_alone(self, parts: int = 1) -> "Mixture":
+        """The composition of as many batches without unlabelled images.
+
+        Args:
+            parts: the number of equal parts that each batch is divided into. If there are fewer labelled images than a
+                batch has, a batch has as many of them as can be divided.
+
+        Raises:
+            InputError: if there are fewer labelled images than parts.
+        """
+        size = min(self.batch_size, self.labelled // parts * parts)
+        if not size:
+            raise InputError(f"{self.labelled} labelled images cannot be divided into {parts} parts of a batch")
         return replace(self, unlabelled=0, batch_size=size, labelled_per_batch=size)
 
     def order(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:

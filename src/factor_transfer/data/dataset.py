@@ -154,16 +154,16 @@ def open_data(
         name: the name of the data set, one of ``DATASETS``, or ``package.module:callable``, see ``load_own``.
         validation: the fraction of the training images that is used for validation, in 0..1, stratified by class. It
             has no effect if the data set has its own validation split, such as a folder ``val``.
-        limit: the number of training images to use, stratified by class; ``None`` uses all.
+        limit: the number of training images to use, stratified by class. All are used by default.
         unlabelled: a folder of images without labels, or several, with any folders inside them. The paraphraser and
             the student also learn from these images.
         labelled: the fraction of the training images whose labels are used, in 0..1, stratified by class; the others
-            become images without labels. This simulates missing labels, for studies; ``None`` uses all labels.
+            become images without labels. This simulates missing labels, for studies. All labels are used by default.
         split_seed: the seed of the random splits. It is separate from the seeds of training, so that runs with
             different seeds share their validation images.
-        mean: the mean of each channel, in 0..1. It is measured on the training images if it is ``None``, on
+        mean: the mean of each channel, in 0..1. By default it is measured on the training images, on
             ``STATISTICS_IMAGES`` of them if they are on disk.
-        std: the standard deviation of each channel, in 0..1, measured like ``mean`` if it is ``None``.
+        std: the standard deviation of each channel, in 0..1. By default it is measured like ``mean``.
         options: the keyword arguments of the data set, such as ``root``.
 
     Raises:
@@ -206,7 +206,7 @@ def open_data(
     if lost:
         raise InputError(
             f"no training image of class {source.classes[min(lost)]!r} is left; choose a smaller data.validation or a "
-            "larger data.limit"
+            f"larger data.{'limit' if labelled is None else 'labelled'}"
         )
     mean_std = _statistics(train, mean, std)
     test = cache(source.test)  # experiments that share the data share the test images

@@ -6,6 +6,7 @@ from datetime import timedelta
 from inspect import signature
 from typing import Any
 
+import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from factor_transfer.distributed.launch import launch_info
@@ -42,6 +43,10 @@ def open_fabric(device: str, precision: Any) -> Fabric:
         InputError: if there is no such device here, or not one for each process.
     """
     here = launch_info()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "device 'cuda' cannot be used here: PyTorch finds no CUDA GPU; leave it out, or set device=cpu"
+        )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets each process, and names the precision
     try:
         if here.world == 1:

@@ -19,7 +19,7 @@ from factor_transfer.data import Batches
 from factor_transfer.distributed.precision import FULL
 from factor_transfer.errors import InputError
 from factor_transfer.export.graph import at_rest
-from factor_transfer.methods import Distillation, ReusedClassifier, Supervised
+from factor_transfer.methods import Distillation, ReusedClassifier, Supervised, cross_entropy
 from factor_transfer.models.families.resnet import Projection
 from factor_transfer.pipeline.artefact import CONNECTORS
 from factor_transfer.pipeline.experiment import Experiment
@@ -96,8 +96,9 @@ def _round_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int) -> nn.Module:
     """Fine-tune a student with simulated 8-bit layers, by the recipe's method, at a tenth of its learning rate.
 
-    The training is in float32, since bfloat16 cannot represent the simulated 8-bit values. The student's connectors
-    are those that were trained beside it. If they are missing, new ones are first trained alone for one epoch.
+    A student that was fine-tuned on labels after its distillation learns from labels alone here, too. The training is
+    in float32, since bfloat16 cannot represent the simulated 8-bit values. The student's connectors are those that were
+    trained beside it. If they are missing, new ones are first trained alone for one epoch.
 
     Args:
         experiment: the experiment of the run.
@@ -125,15 +126,7 @@ def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int)
     section, device = experiment.recipe.student, experiment.fabric.device
     network = experiment.fabric.to_device(network).requires_grad_(True)
     torch.manual_seed(section.seed)
-    normalize = experiment.normalize(run.student)
-    teacher, paraphrasers = None, {}
-    if experiment.recipe.terms:
-        if run.teacher is None:
-            raise InputError(f"--qat needs the teacher, but {run.student.folder.parent} has none")
-        teacher = frozen_teacher(experiment, experiment.load(run.teacher), experiment.normalize(run.teacher))
-        if experiment.recipe.needs_paraphraser:
-            paraphrasers = load_paraphrasers(experiment, require_paraphraser(experiment, run.teacher))
-    method = build_student_method(experiment, network, normalize, teacher, paraphrasers)
+    method = _method(experiment, run, network)
     batches = Batches(experiment.data.train, section.batch_size, section.seed, experiment.augment, device)
     connectors = run.student.connectors()
     if isinstance(method, Distillation) and connectors:
@@ -145,6 +138,21 @@ def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int)
     with rounded(network):
         _train(experiment, method, network, batches, epochs, "student in 8 bits", _LEARNING_RATE)
     return at_rest(network)
+
+
+def _method(experiment: Experiment, run: Run, network: nn.Module) -> Distillation | Supervised:
+    """The method by which the student was trained last."""
+    section, normalize = experiment.recipe.student, experiment.normalize(run.student)
+    if section.finetune is not None:
+        return Supervised(network, experiment.student_input(normalize), cross_entropy(section.label_smoothing))
+    teacher, paraphrasers = None, {}
+    if experiment.recipe.terms:
+        if run.teacher is None:
+            raise InputError(f"--qat needs the teacher, but {run.student.folder.parent} has none")
+        teacher = frozen_teacher(experiment, experiment.load(run.teacher), experiment.normalize(run.teacher))
+        if experiment.recipe.needs_paraphraser:
+            paraphrasers = load_paraphrasers(experiment, require_paraphraser(experiment, run.teacher))
+    return build_student_method(experiment, network, normalize, teacher, paraphrasers)
 
 
 def _train(

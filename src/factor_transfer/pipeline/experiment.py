@@ -185,7 +185,7 @@ class Experiment:
         split = self.data.pool if not labelled_only and has_terms else self.data.train
         mixture = self.mixture if stage == "student" else None
         if mixture is not None and not has_terms:
-            mixture = mixture.labelled_alone()
+            mixture = mixture.labelled_alone(section.accumulate * self.fabric.world_size)
         return Batches(
             split,
             section.batch_size,
@@ -414,7 +414,9 @@ def named_code(recipe: Recipe, done: Artefact) -> list[str]:
         A list with the name of the allowed model, or an empty list.
     """
     stage, model = str(done.record.get("stage", "")), dict(done.record.get("model") or {})
-    section = recipe.student if stage.startswith("student") else recipe.teacher if stage == "teacher" else None
+    section = recipe.teacher if stage == "teacher" else None
+    if stage.startswith(("student", "untuned")):
+        section = recipe.student
     for key in ("num_classes", "in_channels"):
         model.pop(key, None)
     if section is None or model != {"name": section.model, **section.args.model_dump(mode="json")}:

@@ -104,15 +104,18 @@ def find_run(folder: Path) -> Run:
     if not folder.is_dir() and folder.as_posix() in zoo.entries():
         folder = zoo.find(folder.as_posix()).folder
     if not folder.is_dir():
-        raise InputError(f"{folder} does not exist; give the folder that `factor-transfer run` wrote, or a student's")
+        raise InputError(
+            f"{folder} does not exist; give the folder of a run, of a student in it, or the name of a student in "
+            "`factor-transfer show zoo`"
+        )
     student_folder = folder if (folder / artefact.RECORD).exists() else _find_student(folder)
     student = artefact.find(student_folder)
     if student is None:
         raise InputError(f"{student_folder} is not finished; the command that started its training resumes it")
     if "model" not in student.record or not student_folder.name.startswith("student"):
         raise InputError(
-            f"{student_folder} contains a {student_folder.name}, not a student; give the run's folder, "
-            f"{student_folder.parent}"
+            f"{student_folder} contains a {student_folder.name}, not a student; give a student, such as a folder "
+            f"{student_folder.parent / 'student-…'}"
         )
     teacher = artefact.find(student_folder.parent / "teacher")
     learned_from = student.record["inputs"].get("teacher")

@@ -195,6 +195,11 @@ def choose_networks(
     return teacher, _with_stem(student or ChosenNetwork(pair[1]), size)
 
 
+def is_less_deep(teacher: str, student: str) -> bool:
+    """Whether a student is known to be of the teacher's family and less deep."""
+    return _STUDENTS.get(teacher) == student or _TEACHERS.get(student) == teacher
+
+
 def choose_batch_size(images: int, device: str) -> int:
     """The batch size for a number of training images.
 

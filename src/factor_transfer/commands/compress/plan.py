@@ -13,6 +13,7 @@ from factor_transfer.commands.compress.choose import (
     choose_batch_size,
     choose_networks,
     choose_transfer,
+    is_less_deep,
     parse_student,
     parse_teacher,
     sizes,
@@ -29,6 +30,7 @@ from factor_transfer.commands.compress.schedule import (
     plan_epochs,
     replan,
 )
+from factor_transfer.data.sets.image_files import check_text
 from factor_transfer.distributed.device import find_device
 from factor_transfer.errors import InputError
 from factor_transfer.report.names import name_of
@@ -59,8 +61,12 @@ class Request:
         """Check the options, and return the given teacher and student.
 
         Raises:
-            InputError: a network is unknown, a file does not exist, or the time is not positive.
+            InputError: a network is unknown, a file does not exist, the name of a folder is not text, or the time is
+                not positive.
         """
+        for folder in (self.pictures, *self.unlabelled):
+            for part in (folder.absolute(), *folder.absolute().parents):
+                check_text(part)
         if not (self.minutes > 0 and math.isfinite(self.minutes)):
             raise InputError(f"--minutes must be more than 0, got {self.minutes:g}; it is the time for everything")
         teacher = None if self.teacher is None else parse_teacher(self.teacher)
@@ -184,7 +190,7 @@ def _lines(
     )
     teacher, student, costs = choice.teacher, choice.student, measured.costs
     why = ""
-    if teacher.weights is None and measured.teacher > measured.student:
+    if teacher.weights is None and is_less_deep(teacher.model, student.model):
         why = ": same family, less depth, which is where Factor Transfer gains most"
     terms = ", ".join(
         f"{name_of(term)} ({', '.join(f'{key} = {value:g}' for key, value in settings.items())})"

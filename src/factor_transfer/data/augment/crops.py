@@ -17,8 +17,8 @@ class Augment:
         crop_padding: the width of the black border, in pixels, that is added to an image before a window of the image's
             size is cropped at a random position. 4 is usual for 32×32 images (He et al. 2016).
         flip: whether to flip images horizontally with probability 1/2.
-        student: ``"strong"`` changes the images that the student sees further, see ``StrongAugment``. Its teacher sees
-            them without these changes.
+        student: ``"strong"`` changes the images of the student further, see ``StrongAugment``. Its teacher sees them
+            without these changes.
         mixup: the parameter of mixup's Beta distribution for the student's batches, such as 0.2, see ``Mixing``. The
             teacher answers for the mixed images.
         cutmix: the same for CutMix, such as 1.

@@ -57,7 +57,7 @@ def load_fashion_mnist(*, root: str = "data", download: bool = False, verify: bo
     ``root/FashionMNIST/raw`` (torchvision's folder).
 
     Args:
-        root: the folder of the files, or the folder that contains one of these folders.
+        root: the folder of the four files, or the folder that contains ``fashion-mnist`` or ``FashionMNIST/raw``.
         download: whether to download the four files (31 MB) into ``root/fashion-mnist`` if they are missing. Only one
             process at a time may do so.
         verify: whether to reject files that have the published size, but another checksum.

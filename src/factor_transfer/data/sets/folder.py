@@ -61,14 +61,15 @@ def load_folder(
     Args:
         root: the folder of the data set.
         size: the number of pixels that the shorter side of each image is scaled to (bilinear, antialiased), before the
-            size×size pixels at the centre are cropped; ``None`` requires images of equal size, and keeps it.
+            size×size pixels at the centre are cropped. By default all images must have the same size, which is kept.
         channels: the number of channels: 3 for colour, 1 for grey.
         test_fraction: the fraction of test images if there is no test folder, in 0..1.
         split_seed: the seed that selects these test images. The selection also depends on the order of the images.
         in_memory: whether to decode all images once and hold them in memory, instead of decoding each when it is
-            needed; ``None`` does so if they take less than ``IN_MEMORY``. The results of training are the same.
+            needed. By default they are in memory if they take less than ``IN_MEMORY``. The results of training are the
+            same.
         workers: the number of processes that decode images from the disk during training; 0 decodes them in the
-            process that trains. ``None`` is one per core, up to 8.
+            process that trains. The default is one per core, up to 8.
 
     Returns:
         The data set. If images are held in memory, training images are decoded now, and test images when requested.

@@ -185,7 +185,7 @@ def _entries(folder: Path, skipped: Skipped) -> Iterator[tuple[Path, str]]:
             skipped.add(BROKEN, name)
         elif is_folder or ending in ENDINGS:
             path = Path(entry)
-            _check_text(path)
+            check_text(path)
             if not is_folder and not is_file:
                 check_regular(path, path.stat().st_mode)
             yield path, "folder" if is_folder else "image"
@@ -217,7 +217,12 @@ def _leads_back(path: Path, skipped: Skipped) -> bool:
     return back
 
 
-def _check_text(path: Path) -> None:
+def check_text(path: Path) -> None:
+    """Check that the name of a file or folder is text, as a recipe and a record can have it.
+
+    Raises:
+        InputError: if it is not.
+    """
     try:
         path.name.encode()
     except UnicodeEncodeError:

@@ -56,7 +56,7 @@ def load_unlabelled(
     channels: Literal[1, 3] = 1 if train.images.shape[1] == 1 else 3
     if size is None:
         _check_size(paths[0], train.images.shape[2:], scales)
-    _check_channels(paths, channels)
+    _check_channels(paths, train)
     root = Path(paths[0].anchor)
     stored = StoredImages(root, paths, size=size, channels=channels, like=paths[0], workers=workers)
     labels = torch.full((len(paths),), UNLABELLED)
@@ -95,11 +95,15 @@ def _check_size(path: Path, size: Sequence[int], scales: bool) -> None:
         )
 
 
-def _check_channels(paths: Sequence[Path], channels: int) -> None:
+def _check_channels(paths: Sequence[Path], train: Split) -> None:
+    files = train.files if isinstance(train.images, Tensor) else train.images
+    known = {1 if train.images.shape[1] == 1 else 3}
+    if type(files) is StoredImages:  # grey pictures can be read as if they were in colour, so the files are compared
+        known = {read_header(files.path(index))[0] for index in range(0, len(files), -(-len(files) // _SAMPLE))}
     found = {read_header(path)[0] for path in islice(paths, _SAMPLE)}
-    if found and channels not in found:
+    if not found & known:
         kinds = {1: "grey", 3: "in colour"}
         raise InputError(
-            f"data.unlabelled: its images are {kinds[found.pop()]}, but the training images are {kinds[channels]}; "
+            f"data.unlabelled: its images are {kinds[found.pop()]}, but the training images are {kinds[known.pop()]}; "
             "images without labels must look like the training images"
         )

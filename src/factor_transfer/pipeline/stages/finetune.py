@@ -61,6 +61,7 @@ def finetune_section(section: Student) -> Student:
 
 
 def _description(done: Artefact) -> dict[str, Any]:
-    """The part of a student's record that describes the network."""
+    """The part of a student's record that describes the network, and the time of its training so far."""
     keys = ("model", "classes", "image", "mean", "std", "reused_classifier")
-    return {key: done.record[key] for key in keys if key in done.record}
+    described = {key: done.record[key] for key in keys if key in done.record}
+    return {**described, "untuned_seconds": done.record["seconds"]}

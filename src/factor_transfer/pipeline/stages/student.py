@@ -56,7 +56,10 @@ def make_student(experiment: Experiment, fresh: bool = False) -> Artefact:
     Returns:
         The finished stage.
     """
-    return _the_only(make_students([experiment], fresh))
+    (student,) = make_students([experiment], fresh)
+    if isinstance(student, Exception):
+        raise student
+    return student
 
 
 @in_work_dir
@@ -68,31 +71,25 @@ def make_students(experiments: Sequence[Experiment], fresh: bool = False) -> lis
         fresh: whether to train students again that are up to date.
 
     Returns:
-        The finished stage of each experiment. If there are several, a failed one is represented by its error.
+        The finished stage of each experiment, or the error of one that failed, so that the others continue.
     """
     teachers: dict[str, Teacher] = {}
-    prepared = [_attempt(partial(_student, one, teachers, fresh), experiments) for one in experiments]
+    prepared = [_attempt(partial(_student, one, teachers, fresh)) for one in experiments]
     students = _train(experiments, prepared, teachers)
-    if experiments[0].recipe.student.finetune is None:
-        return students
     followed = [
         student
-        if isinstance(student, Exception)
-        else _attempt(partial(_fine_tuning, experiment, student, fresh), experiments)
+        if isinstance(student, Exception) or experiment.recipe.student.finetune is None
+        else _attempt(partial(_fine_tuning, experiment, student, fresh))
         for experiment, student in zip(experiments, students, strict=True)
     ]
     return _train(experiments, followed, {})
 
 
-def _attempt(
-    prepare: Callable[[], Artefact | StageTraining], experiments: Sequence[Experiment]
-) -> Artefact | StageTraining | Exception:
-    """The result of ``prepare``, or its error if there are several experiments, so that the others continue."""
+def _attempt(prepare: Callable[[], Artefact | StageTraining]) -> Artefact | StageTraining | Exception:
+    """The result of ``prepare``, or its error."""
     try:
         return prepare()
     except (InputError, RuntimeError, MemoryError) as error:
-        if len(experiments) == 1:
-            raise
         return error
 
 
@@ -114,8 +111,6 @@ def _train(
         try:
             outcomes = train(group)
         except (InputError, RuntimeError, MemoryError) as error:
-            if len(experiments) == 1:
-                raise
             outcomes = [error] * len(group)
         trained |= dict(zip(folders, outcomes, strict=True))
     return [trained[student.folder] if isinstance(student, StageTraining) else student for student in students]
@@ -345,9 +340,3 @@ def _check_classifier(recipe: Recipe, method: Distillation, batch: Batch) -> Non
             f'student.labels = "none": {recipe.method} compares features only, so the student\'s classifier would not '
             "be trained; add a term that compares logits, such as kd, or fine-tune it with student.finetune.epochs"
         )
-
-
-def _the_only(students: list[Artefact | Exception]) -> Artefact:
-    (student,) = students
-    assert isinstance(student, Artefact)  # the error of a single training is raised, not returned
-    return student

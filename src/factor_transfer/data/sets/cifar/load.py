@@ -58,7 +58,7 @@ def load_cifar10(*, root: str = "data", download: bool = False, verify: bool = T
     The files are read from ``cifar-10-batches-bin`` or, if it is missing, from ``cifar-10-batches-py``.
 
     Args:
-        root: the folder that contains one of these folders, or that folder itself.
+        root: the folder that contains ``cifar-10-batches-bin`` or ``cifar-10-batches-py``, or one of these itself.
         download: whether to download the binary archive (162 MB) into ``root`` if both folders are missing. Only one
             process at a time may do so.
         verify: whether to reject a file that has as many images as the published one, but another checksum.
@@ -94,7 +94,7 @@ def load_cifar100(*, root: str = "data", download: bool = False, verify: bool = 
     names is missing, the classes are named ``"0"``, ``"1"``, and so on.
 
     Args:
-        root: the folder that contains one of these folders, or that folder itself.
+        root: the folder that contains ``cifar-100-binary`` or ``cifar-100-python``, or one of these itself.
         download: whether to download the binary archive (161 MB) into ``root`` if both folders are missing. Only one
             process at a time may do so.
         verify: whether to reject a file that has as many images as the published one, but another checksum. No

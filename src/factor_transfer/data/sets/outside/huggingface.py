@@ -64,14 +64,14 @@ def load_huggingface(
             files; or a Parquet file.
         config: the configuration of a data set on the hub that has several.
         train_split: the name of the split with the training images.
-        validation_split: the name of the split with the validation images; ``None`` takes ``"validation"``, if there is
+        validation_split: the name of the split with the validation images; by default ``"validation"``, if there is
             one, or else a part of the training images.
-        test_split: the name of the split with the test images; ``None`` takes ``"test"``, if there is one, or else a
-            random part of the training images, stratified by class.
-        image: the column with the images; ``None`` takes the only column with images.
-        label: the column with the labels; ``None`` takes the only column with classes.
+        test_split: the name of the split with the test images; by default ``"test"``, if there is one, or else a random
+            part of the training images, stratified by class.
+        image: the column with the images; by default the only column with images.
+        label: the column with the labels; by default the only column with classes.
         size: the number of pixels that the shorter side of each image is scaled to (bilinear, antialiased), before the
-            size×size pixels at the centre are cropped; ``None`` requires images of equal size, and keeps it.
+            size×size pixels at the centre are cropped. By default all images must have the same size, which is kept.
         channels: the number of channels: 3 for colour, 1 for grey.
         test_fraction: the fraction of test images if there is no test split, in 0..1.
         split_seed: the seed that selects these test images.

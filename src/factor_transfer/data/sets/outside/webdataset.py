@@ -46,16 +46,16 @@ def load_webdataset(
     Args:
         root: the folder of the data set.
         train_shards: the tar files of the training images, below ``root``: a pattern such as
-            ``"imagenet-train-{000000..001281}.tar"`` or ``"train/*.tar"``. ``None`` finds the files of each split by
-            the name of their folder (``train``, ``val``, ``test``) or by the same word in their own name.
-        validation_shards: the tar files of the validation images; ``None`` is as for ``train_shards``, or a part of the
-            training images.
-        test_shards: the tar files of the test images; ``None`` is as for ``train_shards``, or a random part of the
-            training images, stratified by class.
-        image: the ending of the images in the tar files; ``None`` for jpg, jpeg, png or webp.
+            ``"imagenet-train-{000000..001281}.tar"`` or ``"train/*.tar"``. By default the files of each split are
+            found by the name of their folder (``train``, ``val``, ``test``) or by the same word in their own name.
+        validation_shards: the tar files of the validation images, found like ``train_shards`` by default. If there are
+            none, they are a part of the training images.
+        test_shards: the tar files of the test images, found like ``train_shards`` by default. If there are none, they
+            are a random part of the training images, stratified by class.
+        image: the ending of the images in the tar files; by default jpg, jpeg, png or webp.
         label: the ending of the labels, which are integers as text; or ``"json:FIELD"`` for a field of a JSON object.
-        classes: the names of the classes, in the order of the labels; ``None`` takes the lines of ``classnames.txt`` in
-            ``root``, if there is one, or else the numbers.
+        classes: the names of the classes, in the order of the labels. By default they are the lines of
+            ``classnames.txt`` in ``root``, if there is one, or else the numbers.
         size: the number of pixels that the shorter side of each image is scaled to, see ``load_folder``.
         channels: the number of channels: 3 for colour, 1 for grey.
         test_fraction: the fraction of test images if there are no tar files for them, in 0..1.
