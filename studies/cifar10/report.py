@@ -97,7 +97,7 @@ def _methods(records: Mapping[str, Record], group: str) -> str:
                 _cell(as_estimate(figures, "mean")),
                 f"{mean(run['top5'] for run in good):.2f}" if good else "",
                 _signed(as_estimate(figures, "difference"), bool(figures["significant"])),
-                "" if p is None else f"{p:.3f}",
+                "" if p is None else _p(p),
                 "" if closed is None else f"{closed:.0%}",
                 f"{len(good)}{failed}",
             ]
@@ -128,7 +128,11 @@ def _pair(figures: Mapping[str, Any]) -> str:
         return ""
     p = figures["p_holm"]
     said = _signed(Estimate(figures["difference"], figures["interval"]), p is not None and p < 0.05)
-    return said if p is None else f"{said} ({p:.3f})"
+    return said if p is None else f"{said} ({_p(p)})"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
 
 
 def _settings(records: Mapping[str, Record], group: str) -> str:
