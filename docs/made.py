@@ -85,6 +85,7 @@ def term_settings(name: str) -> str:
 def recipe_top(_: str) -> str:
     """The keys of a recipe that are in no table."""
     fields = {key: field for key, field in Recipe.model_fields.items() if not _is_table(field)}
+    fields["name"] = FieldInfo(annotation=str, default=None)  # ``read_recipe`` gives it that of the file
     return _settings(fields, [Recipe])
 
 
@@ -186,7 +187,9 @@ def _settings(fields: Mapping[str, FieldInfo], sources: Iterable[Any]) -> str:
     texts = meanings(sources)
     rows = []
     for key, field in fields.items():
-        default = "required" if field.is_required() else _default(field)
+        table = key.rpartition(".")[0]
+        required = f"required, if there is `{table}`" if table else "required"
+        default = required if field.is_required() else _default(field)
         rows.append((f"`{key}`", _type(field), default, texts.get(key) or texts[key.rpartition(".")[2]]))
     return _table(["key", "value", "default", ""], rows) if rows else "It has no settings.\n"
 

@@ -1,10 +1,8 @@
 """The study of images without labels: its cases are valid, and its page is that of its records."""
 
-from pathlib import Path
-
 import pytest
 from cases import CASES, FASHION_MNIST, Case, given_teacher
-from results import PICTURE, write_report
+from results import made_from
 
 from conftest import ROOT
 from factor_transfer.config.read import read_recipe
@@ -30,7 +28,7 @@ def test_every_case_is_a_valid_recipe(case: Case) -> None:
     assert views == 2 or views * (case.data.images if case.unlabelled else case.labels) >= 200_000
 
 
-def test_the_page_is_that_of_the_records(tmp_path: Path) -> None:
-    write_report(CASES, STUDY / "records", tmp_path / "README.md")
-    assert (tmp_path / "README.md").read_text() == (STUDY / "README.md").read_text()
-    assert (tmp_path / PICTURE).read_bytes() == (STUDY / PICTURE).read_bytes()
+def test_the_pages_are_those_of_the_records() -> None:
+    made = made_from(CASES)
+    assert {path.name for path in made} == {"README.md", "unlabelled.md", "unlabelled.svg"}
+    assert [path for path, content in made.items() if path.read_bytes() != content] == []

@@ -1,5 +1,6 @@
-"""The report of the study, from its records: a page with tables, and a picture."""
+"""The report of the study, from its records: a page with tables, a picture, and a table for other pages."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,14 @@ from factor_transfer.files import read_json
 from factor_transfer.report.confidence import as_estimate, estimate
 from factor_transfer.report.names import name_of
 
+HERE = Path(__file__).parent
 PICTURE = "unlabelled.svg"
+# Pages that have a place for the table of a case with unlabelled images, which stands for the one without, too.
+PAGES = HERE.parents[1] / "README.md", HERE.parents[1] / "docs" / "unlabelled.md"
 
 Record = Mapping[str, Any]
+
+_PLACE = re.compile(r"(<!-- unlabelled (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 _HEAD = f"""# Images without labels
 
@@ -34,13 +40,18 @@ label of an unlabelled image had any influence on a training or a setting, and n
 """
 
 
-def write_report(cases: Sequence[Case], records: Path, path: Path) -> None:
-    """Write the page with the table of each number of labels and each kind of teacher, and the picture beside it.
+def write_report(cases: Sequence[Case]) -> None:
+    """Write all files that are made from the records."""
+    for path, content in made_from(cases).items():
+        path.write_bytes(content)
+
+
+def made_from(cases: Sequence[Case], records: Path = HERE / "records") -> dict[Path, bytes]:
+    """The content of all files that are made from the records: the page of the study, its picture, and other pages.
 
     Args:
         cases: the cases of the study.
         records: the folder of their records.
-        path: the page to write.
     """
     found = {case: read_json(file) for case in cases if (file := records / f"{case.name}.json").exists()}
     sections = [_HEAD]
@@ -55,14 +66,39 @@ def write_report(cases: Sequence[Case], records: Path, path: Path) -> None:
             sections.append(_reference(data, reference))
         sections += [_section(group, found, reference) for group in ordered]
         groups += ordered
-    path.write_text("\n".join(sections), encoding="utf-8")
-    path.with_name(PICTURE).write_bytes(draw(found, groups))
+    by_name = {case.name: case for case in cases}
+
+    def filled(place: re.Match[str]) -> str:
+        return f"{place[1]}\n{_short(by_name[place[2]], found)}\n{place[3]}"
+
+    pages = {page: _PLACE.sub(filled, page.read_text(encoding="utf-8")) for page in PAGES}
+    pages[HERE / "README.md"] = "\n".join(sections)
+    return {HERE / PICTURE: draw(found, groups), **{page: text.encode() for page, text in pages.items()}}
 
 
 def _reference(data: DataSet, record: Record) -> str:
     rows = [_row(name_of(method), [_mean(record, method)]) for method in record["methods"]]
     teacher = _row("teacher", [f"{record['teacher']['top1']:.2f}"])
     return "\n".join([f"### All {data.images:,} labels\n", *_table(["top-1 %"]), teacher, *rows, ""])
+
+
+def _short(group: Case, found: Mapping[Case, Record]) -> str:
+    """The table of a case for other pages: without and with the images that have no labels."""
+    few, every = (found[replace(group, unlabelled=unlabelled)] for unlabelled in (False, True))
+    full = _top1(found[Case(group.data, group.data.images)], "student")
+    rest = group.data.images - group.labels
+    lines = _table([f"{group.labels:,} labelled images", f"and {rest:,} without labels", "gap closed"])
+    for method in group.methods:
+        closed = "" if method == "student" else _closed(every, method, full)
+        lines.append(_row(name_of(method), [_mean(few, method), _mean(every, method), closed]))
+    lines.append(_row(f"student alone, all {group.data.images:,} labels", [f"{full:.2f}", "", "100%"]))
+    note = f"{group.data.title}, top-1 on 10,000 test images, mean ± 95 % interval over {group.data.seeds} seeds."
+    return "\n".join([*lines, "", note, ""])
+
+
+def _closed(record: Record, method: str, full: float) -> str:
+    alone = _top1(record, "student")
+    return f"{(_top1(record, method) - alone) / (full - alone):.0%}"
 
 
 def _section(group: Case, found: Mapping[Case, Record], reference: Record | None) -> str:
@@ -82,8 +118,7 @@ def _section(group: Case, found: Mapping[Case, Record], reference: Record | None
         if method != "student" and every is not None:
             gain = _figure(every["methods"][method], "difference", "+.2f")
             if reference is not None:
-                alone, full = _top1(every, "student"), _top1(reference, "student")
-                closed = f"{(_top1(every, method) - alone) / (full - alone):.0%}"
+                closed = _closed(every, method, _top1(reference, "student"))
         lines.append(_row(name_of(method), [*cells, more, gain, closed]))
     return "\n".join([*lines, ""])
 

@@ -6,9 +6,9 @@
 
 ``run`` takes the cases of cases.py in their order, one method after the other, and writes ``records/<case>.json`` after
 each method. It stops after the given time; the same command resumes. The teacher of Fashion-MNIST that has learned from
-all labels is trained first and stored in ``teacher/``, so that another machine continues with the same one. ``report``
-writes README.md and its picture from the records. The folders have the files of the data sets; the cases of a data set
-without a folder are left out.
+all labels is trained first and stored in ``teacher/``, so that another machine continues with the same one. The folders
+have the files of the data sets; the cases of a data set without a folder are left out. ``report`` writes README.md, its
+picture and the tables of other pages from the records.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def main() -> None:
     running.add_argument("--only")
     running.set_defaults(call=run)
     commands.add_parser("status").set_defaults(call=status)
-    commands.add_parser("report").set_defaults(call=lambda _: write_report(CASES, RECORDS, HERE / "README.md"))
+    commands.add_parser("report").set_defaults(call=lambda _: write_report(CASES))
     given = parser.parse_args()
     given.call(given)
 
