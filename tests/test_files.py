@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import pickle
+import tempfile
 import threading
 from pathlib import Path
 
@@ -127,6 +128,11 @@ def test_results_can_be_written_to_special_files(tiny: Path, finished: Path, run
         reader.join()
         assert "top1" in json.loads(heard[0])
         assert Path("pipe").is_fifo()
+    if Path("/dev/shm").is_dir():  # a file in memory is one like others
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+            for number in (1, 2):
+                files.write_json(Path(place, "a.json"), {"number": number})
+            assert files.read_json(Path(place, "a.json")) == {"number": 2}
     leader, follower = os.openpty()
     files.write_atomic(Path(os.ttyname(follower)), b"heard")
     assert os.read(leader, 9) == b"heard"

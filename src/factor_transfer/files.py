@@ -14,7 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from factor_transfer.errors import InputError
+from factor_transfer.errors import InputError, printable
 
 # Kinds of paths that are not regular files. Opening them could block forever or act on a device.
 _SPECIAL = (
@@ -116,7 +116,9 @@ def _errors_name(path: Path) -> Iterator[None]:
 
 def _is_written_through(path: Path) -> bool:
     """Whether a path is a device, a pipe or an open file (``/dev/stdout``) and cannot be replaced by another file."""
-    if os.path.abspath(path).startswith(("/dev/", "/proc/")) and path.exists():  # noqa: PTH100 (links are not resolved)
+    # Open files of this process, by their names. Links are not resolved: /dev/stdout is a link to one of /proc.
+    open_files = ("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/")
+    if os.path.abspath(path).startswith(open_files) and path.exists():  # noqa: PTH100
         return True
     try:
         return not stat.S_ISREG(path.stat().st_mode)
@@ -133,6 +135,31 @@ def _write_through(path: Path, content: bytes) -> None:
             view = view[os.write(handle, view) :]
     finally:
         os.close(handle)
+
+
+def check_name(path: Path) -> None:
+    """Check that the name of a file or folder is text, as a recipe and a record can have it.
+
+    Raises:
+        InputError: if it is not.
+    """
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{printable(str(path))}: its name is not UTF-8 ({os.fsencode(path.name)!r}); rename it, for example with "
+            "convmv"
+        ) from None
+
+
+def check_names(path: Path) -> None:
+    """Check that the names of a file or folder and of all folders that contain it are text.
+
+    Raises:
+        InputError: if one is not.
+    """
+    for part in (path.absolute(), *path.absolute().parents):
+        check_name(part)
 
 
 def remove_unfinished(folder: Path) -> None:

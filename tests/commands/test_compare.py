@@ -85,6 +85,10 @@ def test_the_p_value_is_that_of_scipys_paired_test() -> None:
     assert p_value(differences) == pytest.approx(ttest_rel(one, other).pvalue)
     assert p_value([1.0]) is None
     assert p_value([1.0, 1.0]) is None
+    # Equal differences of rounded percentages, such as one of 30 images in each seed, are no evidence.
+    rounded = [round(100 * (29 - 28) / 30, 4), round(100 * 29 / 30, 4) - round(100 * 28 / 30, 4), 3.3334]
+    assert p_value(rounded) is None
+    assert not estimate(rounded).significant
 
 
 def test_significance_is_corrected_for_all_that_is_tested() -> None:

@@ -28,6 +28,12 @@ STUDENT = "student-factor-seed0"
         ("epochs", "not of the form KEY=VALUE"),
         ("teacher={model='resnet8'}", "give epochs, to train it, or weights"),
         ("student={model='resnet8', weights='x'}", "student: epochs is missing"),
+        (
+            "teacher={model='resnet8', epochs=1, mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4]}",
+            "mean and std are those of pixel values in 0..1; divide those of values in 0..255 by 255",
+        ),
+        ("data.mean=[123.7, 116.3, 103.5]", "data.mean and data.std are those of pixel values in 0..1"),
+        ("name='\udce9'", "name: a string should be UTF-8"),
         ("student.mean=[0.5]", "both mean and std"),
         ("student={model='resnet8', epochs=1, mean=[0.5], std=[0.0]}", "student.std.0: .*greater than 0"),
         ("transfer.method=factor+factor", "method 'factor.factor' names 'factor' twice"),

@@ -90,6 +90,7 @@ def test_cifar100_has_fine_and_coarse_labels(tmp_path: Path, python: bool) -> No
     assert source.train.labels.tolist() == fine
     assert source.classes == tuple(str(number) for number in range(100))
     assert torch.equal(source.test().images[:], torch.from_numpy(data).view(3, 3, 32, 32))
+    assert python or source.origin.test_size == 3
     groups = [f"group {number}" for number in range(20)]
     if python:
         (folder / "meta").write_bytes(pickle.dumps({"coarse_label_names": groups}, 2))

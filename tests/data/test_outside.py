@@ -16,6 +16,7 @@ from PIL import Image
 from conftest import TINY, Run, refused
 from factor_transfer.data import Batches, StoredImages, open_data
 from factor_transfer.data.sets.outside import map_style
+from factor_transfer.data.sets.outside.huggingface import other_splits
 from factor_transfer.data.sets.outside.map_style import MapImages
 from factor_transfer.errors import InputError
 
@@ -179,6 +180,18 @@ def hub(count: int = 40) -> Any:
     table = datasets.table.InMemoryTable.from_pydict(columns, schema=features.arrow_schema)
     # With a fingerprint of its own: some builds of pyarrow have tables that the library cannot hash.
     return datasets.Dataset(table, datasets.DatasetInfo(features=features), fingerprint="noise")
+
+
+def test_a_split_of_huggingface_has_one_use() -> None:
+    found = ["train", "validation", "test"]
+    assert other_splits("train", None, None, found) == {"validation": "validation", "test": "test"}
+    assert other_splits("train", None, None, ["train"]) == {}
+    # As for ImageNet, whose test split has no labels. It must not be used for validation as well.
+    assert other_splits("train", None, "validation", found) == {"test": "validation"}
+    assert other_splits("test", None, None, found) == {"validation": "validation"}
+    for validation, test in (("test", "test"), ("train", None), (None, "train")):
+        with pytest.raises(InputError, match="which has another use, too; give another split"):
+            other_splits("train", validation, test, found)
 
 
 @needs_datasets

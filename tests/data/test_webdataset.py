@@ -88,6 +88,9 @@ def test_the_splits_are_found_or_named(root: Path) -> None:
     assert "60 training images (3 tar files), 10 validation images (dots-val-000000.tar" in describe(opened(root))
     named = opened(root, train_shards="dots-{train,val}-{000000..000000}.tar", validation_shards="dots-train-*2.tar")
     assert (len(named.train), len(named.validation), len(named.test())) == (30, 20, 12)
+    # A file that is named for testing is not found for validation.
+    other = opened(root, test_shards="dots-val-*.tar")
+    assert "validation images (10 % of the training images), 10 test images (dots-val-000000.tar)" in describe(other)
     folders = root.with_name("folders")
     for path in root.iterdir():
         (folders / path.name.split("-")[1]).mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,27 @@ def test_a_folder_by_the_run(digits_run: Path, pictures: Path, run: Run) -> None
     assert all(len(each["top"]) == 10 for each in asked(run, digits_run, pictures / "second", "--top", "99"))
 
 
-def test_names_on_standard_input(digits_run: Path, pictures: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = [pictures / "first" / "002.png", pictures / "first" / "000.png"]
-    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{path}\n" for path in paths)))
+def test_names_on_standard_input(
+    digits_run: Path, pictures: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    odd = tmp_path / os.fsdecode(b"odd \xe9\x0c.png")
+    shutil.copy(pictures / "first" / "002.png", odd)
+    paths = [pictures / "first" / "002.png", odd, pictures / "first" / "000.png"]
+    lines = b"".join(os.fsencode(path) + end for path, end in zip(paths, (b"\n", b"\r\n", b""), strict=True))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
     assert [each["image"] for each in asked(run, digits_run, "-")] == [str(path) for path in paths]
+
+
+def test_a_run_is_found_from_inside_its_folders(
+    digits_run: Path, pictures: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = asked(run, digits_run, pictures / "first" / "000.png")
+    monkeypatch.chdir(digits_run / STUDENT)
+    for network in (".", "weights.safetensors", ".."):
+        assert asked(run, network, pictures / "first" / "000.png") == expected
+    assert run("test", ".").code == 0
+    monkeypatch.chdir(digits_run / "teacher")
+    assert run("test", ".").code == 0
 
 
 def test_lines_for_people(digits_run: Path, pictures: Path, run: Run) -> None:

@@ -16,11 +16,12 @@ from conftest import CIFAR10, Run, needs_cifar10, refused
 from factor_transfer import Supervised, build_model
 from factor_transfer.config.read import read_recipe
 from factor_transfer.data import Batches
-from factor_transfer.export import parity
+from factor_transfer.export import compare_teacher, parity
 from factor_transfer.export.build import ExportOptions, build_file
 from factor_transfer.export.formats.runtimes import open_file, run_over
 from factor_transfer.export.graph import InputSpec, bare
 from factor_transfer.export.qat import RoundedInput, RoundedWeight, _train, rounded
+from factor_transfer.export.record import Teacher
 from factor_transfer.files import sha256
 from factor_transfer.models import Normalize
 from factor_transfer.models.families.resnet import Projection
@@ -166,6 +167,41 @@ def test_batch_norms_are_folded_and_the_network_is_left_as_it_is() -> None:
     with torch.no_grad():
         assert torch.allclose(alone(NORMALIZE(IMAGES)), model(NORMALIZE(IMAGES)), atol=1e-5)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_fine_tuning_without_8_bits_is_refused(digits: Path, run: Run) -> None:
+    refused(run("export", digits, "--qat", "1"), "--qat fine-tunes for 8 bits; give --precision int8, too")
+
+
+def test_the_record_of_a_teacher_without_a_classifier_can_be_read() -> None:
+    assert Teacher.model_validate({"top1": None}).top1 is None
+
+
+@onnx
+def test_the_file_of_a_teacher_that_may_only_be_read_is_built_elsewhere(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_teacher, "build_file", lambda *_: b"a file")
+    copied = Path(shutil.copytree(digits / "teacher", tmp_path / "work" / "teacher"))
+    shutil.rmtree(copied / "export", ignore_errors=True)
+    done = find(copied)
+    assert done is not None
+    experiment = Experiment(read_recipe("digits/resnet20-resnet8"), copied.parent, Console(quiet=True), "")
+    network, normalize = load_network(done), Normalize(done.record["mean"], done.record["std"])
+    (tmp_path / "elsewhere").mkdir()
+
+    def path() -> Path:
+        options = ExportOptions("onnx", "float32", InputSpec())
+        return compare_teacher._teacher_file(experiment, done, network, normalize, options, tmp_path / "elsewhere")
+
+    monkeypatch.setattr(compare_teacher, "holds", lambda _: True)
+    assert path().parent == tmp_path / "elsewhere"
+    assert not (copied / "export").exists()
+    monkeypatch.setattr(compare_teacher, "holds", lambda _: False)
+    (copied / "export").write_text("in the way")  # as if the folder could not be written to
+    assert path().parent == tmp_path / "elsewhere"
+    (copied / "export").unlink()
+    assert path().is_relative_to(copied / "export")
 
 
 @onnx

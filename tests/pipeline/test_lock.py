@@ -171,3 +171,7 @@ def test_a_folder_of_somebody_else_stays_as_it_was(tmp_path: Path, tiny: Path, r
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     refused(run("teacher", tiny, "--work-dir", tmp_path / "mine"), "was not made by factor-transfer")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_a_work_dir_whose_name_is_no_text_is_refused(tiny: Path, run: Run) -> None:
+    refused(run("teacher", tiny, "--work-dir", os.fsdecode(b"caf\xe9")), r"caf.*: its name is not UTF-8")

@@ -93,6 +93,13 @@ def test_the_numeric_order_of_the_names_is_tried(trained: dict[str, Any], run: R
     assert "are permuted to the order of the data's classes" in unwrapped(mended.out)
     assert "Warning: the teacher" not in mended.out
     assert json.loads(Path("runs/order/summary.json").read_text())["teacher"]["top1"] == 100.0
+    tested = run("test", path, "teacher.pth", *given_teacher('classes=["1","2","10"]'))
+    assert "top-1 100.00 %" in tested.out
+    assert "top-1 33.33 %" in run("test", path, "teacher.pth", *given_teacher()).out
+    # Of several weights in a file, it takes those that the recipe names.
+    torch.save({"model": build_model("resnet8", 3, width=8).state_dict(), "model_ema": trained}, "teacher.pth")
+    named = given_teacher('classes=["1","2","10"]', 'weights_key="model_ema"')
+    assert "top-1 100.00 %" in run("test", path, "teacher.pth", *named).out
 
 
 def test_any_other_order_is_found(trained: dict[str, Any], run: Run) -> None:

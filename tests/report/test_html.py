@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from conftest import Run, refused
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.report.html.answers import Answers, missed
 from factor_transfer.report.html.svg import chart
+from factor_transfer.report.html.tables import comparison_sentence
 from factor_transfer.report.metrics import measure
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "$\\frac{$", 'a & "b" --> c', "</script><script>alert(1)</script>"]
@@ -52,6 +54,22 @@ class Page(HTMLParser):
     def images(self) -> list[str]:
         """The sources of its images."""
         return [str(attributes["src"]) for tag, attributes in self.elements if tag == "img"]
+
+
+def test_the_sentence_of_a_comparison_counts_the_trainings_that_succeeded() -> None:
+    figures = {
+        "mean": 80.0,
+        "interval": None,
+        "difference": 5.0,
+        "difference_interval": None,
+        "p": None,
+        "p_holm": None,
+    }
+    best = Mock(**figures)
+    comparison = Mock(best="kd", methods={"kd": best}, seeds=[0, 1, 2], teacher=None, against="student")
+    comparison.count.return_value = 1
+    assert "A student trained by KD reaches 80.0\u00a0% top-1 over one seed" in comparison_sentence(comparison)
+    comparison.count.assert_called_once_with("kd")
 
 
 def edit(path: Path, **changes: Any) -> None:

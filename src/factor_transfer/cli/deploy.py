@@ -1,6 +1,7 @@
 """The commands that deploy a student: export, predict, package."""
 
 import json as json_format
+import os
 import shlex
 import sys
 from functools import partial
@@ -66,6 +67,8 @@ def export(
     """Export a student to a file for a device, and verify the file on all test images in its own runtime."""
     choose("format", format, ["executorch", "onnx"])
     choose("precision", precision, ["float32", "int8"])
+    if qat and precision != "int8":
+        raise InputError("--qat fine-tunes for 8 bits; give --precision int8, too")
     from factor_transfer.export.build import ExportOptions
     from factor_transfer.export.export import export_folder, export_student
     from factor_transfer.export.graph import InputSpec
@@ -120,7 +123,7 @@ def predict(
     from factor_transfer.deploy.predict import find_images, open_network
     from factor_transfer.deploy.predict import predict as predict_images
 
-    names = [line for name in images for line in (sys.stdin.read().splitlines() if name == "-" else [name]) if line]
+    names = [line for name in images for line in (_names_from_stdin() if name == "-" else [name]) if line]
     opened, paths = open_network(network, partial(announce, to_stderr=True), trust_code or []), find_images(names)
     results = predict_images(opened, paths, top, convert)
     resized = sum(result["resized"] for result in results)
@@ -166,3 +169,8 @@ def package(
     announce(permit(found.models("teacher", "student"), trusted, found.student.folder))
     names = write_folder(found, out, to, exported or [], trusted)
     typer.echo(printable(f"{out}  {'  '.join(names)}"))
+
+
+def _names_from_stdin() -> list[str]:
+    """The lines of standard input. A file's name may be any bytes."""
+    return [os.fsdecode(line.removesuffix(b"\r")) for line in sys.stdin.buffer.read().split(b"\n")]

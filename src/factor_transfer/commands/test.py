@@ -15,9 +15,10 @@ from factor_transfer.models import Normalize, build_model, check_trusted_data, z
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import EVALUATION_BATCH, check_fits, data_line, load_network, named_code
-from factor_transfer.pipeline.finished_run import find_run
+from factor_transfer.pipeline.finished_run import find_run, named
 from factor_transfer.pipeline.records import check_logits
 from factor_transfer.pipeline.stages.student import student_folder
+from factor_transfer.pipeline.weights.classes import permute_outputs
 from factor_transfer.pipeline.weights.foreign import adapt, read_foreign
 from factor_transfer.report.metrics import check_metrics, measure
 from factor_transfer.state_dicts import load_into
@@ -37,7 +38,8 @@ def find_tested(place: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Pat
     Raises:
         InputError: there is no finished run.
     """
-    folder = place.parent if place.name in artefact.STATES else place
+    place = named(place)
+    folder = named(place.parent) if place.name in artefact.STATES else place
     is_teacher = folder.name == "teacher" and (folder / artefact.RECORD).exists()
     run = find_run(folder.parent if is_teacher else folder)
     done = run.teacher if is_teacher else run.student
@@ -115,19 +117,21 @@ def _network(
         check_fits(done, data)
         return model, Normalize(done.record["mean"], done.record["std"]), compare_images(done, data)
     # Weights without a record may be of either network: they are tried in the teacher, then in the student.
-    state = read_foreign(path)
     faults: list[InputError] = []
-    for section in (recipe.teacher, recipe.student):
+    for name, section in (("teacher", recipe.teacher), ("student", recipe.student)):
         model = build_model(section.model, len(data.classes), data.channels, **section.args.model_dump())
         try:
-            load_into(model, adapt(state, model)[0], path)
+            load_into(model, adapt(read_foreign(path, section.weights_key), model)[0], path)
         except InputError as error:
             faults.append(error)
             continue
         if section.mean is not None and section.std is not None:
-            return model, Normalize(section.mean, section.std), ""
-        mean, std = zoo_statistics(section.model, model, data.channels) or (data.mean, data.std)
-        return model, Normalize(mean, std), ""
+            normalize = Normalize(section.mean, section.std)
+        else:
+            normalize = Normalize(*(zoo_statistics(section.model, model, data.channels) or (data.mean, data.std)))
+        if isinstance(section.classes, list):
+            permute_outputs(name, model, normalize(data.train.images[:2]), section.classes, data.classes)
+        return model, normalize, ""
     raise faults[-1]
 
 

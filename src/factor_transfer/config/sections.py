@@ -169,6 +169,8 @@ class Network(Training):
     def _normalizes(self) -> "Network":
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ValueError("give both mean and std, with one value per channel, or neither")
+        if any(not 0 <= value <= 1 for value in self.mean or ()) or any(value > 1 for value in self.std or ()):
+            raise ValueError("mean and std are those of pixel values in 0..1; divide those of values in 0..255 by 255")
         return self
 
 

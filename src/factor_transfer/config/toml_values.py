@@ -10,8 +10,16 @@ from factor_transfer.errors import InputError, shown
 _DEEPEST = 16  # the deepest nesting of tables; a recipe needs four levels
 
 
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_values(document: Mapping[str, Any]) -> None:
-    r"""Reject integers of more than 64 bits, numbers that are not finite, strings with ``\0``, and very deep nesting.
+    r"""Reject integers of more than 64 bits, infinite numbers, strings with ``\0`` or broken UTF-8, and deep nesting.
 
     Args:
         document: the parsed TOML document.
@@ -29,6 +37,8 @@ def check_values(document: Mapping[str, Any]) -> None:
             fault = f"a number should be finite, got {value}"
         elif isinstance(value, str) and "\0" in value:  # to the operating system, it would end a file's name
             fault = f"a string should not contain the character 0, got {shown(value)}"
+        elif isinstance(value, str) and not _is_text(value):
+            fault = f"a string should be UTF-8, got {shown(value)}"
         elif isinstance(value, dict | list) and len(key) > _DEEPEST:
             fault = "the tables are nested too deeply"
         if fault:

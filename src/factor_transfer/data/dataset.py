@@ -236,6 +236,10 @@ def _statistics(
                 f"data.{key} has {len(given)} values, but the images have {channels} channels; give one value per "
                 "channel"
             )
+    if any(not 0 <= value <= 1 for value in mean or ()) or any(value > 1 for value in std or ()):
+        raise InputError(
+            "data.mean and data.std are those of pixel values in 0..1; divide those of values in 0..255 by 255"
+        )
     if std is not None and min(std) <= 0:
         raise InputError(f"data.std must be greater than 0, got {std}")
     if mean is not None and std is not None:

@@ -1,6 +1,7 @@
 """The comparison of an exported student with its teacher, exported in float32 to the same format."""
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from factor_transfer.models import Normalize, macs, parameters
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import EVALUATION_BATCH, Experiment, load_network
 from factor_transfer.pipeline.finished_run import Run
+from factor_transfer.pipeline.weights.zoo import holds
 from factor_transfer.training.evaluate import predict, top
 
 
@@ -44,17 +46,18 @@ def against_teacher(
         load_network(run.teacher, trusted_code=trusted),
         Normalize(run.teacher.record["mean"], run.teacher.record["std"]),
     )
-    try:
-        teacher = _teacher_file(experiment, run.teacher, network, normalize, options)
-    except InputError as error:
-        experiment.say(f"teacher  could not be exported for comparison: {error}")
-        (student_costs,) = costs([file])
-        return {"costs": student_costs, "teacher": None, "ratios": None}
-    student_costs, teacher_costs = costs([file, teacher])
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            teacher = _teacher_file(experiment, run.teacher, network, normalize, options, Path(place))
+        except InputError as error:
+            experiment.say(f"teacher  could not be exported for comparison: {error}")
+            (student_costs,) = costs([file])
+            return {"costs": student_costs, "teacher": None, "ratios": None}
+        student_costs, teacher_costs = costs([file, teacher])
+        size = teacher.stat().st_size
     test = in_order(experiment.test, EVALUATION_BATCH)
     figures = top(*predict(nn.Sequential(normalize, network), test)) if run.teacher.has_classifier else {"top1": None}
     record = network_record(run.teacher, network, example)
-    size = teacher.stat().st_size
     student = load_network(run.student, trusted_code=trusted)
     ratios = {
         "bytes": size / file.stat().st_size,
@@ -68,9 +71,17 @@ def against_teacher(
 
 
 def _teacher_file(
-    experiment: Experiment, done: Artefact, network: nn.Module, normalize: Normalize, options: ExportOptions
+    experiment: Experiment,
+    done: Artefact,
+    network: nn.Module,
+    normalize: Normalize,
+    options: ExportOptions,
+    elsewhere: Path,
 ) -> Path:
-    """The path of the teacher's float32 file, which is built once for all exports of the same format and form."""
+    """The path of the teacher's float32 file, which is built once for all exports of the same format and form.
+
+    It is stored in the teacher's folder; in the folder ``elsewhere``, if that cannot be written to, or is of the zoo.
+    """
     form = f"{'raw' if options.form.raw else 'normalised'}-{'dynamic' if options.form.dynamic else 'single'}"
     folder = done.folder / "export" / f"{options.format}-float32-{form}"
     path, now = folder / f"teacher{ENDINGS[options.format]}", exporter_versions(options.format)
@@ -83,8 +94,15 @@ def _teacher_file(
     content = build_file(
         bare(network, normalize, examples), normalize, examples, ExportOptions(options.format, "float32", options.form)
     )
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    write_atomic(path, content)
-    write_json(folder / RECORD, {"fingerprint": done.fingerprint, "sha256": sha256(path), "versions": now})
-    return path
+    if not holds(done.folder):
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            write_atomic(path, content)
+            write_json(folder / RECORD, {"fingerprint": done.fingerprint, "sha256": sha256(path), "versions": now})
+        except OSError:
+            pass
+        else:
+            return path
+    write_atomic(elsewhere / path.name, content)
+    return elsewhere / path.name

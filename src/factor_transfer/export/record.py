@@ -92,9 +92,9 @@ class Costs(Record):
 
 
 class Teacher(Record):
-    """The accuracy of the teacher."""
+    """The accuracy of the teacher; ``None`` if it has no classifier for the classes of the data."""
 
-    top1: Percent
+    top1: Percent | None
 
 
 class Machine(Record):

@@ -91,6 +91,11 @@ def method_of(name: str) -> str:
     return f"{ALONE if method == 'alone' else method}{comma}{variant}"
 
 
+def named(folder: Path) -> Path:
+    """A folder by its name, which ``.`` and ``..`` do not have."""
+    return folder.resolve() if folder.name in ("", "..") else folder
+
+
 def find_run(folder: Path) -> Run:
     """The finished run in a folder.
 
@@ -101,6 +106,7 @@ def find_run(folder: Path) -> Run:
     Raises:
         InputError: if there is no run, it is not finished or damaged, or the work dir has several students.
     """
+    folder = named(folder)
     if not folder.is_dir() and folder.as_posix() in zoo.entries():
         folder = zoo.find(folder.as_posix()).folder
     if not folder.is_dir():

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError, printable
-from factor_transfer.files import write_json
+from factor_transfer.files import check_names, write_json
 from factor_transfer.pipeline.records import Holder, read_record
 
 _LOCK, _HOLDER = ".lock", ".holder.json"
@@ -108,6 +108,7 @@ def act_for(token: str | None) -> None:
 
 
 def _acquire(work_dir: Path) -> None:
+    check_names(work_dir)
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
         holder = _holder(work_dir)
@@ -132,7 +133,7 @@ def _this_process() -> dict[str, Any]:
         "process": os.getpid(),
         "host": platform.node(),
         "since": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "command": printable(" ".join(sys.argv)),
     }
 
 

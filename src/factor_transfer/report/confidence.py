@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from scipy.stats import t
 
 CONFIDENCE = 0.95
+_ROUNDING = 2e-4  # values in percent have four digits, so that equal differences may differ by this much
 
 
 class Estimate(NamedTuple):
@@ -32,7 +33,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean and 95 % confidence interval of independent values, such as one per seed.
+    """The mean and 95 % confidence interval of independent values in percent, such as one per seed.
 
     Args:
         values: the values, at least one.
@@ -46,23 +47,29 @@ def estimate(values: Sequence[float]) -> Estimate:
     if count < 2:
         return Estimate(values[0], None)
     quantile = float(t.ppf(0.5 + CONFIDENCE / 2, count - 1))
-    return Estimate(mean(values), quantile * stdev(values) / count**0.5)
+    return Estimate(mean(values), quantile * _spread(values) / count**0.5)
 
 
 def p_value(differences: Sequence[float]) -> float | None:
     """The two-sided p-value of Student's t-test that the mean of paired differences is zero.
 
     Args:
-        differences: the differences, one per pair.
+        differences: the differences in percentage points, one per pair.
 
     Returns:
         A value in 0..1; ``None`` for fewer than two differences, or if they are all the same.
     """
     count = len(differences)
-    deviation = stdev(differences) if count > 1 else 0.0
+    deviation = _spread(differences)
     if not deviation:
         return None
     return float(2 * t.sf(abs(mean(differences)) * count**0.5 / deviation, count - 1))
+
+
+def _spread(values: Sequence[float]) -> float:
+    """The standard deviation of values in percent; 0 if they are equal but for rounding, or there is only one."""
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return deviation if deviation > _ROUNDING else 0.0
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -30,9 +30,9 @@ from factor_transfer.commands.compress.schedule import (
     plan_epochs,
     replan,
 )
-from factor_transfer.data.sets.image_files import check_text
 from factor_transfer.distributed.device import find_device
 from factor_transfer.errors import InputError
+from factor_transfer.files import check_names
 from factor_transfer.report.names import name_of
 
 _ONE = Epochs(1, 1, 1)
@@ -65,8 +65,7 @@ class Request:
                 not positive.
         """
         for folder in (self.pictures, *self.unlabelled):
-            for part in (folder.absolute(), *folder.absolute().parents):
-                check_text(part)
+            check_names(folder)
         if not (self.minutes > 0 and math.isfinite(self.minutes)):
             raise InputError(f"--minutes must be more than 0, got {self.minutes:g}; it is the time for everything")
         teacher = None if self.teacher is None else parse_teacher(self.teacher)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from factor_transfer.data.decode import ENDINGS
 from factor_transfer.errors import InputError, printable
-from factor_transfer.files import check_regular
+from factor_transfer.files import check_name, check_regular
 
 # Names of files and folders that operating systems, storage devices and archivers create, in lower case. So are all
 # names that begin with a dot.
@@ -185,7 +185,7 @@ def _entries(folder: Path, skipped: Skipped) -> Iterator[tuple[Path, str]]:
             skipped.add(BROKEN, name)
         elif is_folder or ending in ENDINGS:
             path = Path(entry)
-            check_text(path)
+            check_name(path)
             if not is_folder and not is_file:
                 check_regular(path, path.stat().st_mode)
             yield path, "folder" if is_folder else "image"
@@ -215,18 +215,3 @@ def _leads_back(path: Path, skipped: Skipped) -> bool:
     if back:
         skipped.add(BACK, path.name)
     return back
-
-
-def check_text(path: Path) -> None:
-    """Check that the name of a file or folder is text, as a recipe and a record can have it.
-
-    Raises:
-        InputError: if it is not.
-    """
-    try:
-        path.name.encode()
-    except UnicodeEncodeError:
-        raise InputError(
-            f"{printable(str(path))}: its name is not UTF-8 ({os.fsencode(path.name)!r}); rename it, for example with "
-            "convmv"
-        ) from None

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from factor_transfer.config.recipe import Network
 from factor_transfer.data.sets.image_files import class_name
@@ -62,26 +62,47 @@ def match_classes(
             permuted.
     """
     classes = experiment.data.classes
-    order = output_order(stored, classes)
+    wanted, given = _abbreviated(classes), _abbreviated(stored)
+    if section.epochs is not None and output_order(stored, classes) is None:
+        # Training adapts the classifier to these classes.
+        experiment.say(f"{name}  the names of its outputs ({given}) differ from the data's classes ({wanted})")
+        return
+    images = experiment.normalize(statistics)(experiment.examples[:2])
+    if permute_outputs(name, model, images, stored, classes):
+        experiment.say(f"{name}  its outputs ({given}) are permuted to the order of the data's classes")
+
+
+def permute_outputs(name: str, model: nn.Module, images: Tensor, stored: Sequence[str], classes: Sequence[str]) -> bool:
+    """Permute a network's outputs in place to the order of the data's classes.
+
+    Args:
+        name: the name of the stage, such as ``"teacher"``.
+        model: the network, with its weights.
+        images: a few normalised images (B, C, H, W).
+        stored: the names of its outputs, in order.
+        classes: the names of the data's classes, in order.
+
+    Returns:
+        Whether the order was another one.
+
+    Raises:
+        InputError: if the names differ, or its outputs cannot be permuted.
+    """
+    order, wanted, given = output_order(stored, classes), _abbreviated(classes), _abbreviated(stored)
     if order is None:
-        wanted, given = _abbreviated(classes), _abbreviated(stored)
-        if section.epochs is not None:  # training adapts the classifier to these classes
-            experiment.say(f"{name}  the names of its outputs ({given}) differ from the data's classes ({wanted})")
-            return
         raise InputError(
             f"the {name}'s outputs are named {given}, but the data's classes {wanted}. If the outputs are in the order "
             f'of the data\'s classes nevertheless, set {name}.classes="data"; otherwise rename the classes, or give '
             f"the names of the outputs in order: {name}.classes=[…]"
         )
     if order == list(range(len(classes))):
-        return
-    images = experiment.normalize(statistics)(experiment.examples[:2])
+        return False
     if not reorder_outputs(model, images, order):
         raise InputError(
-            f"the {name}'s outputs are in the order {_abbreviated(stored)}, the data's classes in the order "
-            f"{_abbreviated(classes)}, and its logits are not computed by a single layer whose rows could be permuted"
+            f"the {name}'s outputs are in the order {given}, the data's classes in the order {wanted}, and its logits "
+            "are not computed by a single layer whose rows could be permuted"
         )
-    experiment.say(f"{name}  its outputs ({_abbreviated(stored)}) are permuted to the order of the data's classes")
+    return True
 
 
 def _abbreviated(names: Sequence[str]) -> str:

@@ -158,7 +158,7 @@ def run_sentence(figures: Mapping[str, Mapping[str, Any]]) -> str:
 def comparison_sentence(comparison: Comparison) -> str:
     """The result of a comparison, in a few sentences."""
     best = comparison.best
-    one, count = comparison.methods[best], len(comparison.seeds)
+    one, count = comparison.methods[best], comparison.count(best)
     mean, teacher = mean_of(one), comparison.teacher
     if mean is None:
         reached = "" if teacher is None else f", which reaches {teacher.top1:.1f}\u00a0% top-1"

@@ -112,7 +112,7 @@ def load_cifar100(*, root: str = "data", download: bool = False, verify: bool = 
         read=partial(_read_binary, label_bytes=2, position=0 if coarse else 1),
         names=f"{kind}_label_names.txt",
         read_names=_read_lines,
-        record=1 + _PIXELS,
+        record=2 + _PIXELS,
     )
     python = _Layout(
         folder="cifar-100-python",

@@ -1,6 +1,6 @@
 """Data sets of Hugging Face's library ``datasets``: from the hub, from a folder, or from Parquet files."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -85,11 +85,8 @@ def load_huggingface(
     train = found[_split("data.train_split", train_split, found)]
     image, label, classes = _columns(path, train, image, label)
     rows = {"train": Rows(train, image, label)}
-    others = {"validation": validation_split, "test": test_split}
-    for role, given in others.items():
-        name = given if given is not None else role if role in found and role != train_split else None
-        if name is not None:
-            rows[role] = Rows(found[_split(f"data.{role}_split", name, found)], image, label)
+    for role, name in other_splits(train_split, validation_split, test_split, found).items():
+        rows[role] = Rows(found[_split(f"data.{role}_split", name, found)], image, label)
     test_origin = ""
     test_is_cut = "test" not in rows
     if test_is_cut:
@@ -102,6 +99,28 @@ def load_huggingface(
     origin = Origin(path, train_split, test=test_origin, test_size=len(rows["test"]))
     validation = readers["validation"]() if "validation" in readers else None
     return Source(classes, readers["train"](), readers["test"], test_is_cut, validation, origin)
+
+
+def other_splits(train: str, validation: str | None, test: str | None, found: Collection[str]) -> dict[str, str]:
+    """The names of the splits for validation and for testing, as far as there are any.
+
+    Args:
+        train: the name of the split with the training images.
+        validation: the given name of the split with the validation images. The default is ``"validation"``, if there is
+            such a split and it has no other use.
+        test: the same for the test images and ``"test"``.
+        found: the names of all splits.
+
+    Raises:
+        InputError: if a split is named for two uses.
+    """
+    given = {"train": train, "validation": validation, "test": test}
+    names = [name for name in given.values() if name is not None]
+    for role in ("test", "validation"):
+        if given[role] is not None and names.count(str(given[role])) > 1:
+            raise InputError(f"data.{role}_split is {given[role]!r}, which has another use, too; give another split")
+    chosen = {role: given[role] or (role if role in found and role not in names else None) for role in given}
+    return {role: name for role, name in chosen.items() if role != "train" and name is not None}
 
 
 def _open(path: str, config: str | None) -> Mapping[str, Any]:

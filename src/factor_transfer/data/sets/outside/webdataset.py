@@ -74,9 +74,13 @@ def load_webdataset(
     skipped = Skipped()
     given = {"train": train_shards, "validation": validation_shards, "test": test_shards}
     shards = _find_shards(folder, skipped, train_shards is None) if None in given.values() else {}
-    for split, pattern in given.items():
-        if pattern is not None:
-            shards[split] = _expand(folder, f"data.{split}_shards", pattern)
+    patterns = {split: pattern for split, pattern in given.items() if pattern is not None}
+    named = {split: _expand(folder, f"data.{split}_shards", pattern) for split, pattern in patterns.items()}
+    # A file that is named for testing is not found for validation, and vice versa.
+    taken = {os.path.realpath(path) for split, paths in named.items() if split != "train" for path in paths}
+    for split in ("validation", "test"):
+        shards[split] = [path for path in shards.get(split, []) if os.path.realpath(path) not in taken]
+    shards = {split: paths for split, paths in shards.items() if paths} | named
     if "train" not in shards:
         raise InputError(f"{folder}: has no tar files for training; data.train_shards=… names them")
     shards = {split: shards[split] for split in given if split in shards}
