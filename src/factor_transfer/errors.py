@@ -89,6 +89,15 @@ def about(*key: str) -> Iterator[None]:
 _JOINERS = "\u200c\u200d"  # format characters that are parts of words in Persian, Hindi and other languages
 
 
+def is_text(value: str) -> bool:
+    """Whether a string can be encoded as UTF-8. The name of a file may have bytes that cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable(text: str, newlines: bool = False) -> str:
     """Escape the characters of a text, which may come from a file, that a terminal would interpret.
 

@@ -14,7 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from factor_transfer.errors import InputError, printable
+from factor_transfer.errors import InputError, is_text, printable
 
 # Kinds of paths that are not regular files. Opening them could block forever or act on a device.
 _SPECIAL = (
@@ -143,13 +143,11 @@ def check_name(path: Path) -> None:
     Raises:
         InputError: if it is not.
     """
-    try:
-        path.name.encode()
-    except UnicodeEncodeError:
+    if not is_text(path.name):
         raise InputError(
             f"{printable(str(path))}: its name is not UTF-8 ({os.fsencode(path.name)!r}); rename it, for example with "
             "convmv"
-        ) from None
+        )
 
 
 def check_names(path: Path) -> None:

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from factor_transfer.commands.compare import pairwise, summarize
 from factor_transfer.files import read_json
 from factor_transfer.report.confidence import Estimate, as_estimate, estimate
+from factor_transfer.report.html.tables import p_value
 from factor_transfer.report.names import name_of
 from factor_transfer.report.plot import picture
 from factor_transfer.training.log import duration
@@ -97,7 +98,7 @@ def _methods(records: Mapping[str, Record], group: str) -> str:
                 _cell(as_estimate(figures, "mean")),
                 f"{mean(run['top5'] for run in good):.2f}" if good else "",
                 _signed(as_estimate(figures, "difference"), bool(figures["significant"])),
-                "" if p is None else _p(p),
+                "" if p is None else p_value(p).removeprefix("= "),
                 "" if closed is None else f"{closed:.0%}",
                 f"{len(good)}{failed}",
             ]
@@ -128,11 +129,7 @@ def _pair(figures: Mapping[str, Any]) -> str:
         return ""
     p = figures["p_holm"]
     said = _signed(Estimate(figures["difference"], figures["interval"]), p is not None and p < 0.05)
-    return said if p is None else f"{said} ({_p(p)})"
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
+    return said if p is None else f"{said} ({p_value(p).removeprefix('= ')})"
 
 
 def _settings(records: Mapping[str, Record], group: str) -> str:

@@ -1,6 +1,7 @@
 """The command ``test``: the evaluation of a checkpoint on the test split."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,11 @@ def _network(
         check_fits(done, data)
         return model, Normalize(done.record["mean"], done.record["std"]), compare_images(done, data)
     # Weights without a record may be of either network: they are tried in the teacher, then in the student.
-    faults: list[InputError] = []
+    read, faults = cache(partial(read_foreign, path)), list[InputError]()
     for name, section in (("teacher", recipe.teacher), ("student", recipe.student)):
         model = build_model(section.model, len(data.classes), data.channels, **section.args.model_dump())
         try:
-            load_into(model, adapt(read_foreign(path, section.weights_key), model)[0], path)
+            load_into(model, adapt(read(section.weights_key), model)[0], path)
         except InputError as error:
             faults.append(error)
             continue

@@ -15,7 +15,6 @@ from factor_transfer.config.presets import with_preset
 from factor_transfer.config.toml_lines import Key, Lines, key_text, known
 from factor_transfer.config.toml_values import check_values
 from factor_transfer.errors import InputError, about, shown, suggest
-from factor_transfer.settings import Options
 
 if TYPE_CHECKING:
     from factor_transfer.config.recipe import Recipe
@@ -93,12 +92,10 @@ def with_setting(recipe: "Recipe", setting: str) -> "Recipe":
         InputError: if the key or the value is invalid.
     """
     document = _document(recipe)
-    key = setting.partition("=")[0]
-    if key in ("teacher.model", "student.model"):
+    if setting.startswith("student.model="):
         # The document has the defaults of the recipe's own network, which another network does not share.
-        table = key.partition(".")[0]
-        args: Options = getattr(recipe, table).args
-        document[table]["args"] = args.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        args = recipe.student.args.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        document["student"]["args"] = args
     _override(document, setting)
     return _validated({**document, "variant": setting}, _Origin("", [setting], document), f"recipe {recipe.name}")
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 from pydantic import Field, model_validator
 
+from factor_transfer.data import check_range
 from factor_transfer.methods.schedule import Schedule
 from factor_transfer.settings import Options, options
 from factor_transfer.training.checkpoint import CheckpointInterval
@@ -169,8 +170,7 @@ class Network(Training):
     def _normalizes(self) -> "Network":
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ValueError("give both mean and std, with one value per channel, or neither")
-        if any(not 0 <= value <= 1 for value in self.mean or ()) or any(value > 1 for value in self.std or ()):
-            raise ValueError("mean and std are those of pixel values in 0..1; divide those of values in 0..255 by 255")
+        check_range(self.mean, self.std)
         return self
 
 

@@ -5,17 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from factor_transfer.config.toml_lines import Key, key_text
-from factor_transfer.errors import InputError, shown
+from factor_transfer.errors import InputError, is_text, shown
 
 _DEEPEST = 16  # the deepest nesting of tables; a recipe needs four levels
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def check_values(document: Mapping[str, Any]) -> None:
@@ -37,7 +29,7 @@ def check_values(document: Mapping[str, Any]) -> None:
             fault = f"a number should be finite, got {value}"
         elif isinstance(value, str) and "\0" in value:  # to the operating system, it would end a file's name
             fault = f"a string should not contain the character 0, got {shown(value)}"
-        elif isinstance(value, str) and not _is_text(value):
+        elif isinstance(value, str) and not is_text(value):
             fault = f"a string should be UTF-8, got {shown(value)}"
         elif isinstance(value, dict | list) and len(key) > _DEEPEST:
             fault = "the tables are nested too deeply"

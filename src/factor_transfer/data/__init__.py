@@ -3,7 +3,7 @@
 from factor_transfer.data.augment.crops import Augment
 from factor_transfer.data.augment.mixing import Mixing
 from factor_transfer.data.batches import Batch, Batches, Mixture, in_order, mix
-from factor_transfer.data.dataset import DATASETS, Data, data_set, open_data
+from factor_transfer.data.dataset import DATASETS, Data, check_range, data_set, open_data
 from factor_transfer.data.describe import describe
 from factor_transfer.data.seeds import epoch_seed
 from factor_transfer.data.split import UNLABELLED, Source, Split, stratified
@@ -23,6 +23,7 @@ __all__ = [
     "Split",
     "StoredImages",
     "Views",
+    "check_range",
     "data_set",
     "describe",
     "epoch_seed",

@@ -225,6 +225,23 @@ def _joined(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def check_range(mean: list[float] | None, std: list[float] | None, table: str = "") -> None:
+    """Check that statistics can be those of pixel values in 0..1.
+
+    Args:
+        mean: the mean of each channel.
+        std: the standard deviation of each channel.
+        table: what stands before their names in a message, such as ``"data."``.
+
+    Raises:
+        InputError: if they cannot.
+    """
+    if any(not 0 <= value <= 1 for value in mean or ()) or any(value > 1 for value in std or ()):
+        raise InputError(
+            f"{table}mean and {table}std are those of pixel values in 0..1; divide those of values in 0..255 by 255"
+        )
+
+
 def _statistics(
     split: Split, mean: list[float] | None, std: list[float] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -236,10 +253,7 @@ def _statistics(
                 f"data.{key} has {len(given)} values, but the images have {channels} channels; give one value per "
                 "channel"
             )
-    if any(not 0 <= value <= 1 for value in mean or ()) or any(value > 1 for value in std or ()):
-        raise InputError(
-            "data.mean and data.std are those of pixel values in 0..1; divide those of values in 0..255 by 255"
-        )
+    check_range(mean, std, "data.")
     if std is not None and min(std) <= 0:
         raise InputError(f"data.std must be greater than 0, got {std}")
     if mean is not None and std is not None:

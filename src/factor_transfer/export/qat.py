@@ -19,7 +19,7 @@ from factor_transfer.data import Batches
 from factor_transfer.distributed.precision import FULL
 from factor_transfer.errors import InputError
 from factor_transfer.export.graph import at_rest
-from factor_transfer.methods import Distillation, ReusedClassifier, Supervised, cross_entropy
+from factor_transfer.methods import Distillation, ReusedClassifier, Supervised
 from factor_transfer.models.families.resnet import Projection
 from factor_transfer.pipeline.artefact import CONNECTORS
 from factor_transfer.pipeline.experiment import Experiment
@@ -142,17 +142,15 @@ def fine_tune(experiment: Experiment, run: Run, network: nn.Module, epochs: int)
 
 def _method(experiment: Experiment, run: Run, network: nn.Module) -> Distillation | Supervised:
     """The method by which the student was trained last."""
-    section, normalize = experiment.recipe.student, experiment.normalize(run.student)
-    if section.finetune is not None:
-        return Supervised(network, experiment.student_input(normalize), cross_entropy(section.label_smoothing))
+    recipe = experiment.recipe
     teacher, paraphrasers = None, {}
-    if experiment.recipe.terms:
+    if recipe.terms and recipe.student.finetune is None:
         if run.teacher is None:
             raise InputError(f"--qat needs the teacher, but {run.student.folder.parent} has none")
         teacher = frozen_teacher(experiment, experiment.load(run.teacher), experiment.normalize(run.teacher))
-        if experiment.recipe.needs_paraphraser:
+        if recipe.needs_paraphraser:
             paraphrasers = load_paraphrasers(experiment, require_paraphraser(experiment, run.teacher))
-    return build_student_method(experiment, network, normalize, teacher, paraphrasers)
+    return build_student_method(experiment, network, experiment.normalize(run.student), teacher, paraphrasers)
 
 
 def _train(

@@ -73,7 +73,7 @@ def look(folder: Path, unlabelled: Sequence[Path] = ()) -> Pictures:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise InputError(f"{folder} {what}; give a folder that has one folder of pictures for each class")
-    root, more = folder.resolve(), tuple(path.resolve() for path in unlabelled)
+    root = folder.resolve()
     data = open_data("folder", root=str(root), size=1, **UNREAD)
     stored = data.train.images
     assert isinstance(stored, StoredImages)
@@ -81,7 +81,7 @@ def look(folder: Path, unlabelled: Sequence[Path] = ()) -> Pictures:
     headers = [read_header(stored.path(index)) for index in indices]
     sides = [side for _, side in headers]
     channels: Literal[1, 3] = 1 if all(found == 1 for found, _ in headers) else 3
-    found = 0
+    more, found = tuple(path.resolve() for path in unlabelled), 0
     if more:
         options = unread(channels) | {"channels": channels, "unlabelled": [*map(str, more)]}
         found = len(open_data("folder", root=str(root), size=1, **options).pool) - len(data.train)

@@ -1,16 +1,14 @@
 """A trial step of a network on two images, before anything is trained."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError, first_line, shown
-from factor_transfer.methods import Method, load_trained_state, trained_state
+from factor_transfer.methods import Method, trained_state
 from factor_transfer.models.outputs import logits_of
 from factor_transfer.taps.extract import Taps
 
@@ -38,7 +36,7 @@ def try_network(name: str, model: nn.Module, images: Tensor, classes: int | None
         >>> try_network("resnet8", build_model("resnet8", 10), torch.randn(2, 3, 32, 32), 10)
     """
     images = images[:_IMAGES]
-    with _unchanged(model, model.state_dict, model.load_state_dict), _separate_random_numbers(images):
+    with _unchanged(model, model.state_dict()), _separate_random_numbers(images):
         for training in (True, False) if classes is not None else (False,):
             model.train(training)
             step = "a training step" if training else "evaluation mode"
@@ -72,8 +70,7 @@ def leave_out_unused(method: Method, batch: Batch) -> list[str]:
         The names of the parameters, which no longer require gradients.
     """
     # The frozen teacher is not restored: its first use folds its batch norms into its weights.
-    state = partial(trained_state, method), partial(load_trained_state, method)
-    with _unchanged(method, *state), _separate_random_numbers(batch.images):
+    with _unchanged(method, trained_state(method)), _separate_random_numbers(batch.images):
         method(*batch)["loss"].backward()
         trained = [(name, parameter) for name, parameter in method.named_parameters() if parameter.requires_grad]
         unused = [(name, parameter) for name, parameter in trained if parameter.grad is None]
@@ -115,22 +112,20 @@ def _separate_random_numbers(images: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged(
-    model: nn.Module, save: Callable[[], Mapping[str, Any]], load: Callable[[Mapping[str, Any]], object]
-) -> Iterator[None]:
-    """Restore a network's weights and statistics, gradients and modes afterwards.
+def _unchanged(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Restore a network's weights and statistics (``state``), gradients and modes afterwards.
 
     The state is loaded, not copied into the tensors of before, since a module may have replaced a buffer by another.
     """
     modes = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
-    before = {key: value.clone() if isinstance(value, Tensor) else value for key, value in save().items()}
+    before = {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
     for parameter in gradients:
         parameter.grad = None
     try:
         yield
     finally:
-        load(before)
+        model.load_state_dict(before, strict=False)  # strict would ask for the frozen teacher, too
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
         for module, mode in modes.items():
