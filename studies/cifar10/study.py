@@ -42,7 +42,8 @@ def chosen(only: Sequence[str], changes: Sequence[str] = ()) -> list[Piece]:
         InputError: there is no such group or piece.
     """
     everything = [replace(piece, overrides=(*piece.overrides, *changes)) for piece in pieces()]
-    known = list(dict.fromkeys([*(piece.group for piece in everything), *(piece.name for piece in everything)]))
+    groups = [*(piece.group for piece in everything), "best"]  # which has no pieces before all levers are compared
+    known = list(dict.fromkeys([*groups, *(piece.name for piece in everything)]))
     for name in only:
         if name not in known:
             raise InputError(f"there is no group or piece {name!r}{suggest(name, known)}")

@@ -1,26 +1,33 @@
 """What a borrowed GPU is used for: its tests, benchmarks, and the pieces of the CIFAR-10 study that need one.
 
     python studies/gpu/run.py check --out DIR
-    python studies/gpu/run.py train --out DIR --data data --minutes 8 [--jobs 1] [--only NAME ...]
+    python studies/gpu/run.py train --out DIR --data data --minutes 8 [--jobs 8] [--compile off] [--only NAME ...]
 
 `check` takes about two minutes. `train` runs the study's pieces, in several processes with `--jobs`; it stops by itself
-in time. Whatever is finished by then is in `DIR/results.tar`:
-the records, the weights for the zoo, and the logs. With `--small`, all trainings are of one epoch of a few hundred
-images: to try the script on a CPU, in a clone, whose records are thrown away.
+in time, and a second call resumes what the first one left. Whatever is finished is in `DIR/results.tar`: the records
+and the weights for the zoo. With `--small`, all trainings are of one epoch of a few hundred images: to try the script
+on a CPU, in a clone, whose records are thrown away.
+
+Small networks leave most of a large GPU idle. Several processes share it by NVIDIA's Multi-Process Service, where that
+is installed; without it they take turns.
 """
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "studies" / "cifar10"
-# The pair that nothing but a GPU can train comes first.
-PIECES = ("seed/teacher", "seed/paraphraser", "seed/factor-seed0", "seed", "authors")
+# Pairs of small networks, which can share a GPU, and then the pair that nothing but a GPU can train.
+PIECES = ("authors", "levers", "best", "implementations", "seed")
 BENCHMARKS = (
     ("--pair", "resnet50-resnet18", "--batch", "512", "--compile", "off"),
     ("--pair", "resnet56-resnet20", "--batch", "128", "--compile", "off"),
@@ -54,31 +61,57 @@ def run(words: list[str], log: Path) -> None:
     print(f"{log.name}: exit code {done.returncode} after {time.monotonic() - began:.0f} s", flush=True)
 
 
-def train(out: Path, data: Path, minutes: float, jobs: int, only: list[str], small: bool) -> None:
+def train(out: Path, data: Path, minutes: float, jobs: int, only: list[str], more: list[str]) -> None:
     """Run the study's processes until all pieces are done or the time is over, and collect what is finished."""
     command = [sys.executable, str(STUDY / "study.py"), "run", "--data", str(data), "--threads", "2"]
-    # Compiling takes about as long as it saves in a few minutes.
-    command += ["--compile", "off", "--minutes", str(minutes), "--only", *only] + (["--set", *SMALL] if small else [])
+    command += ["--minutes", str(minutes), *more, "--only"]
     logs = [out / f"process-{number}.log" for number in range(jobs)]
-    running = []
-    for log in logs:
-        with log.open("w") as file:
-            environment = os.environ | {"OMP_NUM_THREADS": "2"}
-            running.append(subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment))
-        time.sleep(0.5)  # so that they take the pieces in their order
-    before: set[Path] = set()
-    while True:
-        ended = all(process.poll() is not None for process in running)
-        records = set(STUDY.glob("records/**/*.json"))
-        if ended or records != before:
-            collect(out / "results.tar")
-            before = records
-        if ended:
-            break
-        time.sleep(2)
+    with shared_gpu() as service:
+        running = []
+        for number, log in enumerate(logs):
+            # Each starts at another group, so that they seldom wait for the same paraphraser and cache.
+            names = only[number % len(only) :] + only[: number % len(only)]
+            environment = os.environ | service | {"OMP_NUM_THREADS": "2"}
+            with log.open("a") as file:
+                done = subprocess.Popen([*command, *names], cwd=ROOT, stdout=file, stderr=file, env=environment)
+            running.append(done)
+            time.sleep(0.5)  # so that they take the pieces in their order
+        before: set[Path] = set()
+        while True:
+            ended = all(process.poll() is not None for process in running)
+            records = set(STUDY.glob("records/**/*.json"))
+            if ended or records != before:
+                collect(out / "results.tar")
+                before = records
+            if ended:
+                break
+            time.sleep(2)
     for log in logs:
         print(f"--- {log.name}")
         print("\n".join(log.read_text(encoding="utf-8").splitlines()[-6:]), flush=True)
+
+
+@contextmanager
+def shared_gpu() -> Iterator[Mapping[str, str]]:
+    """The environment of processes whose small kernels run side by side on one GPU.
+
+    https://docs.nvidia.com/deploy/mps
+    """
+    program = shutil.which("nvidia-cuda-mps-control")
+    with tempfile.TemporaryDirectory() as folder:
+        places = {f"CUDA_MPS_{name}_DIRECTORY": folder for name in ("PIPE", "LOG")}
+        try_it = [sys.executable, "-c", "import torch; torch.zeros(1).cuda()"]
+        environment = os.environ | places
+        if program is None or subprocess.run([program, "-d"], env=environment, check=False).returncode:
+            print("the Multi-Process Service is not available", flush=True)
+            yield {}
+            return
+        works = subprocess.run(try_it, env=environment, check=False, timeout=60).returncode == 0
+        print(f"the Multi-Process Service {'runs' if works else 'does not run'}", flush=True)
+        try:
+            yield places if works else {}
+        finally:
+            subprocess.run([program], input="quit\n", text=True, env=environment, check=False, timeout=60)
 
 
 def collect(path: Path) -> None:
@@ -98,6 +131,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="the folder of CIFAR-10  [default: data]")
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side  [default: 1]")
+    # Compiling takes about as long as it saves in a few minutes.
+    parser.add_argument("--compile", choices=["auto", "on", "off"], default="off", help="[default: off]")
     parser.add_argument("--only", nargs="+", default=list(PIECES), metavar="NAME")
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
@@ -106,7 +141,8 @@ def main() -> None:
     if given.command == "check":
         check(out, given.small)
     else:
-        train(out, given.data.resolve(), given.minutes, given.jobs, given.only, given.small)
+        more = ["--compile", given.compile, *(["--set", *SMALL] if given.small else [])]
+        train(out, given.data.resolve(), given.minutes, given.jobs, given.only, more)
 
 
 if __name__ == "__main__":
