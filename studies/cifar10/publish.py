@@ -14,6 +14,9 @@ from factor_transfer.pipeline.weights.zoo import INDEX, SUMS
 
 ZOO = Path(__file__).parents[2] / "zoo"
 
+# Several processes may finish pieces at the same time.
+_LOCK = FileLock(ZOO.with_name(f".{ZOO.name}.lock"))
+
 
 def zoo_name(recipe: str, piece: str) -> str:
     """The name in the zoo of what a piece trains: ``"cifar10/resnet20-resnet8/teacher"``."""
@@ -54,23 +57,24 @@ def list_in_zoo(recipe: str, piece: str, done: Artefact, record: Mapping[str, An
         "recipe": f"recipes/{recipe}.toml",
         "command": f"python studies/cifar10/study.py run --only {piece}",
     }
-    with FileLock(ZOO.with_name(f".{ZOO.name}.lock")):
+    with _LOCK:
         write_json(ZOO / INDEX, dict(sorted({**read_json(ZOO / INDEX), name: entry}.items())))
 
 
 def keep_best(recipe: str, piece: str, done: Artefact, record: Mapping[str, Any]) -> None:
     """Keep a student in the zoo if it is the best of its kind on validation images: alone, or with a teacher."""
-    alone = record["method"] == "student"
-    prefix = f"{recipe}/student-"
-    listed = read_json(ZOO / INDEX)
-    rivals = [name for name in listed if name.startswith(prefix) and name.startswith(f"{prefix}alone") == alone]
-    reached = [read_json(ZOO / name / RECORD)["validation"]["top1"] for name in rivals]
-    if any(other >= record["validation"]["top1"] for other in reached):
-        return
-    for name in rivals:
-        shutil.rmtree(ZOO / name)
-    write_json(ZOO / INDEX, {name: entry for name, entry in listed.items() if name not in rivals})
-    add_to_zoo(recipe, piece, done, record, f"{recipe}/{done.folder.name}")
+    with _LOCK:
+        alone = record["method"] == "student"
+        prefix = f"{recipe}/student-"
+        listed = read_json(ZOO / INDEX)
+        rivals = [name for name in listed if name.startswith(prefix) and name.startswith(f"{prefix}alone") == alone]
+        reached = [read_json(ZOO / name / RECORD)["validation"]["top1"] for name in rivals]
+        if any(other >= record["validation"]["top1"] for other in reached):
+            return
+        for name in rivals:
+            shutil.rmtree(ZOO / name)
+        write_json(ZOO / INDEX, {name: entry for name, entry in listed.items() if name not in rivals})
+        add_to_zoo(recipe, piece, done, record, f"{recipe}/{done.folder.name}")
 
 
 def write_sums() -> None:

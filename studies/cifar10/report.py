@@ -146,7 +146,9 @@ def _settings(records: Mapping[str, Record], group: str) -> str:
         reached = {record["seed"]: record[split]["top1"] for record in own if split in record}
         both = sorted(reached.keys() & {seed for seed, value in base.items() if value is not None})
         difference = estimate([reached[seed] - base[seed] for seed in both]) if both else None
-        error = _error({"validation": own[0]["paraphraser"]}) if own[0].get("paraphraser") else ""
+        # Where features are transferred as they are, the paraphraser that the recipe trains is not used.
+        used = own[0].get("paraphraser") and "transfer.factor.paraphrase=false" not in own[0]["settings"]
+        error = _error({"validation": own[0]["paraphraser"]}) if used else ""
         diverged = len(own) - len(reached)
         seeds = f"{len(reached)}" + (f" ({diverged} diverged)" if diverged else "")
         lines.append([setting, _mean(reached), _signed(difference), error, seeds])

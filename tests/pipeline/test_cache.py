@@ -162,6 +162,22 @@ def test_the_cache_has_the_teachers_outputs(work: Path, tiny: Path, run: Run) ->
                 assert (found - value).abs().max() < 0.02 * value.abs().max(), (name, view)
 
 
+def test_a_given_paraphraser_encodes_features_in_bfloat16(work: Path, tiny: Path, run: Run, tmp_path: Path) -> None:
+    half = [*VIEWS, "precision=bf16-mixed"]
+    assert run("run", tiny, *half, "--work-dir", work).code == 0
+    # The features have not been cached by a second stage here: the teacher computes them, in bfloat16.
+    weights = {stage: f'weights = "{work / stage / "weights.safetensors"}"' for stage in ("teacher", "paraphraser")}
+    given = [f'teacher={{model = "resnet8", args = {{width = 8}}, {weights["teacher"]}}}']
+    given += [f"paraphraser={{{weights['paraphraser']}}}"]
+    result = run("run", tiny, *half, *given, "--work-dir", tmp_path / "other")
+    assert result.code == 0, result.err
+    own, other = (
+        torch.frombuffer(bytearray(next(folder.glob("cache/factor/*.bin")).read_bytes()), dtype=torch.bfloat16)
+        for folder in (work, tmp_path / "other")
+    )
+    assert torch.allclose(own.float(), other.float(), rtol=0.02, atol=0.01 * float(own.abs().max()))
+
+
 def test_a_kill_while_it_is_filled_loses_one_view(
     work: Path, tiny: Path, run: Run, asked: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -140,7 +140,7 @@ class Cache:
         stores: dict[str, Store] = {}
         cached: dict[str, CachedTargets] = {}
         for entry in entries:
-            with torch.no_grad():
+            with torch.no_grad(), self.experiment.fabric.autocast():
                 value = entry.compute(sample_outputs)
             expected[entry.name] = tensors = [value] if isinstance(value, Tensor) else list(value)
             if any(len(tensor) != _SAMPLES for tensor in tensors):
