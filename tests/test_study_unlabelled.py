@@ -13,7 +13,7 @@ STUDY = ROOT / "studies" / "unlabelled"
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_is_a_valid_recipe(case: Case) -> None:
     given = case.data is FASHION_MNIST and not case.own_teacher
-    teacher = [given_teacher(STUDY / "teacher" / "weights.safetensors")] if given else []
+    teacher = [given_teacher(STUDY / "teachers" / "all-labels" / "weights.safetensors")] if given else []
     recipe = read_recipe(case.data.recipe, [*case.settings, f"name={case.name}", *teacher])
     assert (recipe.teacher.epochs is None) != case.own_teacher
     data = recipe.data.model_dump()

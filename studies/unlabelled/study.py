@@ -4,11 +4,11 @@
     python studies/unlabelled/study.py status
     python studies/unlabelled/study.py report
 
-``run`` takes the cases of cases.py in their order, one method after the other, and writes ``records/<case>.json`` after
-each method. It stops after the given time; the same command resumes. The teacher of Fashion-MNIST that has learned from
-all labels is trained first and stored in ``teacher/``, so that another machine continues with the same one. The folders
-have the files of the data sets; the cases of a data set without a folder are left out. ``report`` writes README.md, its
-picture and the tables of other pages from the records.
+``run`` takes the cases of cases.py in their order, one method after the other and of each method one seed after the
+other, and adds each student to ``records/<case>.json``. It stops after the given time; the same command resumes. The
+teachers are stored in ``teachers/``, so that another machine continues with the same ones. The folders have the files
+of the data sets; the cases of a data set without a folder are left out. ``report`` writes README.md, its picture and
+the tables of other pages from the records; a method stands there when all its seeds are complete.
 """
 
 import argparse
@@ -17,27 +17,32 @@ import shutil
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that its own modules come before those of other studies
 
 import torch
-from cases import CASES, DATA_SETS, FASHION_MNIST, Case, DataSet, given_teacher
+from cases import CASES, DATA_SETS, Case, DataSet, given_teacher
 from results import write_report
 from rich.console import Console
 
-from factor_transfer.commands.compare import COMPARISON, compare
+from factor_transfer.commands.compare import ThisProcess, figures_of, pairwise, score, summarize
 from factor_transfer.config.read import read_recipe
+from factor_transfer.config.recipe import ALONE
 from factor_transfer.errors import Interrupted
 from factor_transfer.export.record import machine
 from factor_transfer.files import read_json, write_json
+from factor_transfer.pipeline.artefact import WEIGHTS, find
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.teacher import make_teacher
 
 HERE = Path(__file__).parent
-RECORDS, TEACHER = HERE / "records", HERE / "teacher"
+RECORDS, TEACHERS = HERE / "records", HERE / "teachers"
 WORK = Path("runs/unlabelled")
 
 
@@ -46,30 +51,52 @@ def record_of(case: Case) -> Path:
     return RECORDS / f"{case.name}.json"
 
 
-def missing(case: Case) -> list[str]:
-    """The methods of a case that are not in its record."""
-    done = read_json(record_of(case))["methods"] if record_of(case).exists() else {}
-    return [method for method in case.methods if method not in done]
+def missing(case: Case) -> list[tuple[str, int]]:
+    """The methods and seeds of a case that are not in its record."""
+    runs = read_json(record_of(case))["runs"] if record_of(case).exists() else []
+    done = {(run["method"], run["seed"]) for run in runs}
+    return [one for one in product(case.methods, range(case.data.seeds)) if one not in done]
 
 
-def run_case(case: Case, methods: list[str], folder: Path, work: Path, console: Console) -> None:
-    """Compare some methods, and write the record."""
+def run_student(case: Case, method: str, seed: int, folder: Path, work: Path, console: Console) -> None:
+    """Train a student, and add it to the record of its case."""
     changes = [*case.settings, f"name={case.name}"]
-    if not case.own_teacher and not case.data.pretrained:
-        _provide_teacher(folder, work, console)
-        changes.append(given_teacher(TEACHER / "weights.safetensors"))
+    if not case.data.pretrained:
+        changes.append(given_teacher(_provided_teacher(case, folder, work, console)))
     experiment = _experiment(case.data, changes, folder, work / case.name, console)
-    compare(experiment, methods, case.data.seeds)
-    comparison = read_json(work / case.name / COMPARISON)
-    described = {"settings": case.settings, "precision": experiment.precision, "machine": machine()}
-    write_json(record_of(case), {**described, **comparison})
+    (new,) = ThisProcess().runs(experiment, [method], [seed], score)
+    here = {"precision": experiment.precision, "machine": machine()}
+    record = read_json(record_of(case)) if record_of(case).exists() else {"settings": case.settings, **here, "runs": []}
+    write_json(record_of(case), {**record, **compared(case, [*record["runs"], {**new, **here}], experiment)})
 
 
-def _provide_teacher(folder: Path, work: Path, console: Console) -> None:
-    if TEACHER.is_dir():
-        return
-    done = make_teacher(_experiment(FASHION_MNIST, ["name=teacher"], folder, work / "teacher", console))
-    shutil.copytree(done.folder, TEACHER, ignore=shutil.ignore_patterns("*.ckpt*"))
+def compared(case: Case, runs: list[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:
+    """The figures of the methods whose seeds are complete, and those of the teacher."""
+    seeds = {method: {run["seed"] for run in runs if run["method"] == method} for method in case.methods}
+    complete = [method for method in case.methods if len(seeds[method]) == case.data.seeds]
+    teacher = find(experiment.work_dir / "teacher")
+    assert teacher is not None  # a student has learned from it
+    reached = figures_of(experiment, teacher)
+    return {
+        "runs": runs,
+        "teacher": {name: reached[name] for name in ("top1", "top5", "loss")},
+        "classes": len(experiment.data.classes),
+        "against": ALONE,
+        "methods": summarize(runs, complete, reached["top1"]) if complete else {},
+        "pairwise": pairwise(runs, complete),
+    }
+
+
+def _provided_teacher(case: Case, folder: Path, work: Path, console: Console) -> Path:
+    """The weights of a case's teacher, which is trained first if no machine has trained it."""
+    # A case with unlabelled images and the one without have the same labelled images, and so the same teacher.
+    alone = replace(case, unlabelled=False)
+    changes = [*alone.settings, f"name={alone.name}"] if case.own_teacher else ["name=teacher"]
+    place = TEACHERS / (f"{case.labels}-labels" if case.own_teacher else "all-labels")
+    if not place.is_dir():
+        done = make_teacher(_experiment(case.data, changes, folder, work / f"teacher-{place.name}", console))
+        shutil.copytree(done.folder, place, ignore=shutil.ignore_patterns("*.ckpt*"))
+    return place / WEIGHTS
 
 
 def _experiment(data: DataSet, changes: list[str], folder: Path, place: Path, console: Console) -> Experiment:
@@ -90,20 +117,20 @@ def run(given: argparse.Namespace) -> None:
         folder = folders[case.data.name]
         if folder is None or (given.only and case.name not in given.only.split(",")):
             continue
-        for method in missing(case):
-            methods = case.methods[: case.methods.index(method) + 1]
-            console.print(f"{case.name}  {method}", highlight=False)
+        for method, seed in missing(case):
+            console.print(f"{case.name}  {method}, seed {seed}", highlight=False)
             try:
-                run_case(case, list(methods), folder, WORK, console)
+                run_student(case, method, seed, folder, WORK, console)
             except Interrupted as error:
                 sys.exit(f"Stopped: {error}")
 
 
 def status(_: argparse.Namespace) -> None:
-    """Print which methods of which cases are complete."""
+    """Print which students of which cases are missing."""
     for case in CASES:
-        left: list[Any] = missing(case)
-        print(f"{case.name:45} {'complete' if not left else 'missing: ' + ', '.join(left)}")
+        left = Counter(method for method, _ in missing(case))
+        words = ", ".join(f"{count} × {method}" for method, count in left.items())
+        print(f"{case.name:45} {'complete' if not left else 'missing: ' + words}")
 
 
 def main() -> None:
