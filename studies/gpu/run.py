@@ -1,7 +1,7 @@
 """What a borrowed GPU is used for: its tests, benchmarks, and the pieces of the CIFAR-10 study that need one.
 
     python studies/gpu/run.py check --out DIR
-    python studies/gpu/run.py train --out DIR --data data --minutes 8 [--jobs 8] [--compile off] [--only NAME ...]
+    python studies/gpu/run.py train --out DIR --data data --minutes 8 [--jobs 12] [--compile off] [--only NAME ...]
 
 `check` takes about two minutes. `train` runs the study's pieces, in several processes with `--jobs`; it stops by itself
 in time, and a second call resumes what the first one left. Whatever is finished is in `DIR/results.tar`: the records
@@ -24,10 +24,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "cifar10"))
+
+from runner import record_of
+from study import chosen
+
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "studies" / "cifar10"
-# Pairs of small networks, which can share a GPU, and then the pair that nothing but a GPU can train.
-PIECES = ("authors", "levers", "best", "implementations", "seed")
+PIECES = ("authors", "levers")  # of small networks, which can share a GPU
 BENCHMARKS = (
     ("--pair", "resnet50-resnet18", "--batch", "512", "--compile", "off"),
     ("--pair", "resnet56-resnet20", "--batch", "128", "--compile", "off"),
@@ -63,19 +67,20 @@ def run(words: list[str], log: Path) -> None:
 
 def train(out: Path, data: Path, minutes: float, jobs: int, only: list[str], more: list[str]) -> None:
     """Run the study's processes until all pieces are done or the time is over, and collect what is finished."""
+    # Students of the same seed have different paraphrasers, so that processes seldom wait for the same one.
+    names = [piece.name for piece in sorted(chosen(only), key=lambda one: one.seed) if not record_of(piece).is_file()]
     command = [sys.executable, str(STUDY / "study.py"), "run", "--data", str(data), "--threads", "2"]
     command += ["--minutes", str(minutes), *more, "--only"]
     logs = [out / f"process-{number}.log" for number in range(jobs)]
     with shared_gpu() as service:
         running = []
         for number, log in enumerate(logs):
-            # Each starts at another group, so that they seldom wait for the same paraphraser and cache.
-            names = only[number % len(only) :] + only[: number % len(only)]
+            start = number % len(names)
+            words = [*command, *names[start:], *names[:start]]
             environment = os.environ | service | {"OMP_NUM_THREADS": "2"}
             with log.open("a") as file:
-                done = subprocess.Popen([*command, *names], cwd=ROOT, stdout=file, stderr=file, env=environment)
+                done = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=environment)
             running.append(done)
-            time.sleep(0.5)  # so that they take the pieces in their order
         before: set[Path] = set()
         while True:
             ended = all(process.poll() is not None for process in running)
@@ -130,7 +135,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="the folder of CIFAR-10  [default: data]")
     parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--jobs", type=int, default=1, help="processes side by side  [default: 1]")
+    parser.add_argument("--jobs", type=int, default=12, help="processes side by side  [default: 12]")
     # Compiling takes about as long as it saves in a few minutes.
     parser.add_argument("--compile", choices=["auto", "on", "off"], default="off", help="[default: off]")
     parser.add_argument("--only", nargs="+", default=list(PIECES), metavar="NAME")
