@@ -69,6 +69,9 @@ def train(out: Path, data: Path, minutes: float, jobs: int, only: list[str], mor
     """Run the study's processes until all pieces are done or the time is over, and collect what is finished."""
     # Students of the same seed have different paraphrasers, so that processes seldom wait for the same one.
     names = [piece.name for piece in sorted(chosen(only), key=lambda one: one.seed) if not record_of(piece).is_file()]
+    if not names:
+        print("all of these pieces have records", flush=True)
+        return
     command = [sys.executable, str(STUDY / "study.py"), "run", "--data", str(data), "--threads", "2"]
     command += ["--minutes", str(minutes), *more, "--only"]
     logs = [out / f"process-{number}.log" for number in range(jobs)]

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -125,6 +126,20 @@ def test_the_three_stages_one_by_one_give_what_run_gives(finished: Path, tiny: P
     for stage in ("teacher", "paraphraser", STUDENT):
         ours, other = Path("runs/tiny") / stage, finished / stage
         assert (ours / "weights.safetensors").read_bytes() == (other / "weights.safetensors").read_bytes()
+
+
+def test_features_as_they_are_need_no_second_stage(finished: Path, tmp_path: Path, tiny: Path, run: Run) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    shutil.copytree(finished / "teacher", work / "teacher")
+    shutil.copy(finished / "recipe.json", work)
+    tiny.write_text(re.sub(r"\[paraphraser\]\n(.+\n)+", "", tiny.read_text()))
+    refused(run("run", tiny, "--work-dir", work), "transfer.factor: the term factor needs a paraphraser")
+    result = run("run", tiny, "transfer.factor.paraphrase=false", "--work-dir", work)
+    assert result.code == 0, result.err
+    assert "only used in training: the translator" in result.out
+    assert not (work / "paraphraser").exists()
+    assert "paraphraser" not in json.loads((work / STUDENT / "stage.json").read_text())["inputs"]
 
 
 def test_other_seeds_share_teacher_and_paraphraser(finished: Path, tmp_path: Path, tiny: Path, run: Run) -> None:

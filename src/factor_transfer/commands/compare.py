@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from factor_transfer.config.recipe import ALONE, needs_paraphraser, parse_method
+from factor_transfer.config.recipe import ALONE, parse_method
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
 from factor_transfer.files import write_json
@@ -63,7 +63,7 @@ class ThisProcess:
     ) -> list[dict[str, Any]]:
         """Bring teacher and paraphraser up to date, train a student per method and seed, and score the students."""
         make_teacher(experiment)
-        if any(map(needs_paraphraser, methods)):
+        if any(experiment.with_method(method).recipe.needs_paraphraser for method in methods):
             make_paraphraser(experiment)
         runs = []
         for seed in seeds:

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from factor_transfer.config.read import as_toml, read_recipe
-from factor_transfer.config.recipe import ALONE, needs_paraphraser
+from factor_transfer.config.recipe import ALONE
 from factor_transfer.distributed.signals import defer_signals, raise_on_signals
 from factor_transfer.distributed.workers import end_with_parent, starting_workers, worker_context
 from factor_transfer.errors import InputError, Interrupted, first_line
@@ -357,7 +357,7 @@ def _run_task(experiment: Experiment, task: Task, score: Callable[..., Any]) -> 
     if task.seed is not None:
         return [score(*one) for one in zip(several, make_students(several), strict=True)]
     make_teacher(experiment)
-    if any(map(needs_paraphraser, task.methods)):
+    if any(one.recipe.needs_paraphraser for one in several):
         make_paraphraser(experiment)
     if several:
         fill_cache(several)

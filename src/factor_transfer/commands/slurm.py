@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from factor_transfer.config.recipe import ALONE, needs_paraphraser
+from factor_transfer.config.recipe import ALONE
 from factor_transfer.errors import InputError, first_line
 from factor_transfer.models.optional import installed, pip_install
 from factor_transfer.pipeline import artefact
@@ -70,7 +70,7 @@ class Jobs:
             InputError: teacher or paraphraser could not be trained.
         """
         stages = ["teacher"]
-        if any(map(needs_paraphraser, methods)):
+        if any(experiment.with_method(method).recipe.needs_paraphraser for method in methods):
             stages.append("pretrain")
         arguments = shlex.split(experiment.command)
         for stage in stages:

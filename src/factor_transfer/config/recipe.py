@@ -105,7 +105,10 @@ class Recipe(Options):
     @property
     def needs_paraphraser(self) -> bool:
         """Whether a term of the method needs a paraphraser."""
-        return any(TERMS[name].needs_paraphraser for name in self.terms)
+        return any(self._paraphrases(name) for name in self.terms)
+
+    def _paraphrases(self, name: str) -> bool:
+        return TERMS[name].needs_paraphraser(self.terms[name].model_dump())
 
     def with_method(self, method: str, seed: int | None = None) -> "Recipe":
         """A copy of the recipe with another method, and optionally another seed of the student.
@@ -146,7 +149,7 @@ class Recipe(Options):
             if TERMS[name].needs_labels and self.mixing:
                 with about("augment", self.mixing[0]):
                     raise InputError(f"the term {name} needs the class of each image, and mixed images have several")
-            if TERMS[name].needs_paraphraser and self.paraphraser is None:
+            if self.paraphraser is None and self._paraphrases(name):
                 with about("transfer", name):
                     raise InputError(f"the term {name} needs a paraphraser; describe its training in [paraphraser]")
 
@@ -177,11 +180,6 @@ class Recipe(Options):
                 )
         self.check_terms()
         return self
-
-
-def needs_paraphraser(method: str) -> bool:
-    """Whether a term of a method such as ``"factor+kd"``, or of a row of a comparison, needs a paraphraser."""
-    return any(TERMS[name].needs_paraphraser for name in parse_method(method.partition(",")[0]))
 
 
 def parse_method(method: str) -> list[str]:

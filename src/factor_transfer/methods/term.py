@@ -187,7 +187,6 @@ class Term(nn.Module):
         teacher_logits: whether the term needs the teacher's logits. If no term does, the teacher runs only up to its
             last tap.
         uses_taps: whether the term uses the recipe's ``[teacher] tap`` and ``[student] tap``.
-        needs_paraphraser: whether the term needs the paraphraser of stage 2.
         needs_classifier: whether the term needs a teacher that classifies images, because it uses its logits or its
             last layer. The others work with features of any network.
         needs_labels: whether the term needs the labels of the images. If some images have none, it is computed from
@@ -201,9 +200,17 @@ class Term(nn.Module):
     student_taps: Sequence[str] = ()
     teacher_logits: bool = False
     uses_taps: bool = False
-    needs_paraphraser: bool = False
     needs_classifier: bool = False
     needs_labels: bool = False
+
+    @classmethod
+    def needs_paraphraser(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether the term needs the paraphraser of stage 2.
+
+        Args:
+            settings: settings of ``between``, by name; those that are left out have their defaults.
+        """
+        return False
 
     @classmethod
     def between(cls, pair: Pair, **settings: Any) -> Self:

@@ -54,7 +54,7 @@ def cache_provenance(
         "teacher_precision": recipe.teacher_precision,
         **unlabelled_provenance(experiment),
     }
-    if name in TERMS and TERMS[name].needs_paraphraser:
+    if name in TERMS and TERMS[name].needs_paraphraser(settings):
         paraphraser = find(experiment.work_dir / "paraphraser")
         inputs["paraphraser"] = paraphraser.fingerprint if paraphraser else None
     return inputs

@@ -4,7 +4,7 @@ In stage 3 the student's translated feature follows the teacher's factor. The co
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 import torch
@@ -86,7 +86,6 @@ class FactorTransfer(Term):
     """
 
     uses_taps = True
-    needs_paraphraser = True
 
     def __init__(
         self,
@@ -124,6 +123,11 @@ class FactorTransfer(Term):
             )
 
     @classmethod
+    def needs_paraphraser(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether the teacher's features are paraphrased."""
+        return bool(settings.get("paraphrase", True))
+
+    @classmethod
     def between(cls, pair: Pair, *, batch_norm: bool = False, paraphrase: bool = True, **settings: Any) -> Self:
         """The term for two networks, with new translators from the student's features to the teacher's factors.
 
@@ -132,7 +136,7 @@ class FactorTransfer(Term):
             batch_norm: whether a batch norm precedes each activation of the translators. The authors' code has none;
                 mmrazor and RepDistiller have it.
             paraphrase: whether the teacher's features are paraphrased. ``False`` transfers the features themselves, to
-                measure what the paraphraser contributes. Stage 2 is run in either case.
+                measure what the paraphraser contributes; stage 2 is then left out.
             settings: other keyword-only arguments of the class.
 
         Raises:
@@ -146,14 +150,11 @@ class FactorTransfer(Term):
                 "factor transfer needs as many taps of the student as of the teacher, but got "
                 f"{list(pair.student.taps)} and {list(pair.teacher.taps)}"
             )
-        paraphrasers: list[Paraphraser] = []
-        for tap in pair.teacher.taps:
-            paraphraser = pair.paraphrasers.get(tap)
-            if not isinstance(paraphraser, Paraphraser):
-                raise InputError(
-                    f"factor transfer needs a paraphraser for the teacher's tap {tap!r}; run stage 2 for this tap"
-                )
-            paraphrasers.append(paraphraser if paraphrase else Unchanged(paraphraser.in_channels))
+        paraphrasers: list[Paraphraser]
+        if paraphrase:
+            paraphrasers = [_paraphraser(pair, tap) for tap in pair.teacher.taps]
+        else:
+            paraphrasers = [Unchanged(channels) for channels, _, _ in pair.teacher.maps(pair.teacher.taps)]
         shapes = pair.student.shapes(pair.student.taps)
         for tap, shape in zip(pair.student.taps, shapes, strict=True):
             if len(shape) != 3:
@@ -205,6 +206,13 @@ class FactorTransfer(Term):
                 student_factor, teacher_factor = (x.float().pow(2).mean(1) for x in (student_factor, teacher_factor))
             distances.append(weight * factor_loss(student_factor, teacher_factor, self.p))
         return torch.stack(distances).sum()
+
+
+def _paraphraser(pair: Pair, tap: str) -> Paraphraser:
+    found = pair.paraphrasers.get(tap)
+    if not isinstance(found, Paraphraser):
+        raise InputError(f"factor transfer needs a paraphraser for the teacher's tap {tap!r}; run stage 2 for this tap")
+    return found
 
 
 def _check_channels(name: str, channels: int, side: str, tap: str, feature: Tensor) -> None:
