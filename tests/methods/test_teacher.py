@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from factor_transfer import build_model
+from factor_transfer.errors import InputError
 from factor_transfer.methods import Teacher
 from factor_transfer.models import Normalize
 
@@ -65,11 +66,36 @@ def test_features_that_several_students_need_are_computed_once() -> None:
     assert model.seen == [20]
 
 
-def test_outputs_are_requested_before_the_first_call() -> None:
-    teacher = plain()
+def test_outputs_are_requested_before_the_network_is_made_cheaper() -> None:
+    teacher = Teacher(Counted(), NORMALIZE, IMAGES)
+    teacher.want(["body.layer2"], logits=False)
     teacher(IMAGES)
-    with pytest.raises(RuntimeError, match="before its first call"):
+    with pytest.raises(InputError, match="before any of them is called"):
         teacher.want(["body.layer1"], logits=False)
+
+
+def test_a_teacher_serves_one_stage_after_the_other() -> None:
+    teacher = Teacher(Counted(), NORMALIZE)
+    teacher.shared = True
+    teacher.want(["body.layer2"], logits=False)
+    before = teacher(IMAGES)
+    teacher.want(["body.layer1"], logits=True)
+    after = teacher(IMAGES)
+    assert set(after.features) == {"body.layer1", "body.layer2"}
+    assert after.logits is not None
+    assert torch.equal(after.features["body.layer2"], before.features["body.layer2"])
+
+
+def test_it_stays_in_evaluation_mode_whoever_trains_the_network() -> None:
+    network = build_model("resnet8", 4, width=4)
+    teacher = Teacher(network)
+    teacher.want([], logits=True)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    expected = teacher(torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    network.train()
+    found = teacher(torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(found.logits, expected.logits)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 def test_reduced_precision_by_choice_and_full_features() -> None:

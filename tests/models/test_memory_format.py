@@ -30,7 +30,7 @@ def test_conversion_keeps_the_values_of_weights() -> None:
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
-def test_a_network_is_given_images_as_its_weights_lie() -> None:
+def test_a_network_is_given_images_in_its_format_and_keeps_its_weights() -> None:
     formats = []
     for model in (build_model("resnet8", 10), shortcut(3, 2)):
         model.register_forward_pre_hook(
@@ -38,6 +38,7 @@ def test_a_network_is_given_images_as_its_weights_lie() -> None:
         )
         Taps(model)(torch.randn(2, 3, 8, 8))
         Taps(model)(torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last))
+        assert all(weight.is_contiguous() for weight in model.parameters())  # safetensors saves no others
     assert formats == [True, True, False, False]
 
 

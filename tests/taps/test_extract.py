@@ -1,3 +1,8 @@
+import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -5,6 +10,7 @@ from torch import Tensor, nn
 from factor_transfer import build_model
 from factor_transfer.errors import InputError
 from factor_transfer.taps import Taps, shapes
+from factor_transfer.taps.extract import Seen
 from factor_transfer.taps.stages import feature_shape, stages
 
 IMAGES = torch.randn(2, 3, 16, 16)
@@ -43,7 +49,7 @@ class Words(nn.Module):
 def test_features_come_with_the_logits_without_leaving_hooks() -> None:
     model = build_model("resnet8", 5, width=2).eval()
     logits, features = Taps(model, ["layer1", "layer3"])(IMAGES)
-    assert torch.equal(logits, model(IMAGES))
+    assert torch.allclose(logits, model(IMAGES), atol=1e-6)  # in another memory format
     assert {path: tuple(f.shape) for path, f in features.items()} == {"layer1": (2, 2, 16, 16), "layer3": (2, 8, 4, 4)}
     assert all(not module._forward_hooks for module in model.modules())
 
@@ -119,3 +125,36 @@ def test_a_network_without_feature_maps_has_no_last_stage() -> None:
 def test_a_tap_that_returns_no_map_is_refused() -> None:
     with pytest.raises(InputError, match=r"'fc' returns a feature of shape \(2, 5\)"):
         feature_shape(build_model("resnet8", 5), "fc", IMAGES)
+
+
+def test_threads_share_a_network() -> None:
+    """A server answers several requests at the same time, for example with a student of SimKD."""
+    torch.manual_seed(0)
+    network = Taps(build_model("resnet8", 4, width=4).eval(), ["layer2", "layer3"])
+    batches = [torch.randn(2, 3, 8, 8) for _ in range(60)]
+    with torch.inference_mode():
+        expected = [network(batch) for batch in batches]
+    barrier = Barrier(4)
+
+    def see(numbers: list[int]) -> list[Seen]:
+        barrier.wait()
+        with torch.inference_mode():
+            return [network(batches[number]) for number in numbers]
+
+    with ThreadPoolExecutor(4) as pool:
+        shares = [list(range(start, len(batches), 4)) for start in range(4)]
+        for numbers, found in zip(shares, pool.map(see, shares), strict=True):
+            for number, seen in zip(numbers, found, strict=True):
+                for tap, feature in expected[number].features.items():
+                    assert torch.equal(seen.features[tap], feature)
+
+
+@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
+def test_it_can_be_pickled_and_saved_by_torch(protocol: int) -> None:
+    network = Taps(build_model("resnet8", 4, width=4).eval(), ["layer2"])
+    file = io.BytesIO()
+    torch.save(network, file, pickle_protocol=protocol)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(again(images).features["layer2"], network(images).features["layer2"])

@@ -64,7 +64,7 @@ def check(experiment: Experiment) -> dict[str, Any]:
         warnings += found
     if isinstance(method, Distillation):
         mixture = experiment.mixture
-        method.labelled_share = None if mixture is None else mixture.labelled_share
+        method.labelled_share = 1.0 if mixture is None else mixture.labelled_share
         sizes = part_sizes(experiment, method, current.paraphrasers)
         warnings += size_warnings(sizes)
         # Where the teacher was slow and so classified few images, the batches are small, too.

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factor_transfer.methods.criterion import Criterion, accuracy, cross_entropy
+from factor_transfer.errors import InputError
+from factor_transfer.methods.criterion import Criterion, accuracy, cross_entropy, loss_of_labels
 from factor_transfer.taps.extract import Taps
 
 Losses = dict[str, Tensor]
@@ -29,9 +30,14 @@ class Method(nn.Module):
     Attributes:
         classifies: whether the trained network classifies images. If so, it is selected by its accuracy, otherwise by
             its loss.
+        labelled_share: the share of labelled images in a batch, in 0..1. If it is below 1, losses of labelled images
+            are divided by this share of the batch, not by the number of labelled images in it, so that a gradient does
+            not depend on how a batch is divided. 1 promises that no image has the label ``UNLABELLED``, so that no
+            step has to look for it. ``None``, the default, takes the mean of the images that have a label.
     """
 
     classifies: bool = True
+    labelled_share: float | None = None
 
     def begin_epoch(self, epoch: int) -> None:
         """Prepare for an epoch of training, counted from 0. Most methods have nothing to prepare."""
@@ -54,10 +60,33 @@ class Frozen(nn.Module):
         super().train(False)
         return self
 
+    def stay_frozen(self) -> None:
+        """Return to evaluation mode if somebody who holds the wrapped module has set it to training mode."""
+        if any(module.training for module in self.modules()):
+            self.train(False)
+
     @torch.no_grad()
     def forward(self, *args: Any) -> Any:
         """The module's output, computed without a graph."""
+        self.stay_frozen()
         return self.module(*args)
+
+
+def check_trained(what: str, module: nn.Module) -> None:
+    """Raise an error if a module that is to be trained is frozen.
+
+    Args:
+        what: what it is, for the message.
+        module: the module. One that has no parameters at all is accepted.
+
+    Raises:
+        InputError: if none of its parameters requires a gradient.
+    """
+    if not any(parameter.requires_grad for parameter in module.parameters()) and any(True for _ in module.parameters()):
+        raise InputError(
+            f"{what} is frozen: none of its parameters has requires_grad=True. It is perhaps a teacher, or a copy of "
+            "one, which is frozen where it is used; call requires_grad_(True) on a copy, or build a new network"
+        )
 
 
 def trained_state(method: nn.Module) -> dict[str, Tensor]:
@@ -102,10 +131,14 @@ class Supervised(Method):
         model: the network, images (B, C, H, W) -> logits (B, K).
         prepare: a module that turns a batch into the network's input, such as ``Normalize``.
         criterion: the loss: logits (B, K) and labels -> 0-d. The default is the cross-entropy.
+
+    Raises:
+        InputError: if the network is frozen.
     """
 
     def __init__(self, model: nn.Module, prepare: nn.Module | None = None, criterion: Criterion | None = None) -> None:
         super().__init__()
+        check_trained("the network", model)
         self.model = Taps(model, prepare=prepare)
         self.criterion = criterion or cross_entropy()
 
@@ -114,5 +147,5 @@ class Supervised(Method):
     ) -> Losses:
         """Compute the loss for images (B, C, H, W) and labels int64 (B,), or probabilities of classes (B, K)."""
         logits, _ = self.model(images)
-        loss = self.criterion(logits, labels)
+        loss = loss_of_labels(self.criterion, logits, labels, self.labelled_share)
         return {"loss": loss, "accuracy": accuracy(logits, labels)}

@@ -1,6 +1,7 @@
 """The loss of the labels: the cross-entropy, or a criterion of one's own."""
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,25 +38,43 @@ def loss_of_labels(criterion: Criterion, logits: Tensor, labels: Tensor, labelle
         labels: the classes, int64 (B,), or their probabilities, float (B, K); ``UNLABELLED`` for images without one.
         labelled_share: the share of labelled images in each batch, in 0..1. The losses of the images are divided by
             this share of the batch's size, so that a gradient does not depend on how a batch is divided. ``None``
-            leaves the mean to the criterion.
+            is the mean of those that have a label; 1.0 promises that all have one.
     """
-    if labelled_share is None:
+    if labelled_share == 1.0 or (labels.is_floating_point() and labelled_share is None):
         return criterion(logits, labels)
-    if isinstance(criterion, nn.CrossEntropyLoss) and criterion.ignore_index == UNLABELLED:
+    if _is_plain(criterion) and not labels.is_floating_point():
         # A sum, whose shape does not depend on the number of labelled images: a GPU need not wait for that number.
         total = F.cross_entropy(
             logits, labels, ignore_index=UNLABELLED, reduction="sum", label_smoothing=criterion.label_smoothing
         )
+        if labelled_share is None:
+            return total / (labels != UNLABELLED).sum().clamp(min=1)
         return total / (labelled_share * len(labels))
     rows = labelled_rows(labels)
     if not len(rows):  # a small part of a batch may have none
         return 0.0 * logits.sum()
-    return criterion(logits[rows], labels[rows]) * (len(rows) / (labelled_share * len(labels)))
+    loss = criterion(logits[rows], labels[rows])
+    return loss if labelled_share is None else loss * (len(rows) / (labelled_share * len(labels)))
+
+
+def _is_plain(criterion: Criterion) -> TypeGuard[nn.CrossEntropyLoss]:
+    """Whether a criterion is one that ``cross_entropy`` returns."""
+    return (
+        type(criterion) is nn.CrossEntropyLoss
+        and criterion.ignore_index == UNLABELLED
+        and criterion.reduction == "mean"
+        and criterion.weight is None
+    )
 
 
 def labelled_rows(labels: Tensor) -> Tensor:
-    """The positions of the images with a label in a batch, int64 (M,)."""
-    return (labels != UNLABELLED).nonzero().flatten()
+    """The positions of the images with a label in a batch, int64 (M,).
+
+    Args:
+        labels: classes, int64 (B,), or their probabilities, float (B, K); ``UNLABELLED`` for images without one.
+    """
+    known = labels != UNLABELLED
+    return (known if known.dim() == 1 else known.all(1)).nonzero().flatten()
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:

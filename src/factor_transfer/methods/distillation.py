@@ -7,15 +7,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from factor_transfer.data import Batch
+from factor_transfer.data import UNLABELLED, Batch
 from factor_transfer.errors import InputError
-from factor_transfer.methods.base import CachedTargets, Losses, Method, trained_state
+from factor_transfer.methods.base import CachedTargets, Losses, Method, check_trained, trained_state
 from factor_transfer.methods.criterion import Criterion, accuracy, cross_entropy, labelled_rows, loss_of_labels
 from factor_transfer.methods.teacher import Teacher
 from factor_transfer.methods.term import Target, Term
 from factor_transfer.taps.extract import Seen, Taps
 
 _CROSS_ENTROPY = cross_entropy()
+_TAKEN = "ce", "labels"  # the losses on labels are "loss_ce" and "loss_labels"
 
 
 class Distillation(Method):
@@ -47,12 +48,8 @@ class Distillation(Method):
             it.
 
     Raises:
-        InputError: if ``terms`` is not a mapping from names to terms, or empty without a ``criterion``.
-
-    Attributes:
-        labelled_share: the share of labelled images in a batch, in 0..1, if some images have the label ``UNLABELLED``.
-            Losses of labelled images are divided by this share of the batch, not by the number of labelled images in
-            it, so that a gradient does not depend on how a batch is divided. ``None`` divides by their number.
+        InputError: if ``terms`` is not a mapping from names to terms, or empty without a ``criterion``; or if the
+            student is frozen.
     """
 
     def __init__(
@@ -77,8 +74,8 @@ class Distillation(Method):
         self.student = Taps(student, student_taps, student_prepare)
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, teacher_prepare)
         self.teacher.want(teacher_taps, needs_logits)
+        check_trained("the student", student)
         self.cached: dict[str, CachedTargets] = {}  # cached targets of fixed views: of every term, or empty
-        self.labelled_share: float | None = None
         self.cross_entropy = prod(term.cross_entropy for term in terms.values())
         # Tensors, so that a change of their values does not recompile a compiled step.
         for name in terms:
@@ -112,7 +109,7 @@ class Distillation(Method):
     def forward(
         self,
         images: Tensor,
-        labels: Tensor,
+        labels: Tensor | None = None,
         indices: Tensor | None = None,
         views: Tensor | None = None,
         targets: Mapping[str, Target] | None = None,
@@ -123,7 +120,7 @@ class Distillation(Method):
             images: the student's input before ``student_prepare``, (B, C, H, W).
             labels: the classes of the images, int64 (B,); ``UNLABELLED`` for images without a label, from which the
                 student learns by its terms alone. Probabilities of the classes, (B, K), are possible, too, unless a
-                term needs classes.
+                term needs classes. ``None`` if no image has a label.
             indices: the indices of the images in the training set, int64 (B,). Only a few terms need them.
             views: the indices of the images' fixed views, int64 (B,), if there are fixed views.
             targets: the teacher's targets by term. They are computed from ``images`` if left out.
@@ -135,17 +132,19 @@ class Distillation(Method):
             targets = self.targets(images, indices, views)
         outputs = self.student(images)
         logits = cast("Tensor", outputs.logits)
-        batch = Batch(images, labels, indices, views)
+        if labels is None:
+            labels = torch.full((len(images),), UNLABELLED, device=images.device)
         losses: Losses = {}
         if self.criterion is not None:
             on_labels = loss_of_labels(self.criterion, logits, labels, self.labelled_share)
             kind = "loss_ce" if isinstance(self.criterion, nn.CrossEntropyLoss) else "loss_labels"
             losses[kind] = self.cross_entropy * on_labels
+        batch = Batch(images, labels, indices, views)
         for name, term in self.named_terms():
             if term.needs_labels and labels.is_floating_point():
                 raise InputError(f"{name} needs the class of each image, but the labels are probabilities of classes")
-            if term.needs_labels and self.labelled_share is not None:
-                distance = self._of_labelled(term, outputs, targets[name], batch, self.labelled_share)
+            if term.needs_labels and self.labelled_share != 1.0:
+                distance = self._of_labelled(term, outputs, targets[name], batch)
             else:
                 distance = term(outputs, targets[name], batch)
             losses[f"loss_{name}"] = self.get_buffer(f"scale_{name}") * term.weight * distance
@@ -155,7 +154,7 @@ class Distillation(Method):
             "accuracy": accuracy(logits, labels),
         }
 
-    def _of_labelled(self, term: Term, outputs: Seen, target: Target, batch: Batch, share: float) -> Tensor:
+    def _of_labelled(self, term: Term, outputs: Seen, target: Target, batch: Batch) -> Tensor:
         """A term of the labelled images of a batch, 0-d."""
         rows = labelled_rows(batch.labels)
         logits = cast("Tensor", outputs.logits)
@@ -164,7 +163,8 @@ class Distillation(Method):
         part = Seen(logits[rows], {tap: feature[rows] for tap, feature in outputs.features.items()})
         aim = target[rows] if isinstance(target, Tensor) else tuple(tensor[rows] for tensor in target)
         distance: Tensor = term(part, aim, batch.select(rows))
-        return distance * (len(rows) / (share * len(batch.labels)))
+        share = self.labelled_share
+        return distance if share is None else distance * (len(rows) / (share * len(batch.labels)))
 
 
 def _check_terms(terms: object) -> None:
@@ -173,6 +173,11 @@ def _check_terms(terms: object) -> None:
         kind = type(terms).__name__
         raise InputError(f"terms must map names to terms, such as {{'kd': KD()}}, but got a {kind}")
     for name, term in terms.items():
+        if not isinstance(name, str) or not name or "." in name or name in _TAKEN or hasattr(nn.ModuleDict, name):
+            raise InputError(
+                f"{name!r} cannot be the name of a term: it is a text without dots, such as 'kd', and neither a word "
+                f"that the losses use, {' or '.join(map(repr, _TAKEN))}, nor the name of a method of a dict"
+            )
         if not isinstance(term, Term):
             kind = f"the class {term.__name__}" if isinstance(term, type) else f"a {type(term).__name__}"
             raise InputError(

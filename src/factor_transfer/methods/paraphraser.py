@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.errors import InputError
-from factor_transfer.methods.base import CachedTargets, Losses, Method
+from factor_transfer.methods.base import CachedTargets, Losses, Method, check_trained
 from factor_transfer.methods.teacher import Teacher
 
 LEAK = 0.1  # slope of the leaky ReLUs, as in the authors' code
@@ -171,7 +171,8 @@ class ParaphraserTraining(Method):
             the squared distance of the two after each is divided by its L2 norm, averaged over samples (mmrazor).
 
     Raises:
-        InputError: if the numbers of taps and paraphrasers differ.
+        InputError: if the numbers of taps and paraphrasers differ, or a paraphraser is frozen, as those of a
+            ``FactorTransfer`` are.
     """
 
     classifies = False
@@ -195,6 +196,8 @@ class ParaphraserTraining(Method):
             )
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, prepare)
         self.teacher.want(self.taps, logits=False)
+        for one in paraphrasers:
+            check_trained("a paraphraser's encoder", one.encoder)
         self.paraphrasers = nn.ModuleList(paraphrasers)
         self.distance = RECONSTRUCTIONS[reconstruction]
         self.cached: CachedTargets | None = None  # the cached features of fixed views, one per tap, or None

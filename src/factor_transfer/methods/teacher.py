@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from factor_transfer.errors import InputError
 from factor_transfer.methods.base import Frozen
 from factor_transfer.taps.extract import Seen, Taps, shapes
 from factor_transfer.taps.fold import fold_batch_norm
@@ -49,13 +50,17 @@ class Teacher(Frozen):
         """Request features and logits, in addition to all earlier requests.
 
         Raises:
-            RuntimeError: if the teacher has been called already.
+            InputError: if a call has made the network cheaper for the earlier requests alone.
         """
-        if self._prepared:
-            raise RuntimeError("features must be requested from a teacher before its first call")
+        if self._prepared and self.examples is not None:
+            raise InputError(
+                "a teacher with examples is made cheaper on its first call, for what has been requested by then; build "
+                "all methods that share it before any of them is called"
+            )
         old = self.module
         requested = dict.fromkeys([*old.taps, *taps])
         self.module = Taps(old.model, requested, old.prepare, old.logits or logits)
+        self._last = None
         self.train(False)
 
     @property
@@ -70,6 +75,7 @@ class Teacher(Frozen):
         if self.shared and self._last is not None and self._last[0] is images:
             self.reused_seconds += self._last_seconds
             return self._last[1]
+        self.stay_frozen()
         self.prepare_network()
         start = time.perf_counter()
         with torch.autocast(images.device.type, torch.bfloat16) if self.reduced else nullcontext():

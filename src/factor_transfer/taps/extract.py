@@ -10,6 +10,7 @@ the logits are not needed.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import takewhile
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from factor_transfer.errors import InputError, choose
 from factor_transfer.models.inference import eval_mode
-from factor_transfer.models.memory_format import memory_format, to_memory_format
+from factor_transfer.models.memory_format import memory_format
 from factor_transfer.models.outputs import logits_of
 from factor_transfer.taps.tokens import fold, patch_grid
 
@@ -40,6 +41,37 @@ class _AllTapsReached(Exception):
     """Raised to end a pass when the features of all taps are available and no logits are requested."""
 
 
+class _Pass:
+    """The features of one forward pass of a network, which other threads may run at the same time.
+
+    Args:
+        last: the number of features after which the pass ends; ``None`` if it does not end early.
+        eager: whether the pass is run as written. A compiler cannot trace versions and exceptions, and removes unused
+            computations itself.
+    """
+
+    def __init__(self, last: int | None, eager: bool) -> None:
+        self.last, self.eager = last, eager
+        self.features: dict[str, Tensor] = {}
+        self.versions: dict[str, int] = {}
+        self.thread = get_ident() if eager else None
+
+    def capture(self, tap: str, value: Any) -> None:
+        """Store the value of a tap."""
+        if self.eager and get_ident() != self.thread:  # the hooks of a pass run in those of other threads, too
+            return
+        feature = first_tensor(value)
+        if feature is None:
+            raise InputError(f"tap {tap!r} returns a {type(value).__name__}, not a tensor")
+        if tap in self.features:
+            raise InputError(f"tap {tap!r} is called more than once per pass; choose the module that contains it")
+        self.features[tap] = feature
+        if self.eager:
+            self.versions[tap] = _version(feature)
+            if len(self.features) == self.last:
+                raise _AllTapsReached
+
+
 class Taps(nn.Module):
     """A wrapper around a network that returns features beside the logits.
 
@@ -52,8 +84,9 @@ class Taps(nn.Module):
         torch.Size([2, 64, 8, 8])
 
     Args:
-        model: any network, images (B, C, H, W) -> logits (B, K). Its weights are converted to the memory format in
-            which it is fastest, see ``models/memory_format``; their values stay the same.
+        model: any network, images (B, C, H, W) -> logits (B, K). It is given images in the memory format in which it is
+            fastest, see ``models/memory_format``. Its weights are left as they are; on a GPU it is faster still if they
+            have that format, too: ``model.to(memory_format=torch.channels_last)``.
         taps: the dotted paths of the modules whose features are returned, with optional suffixes ``:input`` and
             ``:nhwc`` as described above.
         prepare: a module that turns a batch into the network's input, such as ``Normalize``; ``None`` if batches need
@@ -72,8 +105,8 @@ class Taps(nn.Module):
         logits: bool = True,
     ) -> None:
         super().__init__()
-        self.memory_format = memory_format(model)
-        self.model = to_memory_format(model)
+        self.channels_last = memory_format(model) == torch.channels_last
+        self.model = model
         self.prepare = prepare
         self.logits = logits
         modules = [path for path, _ in model.named_modules() if path]
@@ -82,10 +115,8 @@ class Taps(nn.Module):
             path, _, view = tap.partition(":")
             self.taps[tap] = choose("tap", path, modules), choose(f"view of tap {path}", view, _VIEWS)
         self._grids: dict[tuple[str, torch.Size], tuple[int, int]] = {}
-        self._features: dict[str, Tensor] = {}
-        self._versions: dict[str, int] = {}
-        self._in_pass = False
         self._held: ExitStack | None = None
+        self._held_pass: _Pass | None = None  # the pass that held hooks record
 
     def forward(self, images: Tensor) -> Seen:
         """Compute the logits and features of a batch.
@@ -99,17 +130,24 @@ class Taps(nn.Module):
         """
         x = images if self.prepare is None else self.prepare(images)
         if x.dim() == 4:
-            x = x.contiguous(memory_format=self.memory_format)
+            x = x.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        one = _Pass(None if self.logits else len(self.taps), self._held is None)
         if self._held is None:
-            with _hooks(self.model, self.taps, self._capture):
-                return self._pass(x)
-        return self._pass(x)
+            with _hooks(self.model, self.taps, one.capture):
+                logits = self._run(x)
+        else:
+            self._held_pass = one
+            try:
+                logits = self._run(x)
+            finally:
+                self._held_pass = None
+        return Seen(logits if self.logits else None, self._maps(one, x))
 
     def hold(self) -> None:
         """Keep the hooks in the network until ``release``, because a compiler cannot trace a pass that adds hooks."""
         if self._held is None:
             self._held = ExitStack()
-            self._held.enter_context(_hooks(self.model, self.taps, self._capture))
+            self._held.enter_context(_hooks(self.model, self.taps, self._capture_held))
 
     def release(self) -> None:
         """Remove the hooks that ``hold`` left in the network."""
@@ -117,45 +155,28 @@ class Taps(nn.Module):
             self._held.close()
             self._held = None
 
-    def _pass(self, x: Tensor) -> Seen:
-        self._features.clear()
-        self._versions.clear()
-        logits = None
-        if self.logits or self.taps:
-            self._in_pass = True
-            try:
-                logits = logits_of(self.model(x))
-            except _AllTapsReached:
-                logits = None
-            finally:
-                self._in_pass = False
-        features = dict(self._features)
-        self._features.clear()  # no reference to a feature outlives the pass
+    def _capture_held(self, tap: str, value: Any) -> None:
+        if self._held_pass is not None:  # held hooks also run in passes outside this wrapper
+            self._held_pass.capture(tap, value)
+
+    def _run(self, x: Tensor) -> Tensor | None:
+        if not self.logits and not self.taps:
+            return None
+        try:
+            return logits_of(self.model(x))
+        except _AllTapsReached:
+            return None
+
+    def _maps(self, one: _Pass, x: Tensor) -> dict[str, Tensor]:
         for tap in self.taps:
-            if tap not in features:
+            if tap not in one.features:
                 raise InputError(f"the network's forward pass does not call tap {tap!r}")
-            if self._held is None and _version(features[tap]) != self._versions[tap]:
+            if self._held is None and _version(one.features[tap]) != one.versions[tap]:
                 raise InputError(
                     f"the feature of tap {tap!r} is modified in place by a later module (perhaps an in-place "
                     "activation); tap that module instead, or build the network without in-place operations"
                 )
-        maps = {tap: self._as_map(tap, features[tap], x) for tap in self.taps}
-        return Seen(logits if self.logits else None, maps)
-
-    def _capture(self, tap: str, value: Any) -> None:
-        """Store the value of a tap in the current pass. Held hooks also run in passes outside this wrapper."""
-        if not self._in_pass:
-            return
-        feature = first_tensor(value)
-        if feature is None:
-            raise InputError(f"tap {tap!r} returns a {type(value).__name__}, not a tensor")
-        if tap in self._features:
-            raise InputError(f"tap {tap!r} is called more than once per pass; choose the module that contains it")
-        self._features[tap] = feature
-        if self._held is None:
-            self._versions[tap] = _version(feature)
-            if not self.logits and len(self._features) == len(self.taps):
-                raise _AllTapsReached  # with held hooks, the compiler removes unused computations itself
+        return {tap: self._as_map(tap, one.features[tap], x) for tap in self.taps}
 
     def _as_map(self, tap: str, feature: Tensor, x: Tensor) -> Tensor:
         _, view = self.taps[tap]

@@ -271,6 +271,9 @@ def train(trainings: list[StageTraining]) -> list[Artefact | Exception]:
         )
     if batches.mixture is not None:
         _set_composition(trainings, batches, batches.mixture)
+    else:
+        for training in trainings:
+            training.method.labelled_share = 1.0
     if batches.world > 1:
         for training in trainings:
             _leave_out_unused(training, batches)
