@@ -46,6 +46,8 @@ def test_the_packaged_student_gives_the_same_answers(digits_run: Path, shared: P
     with torch.no_grad():
         expected = load_network(done).eval()(Normalize(done.record["mean"], done.record["std"])(images))
         assert torch.equal(student(images), expected)
+    with pytest.raises(InputError, match=r"uint8 in 0\.\.255, but got torch\.float32"):
+        student(images / 255)
     assert not student.training
     assert student.classes == tuple("0123456789")
     assert student.image == (1, 8, 8)

@@ -91,6 +91,24 @@ def test_macs_are_counted_as_by_hand() -> None:
     assert macs(Net(), torch.zeros(6, 3, 8, 8)) == 4 * 4 * 5 * 27 + 35
 
 
+def test_macs_of_attention_are_counted_as_by_hand() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, batch_first=True)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.layer(tokens)
+
+    # 5 tokens of 8 channels: queries, keys, values and the output; every token with every token, twice; 8 to 16 to 8.
+    projections, products, mlp = 4 * 5 * 8 * 8, 2 * 5 * 5 * 8, 2 * 5 * 8 * 16
+    fused = torch.backends.mha.get_fastpath_enabled()
+    assert macs(Net(), torch.zeros(3, 5, 8)) == projections + products + mlp
+    assert torch.backends.mha.get_fastpath_enabled() is fused
+    with pytest.raises(InputError, match="the batch is empty"):
+        macs(Net(), torch.zeros(0, 5, 8))
+
+
 def test_macs_of_published_networks() -> None:
     with torch.device("meta"):
         # 41 M for ResNet-20 (He et al. 2016 counts multiply-adds alike), 1.8 G and 4.1 G for ResNet-18 and 50.

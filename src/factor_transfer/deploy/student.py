@@ -38,7 +38,16 @@ class Student(nn.Module):
         self.model, self.prepare, self.classes, self.image = model, prepare, classes, image
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits (B, K) of raw images, uint8 (B, C, H, W) in 0..255."""
+        """Compute the logits (B, K) of raw images, uint8 (B, C, H, W) in 0..255.
+
+        Raises:
+            InputError: if the images are floating-point, such as those of torchvision's ``ToTensor``, in 0..1.
+        """
+        if images.is_floating_point():
+            raise InputError(
+                f"a student normalises raw images itself, uint8 in 0..255, but got {images.dtype}; images in 0..1 "
+                "become these by images.mul(255).round().to(torch.uint8)"
+            )
         logits: Tensor = self.model(self.prepare(images))
         return logits
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from factor_transfer.errors import InputError
 from factor_transfer.models.inference import eval_mode
 
 
@@ -23,14 +25,26 @@ def state_bytes(model: nn.Module) -> int:
 def macs(model: nn.Module, images: Tensor) -> int:
     """The number of multiply-accumulate operations of a forward pass for one image.
 
-    Convolutions and matrix products are counted. Other operations (normalisation, activations, pooling) are negligible.
+    Convolutions and matrix products are counted, those of attention among them. Other operations (normalisation,
+    activations, pooling) are negligible. Recurrent layers, such as ``nn.LSTM``, are not counted.
 
     Args:
         model: the network.
         images: a batch of the network's input (B, ...), of which the first image is used.
+
+    Raises:
+        InputError: if the batch is empty.
     """
-    with eval_mode(model), FlopCounterMode(display=False) as counter:
-        model(images[:1])
+    if not len(images):
+        raise InputError("the operations of a network are counted with an image, but the batch is empty")
+    # Attention would use fused kernels, of which PyTorch's counter does not know those of evaluation mode and of CPUs.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with eval_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(images[:1])
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() // 2  # PyTorch counts a multiplication and an addition as two operations
 
 
