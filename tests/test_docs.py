@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from conftest import Run
+from factor_transfer import Distillation, build_model
 from factor_transfer.cli.main import app
 from factor_transfer.config.read import read_recipe
 from factor_transfer.data import open_data
@@ -120,7 +121,7 @@ def test_a_custom_method_works_on_the_command_line(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (DOCS / "own-method.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code, of_logits = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(code.strip().splitlines()) < 40
     Path("direction.py").write_text(code)
     commands = re.findall(r"^    python (direction\.py .*)$", page, re.MULTILINE)
@@ -135,6 +136,11 @@ def test_a_custom_method_works_on_the_command_line(
     assert list(found["methods"]) == ["student", "factor", "direction", "factor+direction"]
     record = json.loads(Path("runs/tiny/student-direction-seed0/stage.json").read_text())
     assert record["inputs"]["direction"] == {"weight": 3.0}
+    names = runpy.run_path("direction.py")
+    exec(of_logits, names)
+    student, teacher = build_model("resnet8", 4, width=2), build_model("resnet8", 4, width=2)
+    losses = Distillation(student, teacher, {"logits": names["Logits"]()})(torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))
+    assert losses["loss_logits"] > 0
 
 
 MADE = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if "<!-- made: " in page.read_text())

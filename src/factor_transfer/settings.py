@@ -11,6 +11,8 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model, model_validator
 
+from factor_transfer.errors import InputError
+
 
 class Options(BaseModel):
     """A model of settings that refuses unknown keys, values of another type, and numbers that are not finite."""
@@ -63,6 +65,11 @@ def options(name: str, *functions: Callable[..., Any], base: type[Options] = Opt
         target = function.__init__ if inspect.isclass(function) else getattr(function, "func", function)
         hints = get_type_hints(target, include_extras=True)
         for parameter in settings(function).values():
+            if parameter.name not in hints:
+                raise InputError(
+                    f"the setting {parameter.name!r} of {function.__name__} has no type; annotate it in its signature, "
+                    f"such as {parameter.name}: float = 1.0"
+                )
             required = parameter.default is parameter.empty
             fields.setdefault(parameter.name, (hints[parameter.name], ... if required else parameter.default))
     return create_model(name, __base__=base, **fields)

@@ -1,5 +1,6 @@
 """The command ``check``: a trial of a recipe on a few batches before a long run. It leaves no files behind."""
 
+import math
 import time
 from itertools import islice
 from typing import Any
@@ -175,6 +176,11 @@ def _terms(
             "share_of_loss": part["weighted"] / total_loss,
             "share_of_gradient": part["gradient"] / total_gradient,
         }
+    for name, part in sums.items():
+        if not math.isfinite(part["weighted"] + part["gradient"]):
+            warnings.append(f"{name_of(name)}: its loss or its gradient is not finite; a training would stop at once")
+        elif name != "ce" and not part["gradient"]:
+            warnings.append(f"{name_of(name)} has no gradient, so the student learns nothing from it")
     warnings += _balance(result, "" if trained_teacher else ", with an untrained teacher")
     return result
 

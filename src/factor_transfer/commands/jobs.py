@@ -21,6 +21,7 @@ from factor_transfer.distributed.signals import defer_signals, raise_on_signals
 from factor_transfer.distributed.workers import end_with_parent, starting_workers, worker_context
 from factor_transfer.errors import InputError, Interrupted, first_line
 from factor_transfer.methods import TERMS
+from factor_transfer.methods.own import is_own
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.lock import act_for, holder_token
 from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
@@ -38,8 +39,7 @@ def default_jobs(experiment: Experiment) -> int:
     """The default number of processes: one per processor, as far as memory allows; only one on a GPU."""
     if experiment.fabric.device.type != "cpu" or experiment.fabric.world_size > 1:
         return 1
-    # Terms that the main script has registered are unknown in other processes.
-    if any(term.__module__ == "__main__" for term in TERMS.values()):
+    if any(map(is_own, TERMS.values())):  # which a script has registered, in this process alone
         return 1
     images, more = experiment.data.train.images, experiment.data.unlabelled
     process_bytes = _PROCESS_BYTES + (3 * images.nbytes if isinstance(images, Tensor) else 0)

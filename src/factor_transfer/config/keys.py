@@ -110,6 +110,8 @@ def unknown_key(path: Key, keys: Keys) -> str:
         for table in tables:
             keys = keys[table]
         hint = suggest(key, keys)
+    if tables == ["transfer"] and "did you mean" not in hint:
+        hint += "; a term of your own is known to the script that defines it: run that in place of factor-transfer"
     return f"unknown key '{key_text(path)}'{hint}"
 
 

@@ -3,6 +3,7 @@
 The packages that a recipe configures take plain arguments; only this package and those above it use whole recipes.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -241,6 +242,12 @@ def recipe_type(document: Mapping[str, Any]) -> type[Recipe]:
         kind = options(table, Optimization, base=base)
         return create_model(table, __base__=kind, args=(args, Field(default_factory=args)))
 
+    for name in TERMS:
+        if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in (ALONE, *Transfer.model_fields, "ce", "labels"):
+            raise InputError(
+                f"a term of your own cannot be named {name!r}: a name has small letters, digits and underscores, and "
+                "is neither a setting of [transfer] nor a word for labels"
+            )
     data = named("data", "name")
     with about("data", "name"):
         openers = [data_set(data)] if data is not None else []

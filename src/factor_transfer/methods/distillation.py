@@ -11,6 +11,7 @@ from factor_transfer.data import UNLABELLED, Batch
 from factor_transfer.errors import InputError
 from factor_transfer.methods.base import CachedTargets, Losses, Method, check_trained, trained_state
 from factor_transfer.methods.criterion import Criterion, accuracy, cross_entropy, labelled_rows, loss_of_labels
+from factor_transfer.methods.own import errors_of
 from factor_transfer.methods.teacher import Teacher
 from factor_transfer.methods.term import Target, Term
 from factor_transfer.taps.extract import Seen, Taps
@@ -104,7 +105,11 @@ class Distillation(Method):
         if not self.terms:
             return {}
         outputs = self.teacher(images)
-        return {name: term.target(outputs) for name, term in self.named_terms()}
+        targets: dict[str, Target] = {}
+        for name, term in self.named_terms():
+            with errors_of(name, type(term), "target"):
+                targets[name] = term.target(outputs)
+        return targets
 
     def forward(
         self,
@@ -143,10 +148,14 @@ class Distillation(Method):
         for name, term in self.named_terms():
             if term.needs_labels and labels.is_floating_point():
                 raise InputError(f"{name} needs the class of each image, but the labels are probabilities of classes")
-            if term.needs_labels and self.labelled_share != 1.0:
-                distance = self._of_labelled(term, outputs, targets[name], batch)
-            else:
-                distance = term(outputs, targets[name], batch)
+            with errors_of(name, type(term), "forward"):
+                if term.needs_labels and self.labelled_share != 1.0:
+                    distance = self._of_labelled(term, outputs, targets[name], batch)
+                else:
+                    distance = term(outputs, targets[name], batch)
+            if not isinstance(distance, Tensor) or distance.dim():
+                found = f"shape {tuple(distance.shape)}" if isinstance(distance, Tensor) else type(distance).__name__
+                raise InputError(f"the term {name!r} returned a {found}; its loss must be a 0-d tensor, such as a mean")
             losses[f"loss_{name}"] = self.get_buffer(f"scale_{name}") * term.weight * distance
         return {
             "loss": torch.stack(list(losses.values())).sum(),

@@ -1,12 +1,13 @@
 """The inputs of stages and caches: they are recorded, and a stage is up to date as long as they stay the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from factor_transfer.config.recipe import Network, Training
 from factor_transfer.data.augment.crops import OF_STUDENT
 from factor_transfer.files import sha256
 from factor_transfer.methods import TERMS
+from factor_transfer.methods.own import source as source_of_term
 from factor_transfer.models.external import source
 from factor_transfer.pipeline.artefact import Artefact, find
 from factor_transfer.pipeline.experiment import Experiment
@@ -53,6 +54,7 @@ def cache_provenance(
         "precision": experiment.precision,
         "teacher_precision": recipe.teacher_precision,
         **unlabelled_provenance(experiment),
+        **code_provenance([name]),
     }
     if name in TERMS and TERMS[name].needs_paraphraser(settings):
         paraphraser = find(experiment.work_dir / "paraphraser")
@@ -106,6 +108,13 @@ def frozen_provenance(experiment: Experiment, has_teacher: bool = True) -> dict[
     if has_teacher and recipe.teacher_precision is not None:
         inputs["teacher_precision"] = recipe.teacher_precision
     return inputs
+
+
+def code_provenance(names: Iterable[str]) -> dict[str, Any]:
+    """The SHA-256 of the source files of those terms that are defined outside this package; empty if there are none."""
+    files = {name: source_of_term(TERMS[name]) for name in names if name in TERMS}
+    hashes = {name: sha256(file) for name, file in files.items() if file is not None}
+    return {"code": hashes} if hashes else {}
 
 
 def unlabelled_provenance(experiment: Experiment) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from factor_transfer.config.recipe import ALONE
+from factor_transfer.methods import TERMS
+from factor_transfer.methods.own import program
 from factor_transfer.models import macs, parameters
 from factor_transfer.pipeline.artefact import LAST, Artefact
 from factor_transfer.pipeline.experiment import Experiment
@@ -117,22 +119,26 @@ def next_lines(following: Sequence[tuple[str, str]]) -> list[str]:
     return ["", "Next:", *(f"  {step:<{width}}{words}".rstrip() for step, words in following)]
 
 
+def _program() -> str:
+    return program(TERMS.values())
+
+
 def after_teacher(experiment: Experiment) -> list[tuple[str, str]]:
     """The next command after ``teacher``."""
     if experiment.recipe.needs_paraphraser:
-        return [(f"factor-transfer pretrain {experiment.command}", "the paraphraser, on this teacher's features")]
+        return [(f"{_program()} pretrain {experiment.command}", "the paraphraser, on this teacher's features")]
     return after_paraphraser(experiment)
 
 
 def after_paraphraser(experiment: Experiment) -> list[tuple[str, str]]:
     """The next command after ``pretrain``."""
-    return [(f"factor-transfer train {experiment.command}", "the student")]
+    return [(f"{_program()} train {experiment.command}", "the student")]
 
 
 def after_student(done: Artefact) -> list[tuple[str, str]]:
     """The next commands after ``train``."""
     folder = shlex.quote(str(done.folder))
-    return [(f"factor-transfer test {folder}", "its accuracy on the test images"), *_in_use(folder)]
+    return [(f"{_program()} test {folder}", "its accuracy on the test images"), *_in_use(folder)]
 
 
 def after_run(experiment: Experiment) -> list[tuple[str, str]]:
@@ -144,8 +150,8 @@ def after_run(experiment: Experiment) -> list[tuple[str, str]]:
 
 def _in_use(place: str) -> list[tuple[str, str]]:
     return [
-        (f"factor-transfer export {place}", "the student as a file for a device"),
-        (f"factor-transfer predict {place} PICTURE", "its classes for a picture"),
+        (f"{_program()} export {place}", "the student as a file for a device"),
+        (f"{_program()} predict {place} PICTURE", "its classes for a picture"),
     ]
 
 

@@ -28,13 +28,19 @@ from factor_transfer.methods import (
     Term,
     cross_entropy,
 )
+from factor_transfer.methods.own import errors_of
 from factor_transfer.methods.schedule import weight_factor
 from factor_transfer.models import Normalize
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.finished_run import folder_name
-from factor_transfer.pipeline.provenance import frozen_provenance, training_provenance, unlabelled_provenance
+from factor_transfer.pipeline.provenance import (
+    code_provenance,
+    frozen_provenance,
+    training_provenance,
+    unlabelled_provenance,
+)
 from factor_transfer.pipeline.stages.cache import Cache
 from factor_transfer.pipeline.stages.finetune import fine_tuning, untuned_folder
 from factor_transfer.pipeline.stages.paraphraser import load_paraphrasers, new_paraphrasers, require_paraphraser
@@ -226,7 +232,7 @@ def student_provenance(
             inputs["schedule_of_terms"] = recipe.transfer.schedule
     if paraphraser is not None:
         inputs["paraphraser"] = paraphraser.fingerprint
-    return inputs
+    return inputs | code_provenance(recipe.terms)
 
 
 def student_folder(work_dir: Path, recipe: Recipe) -> Path:
@@ -278,7 +284,8 @@ def build_student_method(
     built: dict[str, Term] = {}
     for name in terms:
         arguments = chosen(terms[name], TERMS[name], TERMS[name].between)
-        built[name] = TERMS[name].between(pair, **arguments).to(experiment.fabric.device)
+        with errors_of(name, TERMS[name], "between"):
+            built[name] = TERMS[name].between(pair, **arguments).to(experiment.fabric.device)
     assert section.epochs is not None  # a student is always trained
     return Distillation(
         student,
