@@ -4,18 +4,18 @@ The paraphraser is a convolutional autoencoder of the teacher's feature map, tra
 *factor*. The translator learns to compute the same factor from the student's feature map.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.errors import InputError
 from factor_transfer.methods.base import CachedTargets, Losses, Method
+from factor_transfer.methods.ranges import within_ranges
 from factor_transfer.methods.teacher import Teacher
 
 LEAK = 0.1  # slope of the leaky ReLUs, as in the authors' code
@@ -46,20 +46,25 @@ class Paraphraser(nn.Module):
         (torch.Size([2, 32, 8, 8]), torch.Size([2, 64, 8, 8]))
 
     Args:
-        in_channels: the number of channels of the teacher's feature, m.
-        rate: the paraphrase rate k. The factor has z = round(m * k) channels.
+        in_channels: the number of channels of the teacher's feature, m, at least 1.
+        rate: the paraphrase rate k, above 0 and at most 16. The factor has z = round(m * k) channels.
         batch_norm: whether a batch norm precedes each activation. The authors' code has none.
 
     Raises:
-        InputError: if the factor would have no channels.
+        InputError: if an argument is out of range, or the factor would have no channels.
     """
 
+    @within_ranges
     def __init__(
-        self, in_channels: int, *, rate: Annotated[float, Gt(0), Le(16)] = 0.5, batch_norm: bool = False
+        self,
+        in_channels: Annotated[int, Ge(1)],
+        *,
+        rate: Annotated[float, Gt(0), Le(16)] = 0.5,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.factor_channels = round(in_channels * rate) if math.isfinite(rate) else 0
+        self.factor_channels = round(in_channels * rate)
         if self.factor_channels < 1:
             raise InputError(
                 f"a paraphrase rate of {rate} leaves none of {in_channels} channels; it must be at least "
@@ -91,7 +96,8 @@ class Unchanged(Paraphraser):
         in_channels: the number of channels of the teacher's feature and of the factor, m.
     """
 
-    def __init__(self, in_channels: int) -> None:
+    @within_ranges
+    def __init__(self, in_channels: Annotated[int, Ge(1)]) -> None:
         nn.Module.__init__(self)
         self.in_channels = self.factor_channels = in_channels
         self.encoder = self.decoder = nn.Sequential()
@@ -107,12 +113,18 @@ class Translator(nn.Module):
         torch.Size([2, 32, 8, 8])
 
     Args:
-        in_channels: the number of channels of the student's feature, c.
-        out_channels: the number of channels of the teacher's factor, z.
+        in_channels: the number of channels of the student's feature, c, at least 1.
+        out_channels: the number of channels of the teacher's factor, z, at least 1.
         batch_norm: whether a batch norm precedes each activation. The authors' code has none.
+
+    Raises:
+        InputError: if a number of channels is below 1.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, batch_norm: bool = False) -> None:
+    @within_ranges
+    def __init__(
+        self, in_channels: Annotated[int, Ge(1)], out_channels: Annotated[int, Ge(1)], *, batch_norm: bool = False
+    ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.layers = _stack(nn.Conv2d, [in_channels, in_channels, out_channels, out_channels], batch_norm)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
+from factor_transfer.methods.ranges import check_methods
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.taps.extract import Seen, Taps
 from factor_transfer.taps.stages import stages
@@ -164,7 +165,8 @@ class Term(nn.Module):
 
     A term declares which outputs of both networks it needs, turns the teacher's outputs into a target, and compares
     the student's outputs with it. The keyword-only arguments of ``__init__``, ``between`` and ``adapt`` are the
-    settings that a recipe's ``[transfer.NAME]`` table accepts.
+    settings that a recipe's ``[transfer.NAME]`` table accepts. Those whose annotation states a range, such as
+    ``Annotated[float, Ge(0)]``, are checked when they are given, and an ``InputError`` names the one that is outside.
 
     Example:
         >>> from torch.nn import functional as F
@@ -202,6 +204,11 @@ class Term(nn.Module):
     uses_taps: bool = False
     needs_classifier: bool = False
     needs_labels: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let every term, also one of the user's own, check the ranges that its annotations state."""
+        super().__init_subclass__(**kwargs)
+        check_methods(cls, "__init__", "between", "adapt")
 
     @classmethod
     def needs_paraphraser(cls, settings: Mapping[str, Any]) -> bool:

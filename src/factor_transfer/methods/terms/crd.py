@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from factor_transfer.data import Batch
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
+from factor_transfer.methods.ranges import within_ranges
 from factor_transfer.methods.term import Pair, Target, Term
 from factor_transfer.taps.extract import Seen
 
@@ -20,7 +21,8 @@ def pooled(feature: Tensor) -> Tensor:
     return feature.float().flatten(2).mean(2) if feature.dim() > 2 else feature.float()
 
 
-def nce_loss(positive: Tensor, negative: Tensor, weight: Tensor | float, noise: float) -> Tensor:
+@within_ranges
+def nce_loss(positive: Tensor, negative: Tensor, weight: Tensor | float, noise: Annotated[float, Gt(0)]) -> Tensor:
     """The loss of noise contrastive estimation, which distinguishes one positive from the negatives (equation 18).
 
     With ``h = p / (p + noise)``, it is ``-log h(positive) - sum of weight * log(1 - h(negative))``.
@@ -82,8 +84,8 @@ class CRD(Term):
 
     def __init__(
         self,
-        student_channels: int,
-        teacher_channels: int,
+        student_channels: Annotated[int, Ge(1)],
+        teacher_channels: Annotated[int, Ge(1)],
         labels: Tensor,
         teacher_tap: str,
         student_tap: str,

@@ -7,10 +7,19 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from factor_transfer.methods.logits_term import LogitsTerm
+from factor_transfer.methods.ranges import within_ranges
 from factor_transfer.methods.terms.kd import kd_loss
 
 
-def dkd_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, beta: float, temperature: float) -> Tensor:
+@within_ranges
+def dkd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    alpha: Annotated[float, Ge(0)],
+    beta: Annotated[float, Ge(0)],
+    temperature: Annotated[float, Gt(0)],
+) -> Tensor:
     """The decoupled distillation loss ``T² * (alpha * TCKD + beta * NCKD)``, averaged over the batch (equation 7).
 
     TCKD is the KL divergence between the networks' probabilities of the labelled class and of all other classes
@@ -27,9 +36,9 @@ def dkd_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, bet
         student: the student's logits (B, K), K at least 2. They receive the gradient.
         teacher: the teacher's logits (B, K).
         labels: the classes of the images, int64 (B,).
-        alpha: the weight of TCKD.
-        beta: the weight of NCKD.
-        temperature: the temperature T.
+        alpha: the weight of TCKD, at least 0.
+        beta: the weight of NCKD, at least 0.
+        temperature: the temperature T, above 0.
 
     Returns:
         The loss, 0-d. It does not change if a constant is added to a sample's logits or if classes are reordered.

@@ -3,7 +3,6 @@
 In stage 3 the student's translated feature follows the teacher's factor. The connectors are in ``methods/paraphraser``.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
@@ -15,11 +14,13 @@ from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.methods.base import Frozen
 from factor_transfer.methods.paraphraser import Paraphraser, Translator, Unchanged, unit
+from factor_transfer.methods.ranges import within_ranges
 from factor_transfer.methods.term import Pair, Target, Term, match
 from factor_transfer.taps.extract import Seen
 
 
-def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: float = 1) -> Tensor:
+@within_ranges
+def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: Annotated[float, Ge(1)] = 1) -> Tensor:
     """The mean of ``|F_T / ‖F_T‖ - F_S / ‖F_S‖|^p``, the distance between two normalised factors (paper, equation 4).
 
     It does not depend on the scale of either factor. The mean is over samples and elements, as in the authors' code,
@@ -42,7 +43,7 @@ def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: float = 1) ->
         The loss, float32, 0-d.
 
     Raises:
-        InputError: if the shapes differ.
+        InputError: if the shapes differ, or ``p`` is below 1.
     """
     if student_factor.shape != teacher_factor.shape:
         raise InputError(
@@ -82,7 +83,7 @@ class FactorTransfer(Term):
             RepDistiller does. The paper compares the factors.
 
     Raises:
-        InputError: if ``beta`` or ``p`` is out of range, or the numbers of connectors, taps and weights differ.
+        InputError: if a weight or ``p`` is out of range, or the numbers of connectors, taps and weights differ.
     """
 
     uses_taps = True
@@ -96,14 +97,10 @@ class FactorTransfer(Term):
         *,
         beta: Annotated[float, Ge(0)] = 500.0,
         p: Annotated[float, Ge(1)] = 1.0,
-        tap_weights: list[Annotated[float, Ge(0)]] | None = None,
+        tap_weights: Sequence[Annotated[float, Ge(0)]] | None = None,
         attention: bool = False,
     ) -> None:
         super().__init__()
-        if not (math.isfinite(beta) and beta >= 0):
-            raise InputError(f"beta must be finite and not negative, got {beta}")
-        if not (math.isfinite(p) and p >= 1):
-            raise InputError(f"p must be finite and at least 1, got {p}")
         paraphrasers = [paraphraser] if isinstance(paraphraser, Paraphraser) else list(paraphraser)
         self.unchanged = any(isinstance(one, Unchanged) for one in paraphrasers)
         self.in_channels = [one.in_channels for one in paraphrasers]
@@ -114,7 +111,7 @@ class FactorTransfer(Term):
         self.weight = beta
         self.p = p
         self.attention = attention
-        self.tap_weights = [1.0] * len(self.encoders) if tap_weights is None else tap_weights
+        self.tap_weights = [1.0] * len(self.encoders) if tap_weights is None else list(tap_weights)
         parts = self.encoders, self.translators, self.teacher_taps, self.student_taps, self.tap_weights
         if len({len(part) for part in parts}) != 1:
             raise InputError(

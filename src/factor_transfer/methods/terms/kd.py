@@ -7,9 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from factor_transfer.methods.logits_term import LogitsTerm
+from factor_transfer.methods.ranges import within_ranges
 
 
-def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+@within_ranges
+def kd_loss(student: Tensor, teacher: Tensor, temperature: Annotated[float, Gt(0)]) -> Tensor:
     """The distillation loss ``T² · KL(softmax(z_T / T) ‖ softmax(z_S / T))``, averaged over the batch (section 2).
 
     Example:
@@ -22,7 +24,7 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     Args:
         student: the student's logits (B, K). They receive the gradient.
         teacher: the teacher's logits (B, K).
-        temperature: the temperature T. A higher one gives more weight to unlikely classes.
+        temperature: the temperature T, above 0. A higher one gives more weight to unlikely classes.
 
     Returns:
         The loss, 0-d. It does not change if a constant is added to a sample's logits.

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
+from factor_transfer.methods.ranges import within_ranges
 from factor_transfer.methods.term import Pair, Side, Target, Term, match
 from factor_transfer.models.classifier import find_classifier
 from factor_transfer.models.inference import eval_mode
@@ -30,7 +31,13 @@ class Projector(nn.Sequential):
         reduction: the factor by which the 3x3 convolution has fewer channels than the teacher's feature.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, reduction: int) -> None:
+    @within_ranges
+    def __init__(
+        self,
+        in_channels: Annotated[int, Ge(1)],
+        out_channels: Annotated[int, Ge(1)],
+        reduction: Annotated[int, Ge(1)],
+    ) -> None:
         self.sizes = in_channels, out_channels, reduction
         middle = max(1, out_channels // reduction)
         layers: list[nn.Module] = []
