@@ -250,6 +250,37 @@ def configured(term: type[Term]) -> list[Callable[..., Any]]:
     return [term, term.between, term.adapt]
 
 
+def check_same_shape(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Check that two tensors can be compared element by element, because PyTorch would broadcast some that cannot.
+
+    Args:
+        name: the name of the loss that compares them, for the message of an error.
+        student: the student's tensor.
+        teacher: the teacher's tensor.
+
+    Raises:
+        InputError: if the shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise InputError(
+            f"{name} compares tensors of the same shape, but the student's has shape {tuple(student.shape)} and the "
+            f"teacher's {tuple(teacher.shape)}"
+        )
+
+
+def check_same_images(student: Tensor, teacher: Tensor) -> None:
+    """Check that two features (B, ...) are of equally many images.
+
+    Raises:
+        InputError: if the numbers of samples differ.
+    """
+    if student.shape[:1] != teacher.shape[:1]:
+        raise InputError(
+            f"the student's feature, shape {tuple(student.shape)}, and the teacher's, shape {tuple(teacher.shape)}, "
+            "are not of the same images: the numbers of samples differ"
+        )
+
+
 def match(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Bring two feature maps to the same height and width by average-pooling the larger to the smaller.
 
@@ -270,13 +301,14 @@ def match(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         Both maps, with height min(H, H') and width min(W, W').
 
     Raises:
-        InputError: if a feature is not a map.
+        InputError: if a feature is not a map, or the numbers of samples differ.
     """
     if student.dim() != 4 or teacher.dim() != 4:
         raise InputError(
             f"the student's feature, shape {tuple(student.shape)}, and the teacher's, shape {tuple(teacher.shape)}, "
             "cannot be brought to the same height and width: both must be feature maps (B, C, H, W)"
         )
+    check_same_images(student, teacher)
     size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
 
     def pooled(feature: Tensor) -> Tensor:

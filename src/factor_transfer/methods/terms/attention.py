@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
-from factor_transfer.methods.term import Pair, Target, Term, match
+from factor_transfer.methods.term import Pair, Target, Term, check_same_images, check_same_shape, match
 from factor_transfer.taps.extract import Seen
 
 
@@ -35,8 +35,13 @@ def energy_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         The loss, 0-d.
+
+    Raises:
+        InputError: if an attention is not a map, or the numbers of samples or channels differ.
     """
-    student, teacher = (F.normalize(energies.flatten(1), dim=1) for energies in match(student, teacher))
+    student, teacher = match(student, teacher)
+    check_same_shape("energy_loss", student, teacher)
+    student, teacher = (F.normalize(energies.flatten(1), dim=1) for energies in (student, teacher))
     return F.mse_loss(student, teacher)
 
 
@@ -56,8 +61,13 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         The loss, 0-d. It does not depend on the scale of either feature.
+
+    Raises:
+        InputError: if a feature is not a map, or the numbers of samples differ.
     """
-    return energy_loss(energy(student), energy(teacher))
+    energies = energy(student), energy(teacher)
+    check_same_images(student, teacher)
+    return energy_loss(*energies)
 
 
 class AttentionTransfer(Term):

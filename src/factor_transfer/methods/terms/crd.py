@@ -35,7 +35,20 @@ def nce_loss(positive: Tensor, negative: Tensor, weight: Tensor | float, noise: 
 
     Returns:
         The loss, averaged over samples, 0-d.
+
+    Raises:
+        InputError: if shapes do not fit, or ``noise`` is not above 0.
     """
+    if positive.dim() != 2 or positive.shape != (len(negative), 1):
+        raise InputError(
+            f"nce_loss needs one positive per sample, (B, 1), but the positives have shape {tuple(positive.shape)} and "
+            f"the negatives {tuple(negative.shape)}"
+        )
+    if isinstance(weight, Tensor) and weight.dim() and weight.shape != negative.shape:
+        raise InputError(
+            f"nce_loss needs one weight per negative or a number, but the weights have shape {tuple(weight.shape)} and "
+            f"the negatives {tuple(negative.shape)}"
+        )
     shift = math.log(noise)
     return (F.softplus(shift - positive).sum(1) + (weight * F.softplus(negative - shift)).sum(1)).mean()
 
@@ -141,7 +154,7 @@ class CRD(Term):
         """The sum of the losses of both networks' embeddings, 0-d.
 
         Raises:
-            InputError: if the batch has no indices.
+            InputError: if the batch has no indices, or shapes do not fit.
         """
         if batch.indices is None:
             raise InputError(
@@ -149,6 +162,12 @@ class CRD(Term):
                 "indices, int64 (B,)"
             )
         features = {"student": pooled(student.features[self.student_taps[0]]), "teacher": target}
+        if not features["student"].shape[:1] == target.shape[:1] == batch.indices.shape:
+            raise InputError(
+                f"crd needs features and indices of the same images, but the student's feature has shape "
+                f"{tuple(features['student'].shape)}, the teacher's {tuple(target.shape)} and the indices "
+                f"{tuple(batch.indices.shape)}"
+            )
         # Scores are divided by a small temperature, for which the 8 significant bits of bfloat16 are too few.
         with torch.autocast(target.device.type, enabled=False):
             embeddings = {side: F.normalize(self.embed[side](feature), dim=1) for side, feature in features.items()}

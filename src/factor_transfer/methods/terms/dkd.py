@@ -6,7 +6,8 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from factor_transfer.methods.logits_term import LogitsTerm
+from factor_transfer.errors import InputError
+from factor_transfer.methods.logits_term import LogitsTerm, check_logits
 from factor_transfer.methods.ranges import within_ranges
 from factor_transfer.methods.terms.kd import kd_loss
 
@@ -42,7 +43,18 @@ def dkd_loss(
 
     Returns:
         The loss, 0-d. It does not change if a constant is added to a sample's logits or if classes are reordered.
+
+    Raises:
+        InputError: if shapes do not fit, there is only one class, or a weight or the temperature is out of range.
     """
+    check_logits("dkd_loss", student, teacher)
+    if labels.shape != student.shape[:1]:
+        raise InputError(
+            f"dkd_loss needs one class per image, but the labels have shape {tuple(labels.shape)} and the logits "
+            f"{tuple(student.shape)}"
+        )
+    if student.shape[1] < 2:
+        raise InputError(f"dkd_loss needs logits of two or more classes, but they have shape {tuple(student.shape)}")
     column = torch.arange(student.shape[1] - 1, device=labels.device)
     non_target = column + (column >= labels[:, None]).long()  # (B, K - 1): all classes but the labelled one
 

@@ -45,6 +45,10 @@ def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: Annotated[flo
     Raises:
         InputError: if the shapes differ, or ``p`` is below 1.
     """
+    if student_factor.dim() < 2:
+        raise InputError(
+            f"factor_loss needs factors (B, ...), but the student's has shape {tuple(student_factor.shape)}"
+        )
     if student_factor.shape != teacher_factor.shape:
         raise InputError(
             f"the student's factor has shape {tuple(student_factor.shape)} and the teacher's "

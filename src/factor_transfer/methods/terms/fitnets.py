@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.data import Batch
-from factor_transfer.methods.term import Pair, Target, Term, match
+from factor_transfer.methods.term import Pair, Target, Term, check_same_shape, match
 from factor_transfer.taps.extract import Seen
 
 
@@ -70,9 +70,15 @@ class FitNets(Term):
         return tuple(teacher.features[tap] for tap in self.teacher_taps)
 
     def forward(self, student: Seen, target: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The sum of the mean squared errors of all taps, 0-d. The larger map is pooled, see ``match``."""
+        """The sum of the mean squared errors of all taps, 0-d. The larger map is pooled, see ``match``.
+
+        Raises:
+            InputError: if a regressor does not return the teacher's number of channels, or a feature is not a map.
+        """
         distances = []
         for tap, regressor, feature in zip(self.student_taps, self.regressors, target, strict=True):
             student_feature, teacher_feature = match(student.features[tap], feature)
-            distances.append(F.mse_loss(regressor(student_feature).float(), teacher_feature.float()))
+            predicted = regressor(student_feature)
+            check_same_shape(f"FitNets, after the regressor of {tap!r},", predicted, teacher_feature)
+            distances.append(F.mse_loss(predicted.float(), teacher_feature.float()))
         return sum(distances[1:], start=distances[0])

@@ -6,7 +6,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from factor_transfer.methods.logits_term import LogitsTerm
+from factor_transfer.methods.logits_term import LogitsTerm, check_logits
 from factor_transfer.methods.ranges import within_ranges
 
 
@@ -28,7 +28,11 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: Annotated[float, Gt(0
 
     Returns:
         The loss, 0-d. It does not change if a constant is added to a sample's logits.
+
+    Raises:
+        InputError: if the shapes differ or are not (B, K), or the temperature is not above 0.
     """
+    check_logits("kd_loss", student, teacher)
     log_student = F.log_softmax(student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)

@@ -12,7 +12,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from factor_transfer.data import Batch
-from factor_transfer.methods.term import Pair, Target, Term, match
+from factor_transfer.errors import InputError
+from factor_transfer.methods.term import Pair, Target, Term, check_same_shape, match
 from factor_transfer.taps.extract import Seen
 from factor_transfer.taps.stages import pre_activation
 
@@ -42,7 +43,16 @@ def partial_distance(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor
 
     Returns:
         The distance, 0-d, summed over channels and positions and averaged over samples, as in the authors' code.
+
+    Raises:
+        InputError: if the shapes differ.
     """
+    check_same_shape("partial_distance", student, teacher)
+    if margin.shape != teacher.shape[1:2]:
+        raise InputError(
+            f"partial_distance needs a margin for each channel, but the margins have shape {tuple(margin.shape)} and "
+            f"the teacher's feature {tuple(teacher.shape)}"
+        )
     student, teacher = student.float(), teacher.float()
     target = torch.maximum(teacher, margin[:, None, None])
     contributes = (student > target) | (target > 0)

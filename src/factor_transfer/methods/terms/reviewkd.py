@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.data import Batch
-from factor_transfer.methods.term import Pair, Target, Term
+from factor_transfer.errors import InputError
+from factor_transfer.methods.term import Pair, Target, Term, check_same_shape
 from factor_transfer.taps.extract import Seen
 from factor_transfer.taps.stages import pre_activation
 
@@ -29,7 +30,13 @@ def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         The loss, 0-d.
+
+    Raises:
+        InputError: if the shapes differ, or a feature is not a map.
     """
+    check_same_shape("context_loss", student, teacher)
+    if student.dim() != 4:
+        raise InputError(f"context_loss compares feature maps (B, C, H, W), but got shape {tuple(student.shape)}")
     student, teacher = student.float(), teacher.float()
     loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
     for size in _PYRAMID:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.methods.ranges import within_ranges
-from factor_transfer.methods.term import Pair, Side, Target, Term, match
+from factor_transfer.methods.term import Pair, Side, Target, Term, check_same_shape, match
 from factor_transfer.models.classifier import find_classifier
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.taps.extract import Seen, Taps
@@ -193,8 +193,12 @@ class SimKD(Term):
 
         The authors' code pools a larger map of the student before the projector. Here it is pooled after the projector,
         so that the deployed network does not depend on the size of the teacher's map.
+
+        Raises:
+            InputError: if the projector does not return the teacher's number of channels.
         """
         projected, teacher = match(student.features["projector"], target)
+        check_same_shape("SimKD", projected, teacher)
         return F.mse_loss(projected.float(), teacher.float())
 
 
