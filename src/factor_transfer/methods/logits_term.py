@@ -5,27 +5,8 @@ from typing import Any, Self
 from torch import Tensor
 
 from factor_transfer.data import Batch
-from factor_transfer.errors import InputError
 from factor_transfer.methods.term import Pair, Target, Term
 from factor_transfer.taps.extract import Seen
-
-
-def check_logits(name: str, student: Tensor, teacher: Tensor) -> None:
-    """Check that two networks' logits are of the same images and classes.
-
-    Args:
-        name: the name of the loss that compares them, for the message of an error.
-        student: the student's logits (B, K).
-        teacher: the teacher's logits (B, K).
-
-    Raises:
-        InputError: if the shapes differ, or are not (B, K).
-    """
-    if student.dim() != 2 or student.shape != teacher.shape:
-        raise InputError(
-            f"{name} compares logits (B, K) of the same images and classes, but the student's have shape "
-            f"{tuple(student.shape)} and the teacher's {tuple(teacher.shape)}"
-        )
 
 
 class LogitsTerm(Term):

@@ -4,19 +4,21 @@ The paraphraser is a convolutional autoencoder of the teacher's feature map, tra
 *factor*. The translator learns to compute the same factor from the student's feature map.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from factor_transfer.errors import InputError
+from factor_transfer.errors import InputError, choose
 from factor_transfer.methods.base import CachedTargets, Losses, Method
 from factor_transfer.methods.ranges import within_ranges
+from factor_transfer.methods.shapes import check_channels, check_equal_numbers
 from factor_transfer.methods.teacher import Teacher
+from factor_transfer.methods.term import as_taps
 
 LEAK = 0.1  # slope of the leaky ReLUs, as in the authors' code
 
@@ -103,6 +105,25 @@ class Unchanged(Paraphraser):
         self.encoder = self.decoder = nn.Sequential()
 
 
+def as_paraphrasers(paraphrasers: Paraphraser | Sequence[Paraphraser]) -> list[Paraphraser]:
+    """Paraphrasers as a list, also one alone.
+
+    Raises:
+        InputError: if one of them is no ``Paraphraser``.
+    """
+    given: Any = paraphrasers
+    alone = isinstance(given, Paraphraser | nn.Sequential | str) or not isinstance(given, Iterable)
+    found: list[Any] = [given] if alone else list(given)
+    for one in found:
+        if not isinstance(one, Paraphraser):
+            kind = f"the class {one.__name__}" if isinstance(one, type) else f"a {type(one).__name__}"
+            raise InputError(
+                f"a Paraphraser is needed, but got {kind}; make an autoencoder of your own a subclass of Paraphraser "
+                "that has its own encode and decode"
+            )
+    return found
+
+
 class Translator(nn.Module):
     """Convolutions c→c, c→z, z→z that compute a factor from the student's feature (paper, section 3.2).
 
@@ -183,7 +204,8 @@ class ParaphraserTraining(Method):
             the squared distance of the two after each is divided by its L2 norm, averaged over samples (mmrazor).
 
     Raises:
-        InputError: if the numbers of taps and paraphrasers differ.
+        InputError: if the numbers of taps and paraphrasers differ, one of them is no ``Paraphraser``, or
+            ``reconstruction`` is unknown.
     """
 
     classifies = False
@@ -198,17 +220,12 @@ class ParaphraserTraining(Method):
         reconstruction: Reconstruction = "l1",
     ) -> None:
         super().__init__()
-        self.taps = [tap] if isinstance(tap, str) else list(tap)
-        paraphrasers = [paraphraser] if isinstance(paraphraser, Paraphraser) else list(paraphraser)
-        if len(self.taps) != len(paraphrasers):
-            raise InputError(
-                f"each tap needs one paraphraser, but there are {len(self.taps)} taps and {len(paraphrasers)} "
-                "paraphrasers"
-            )
+        self.taps, paraphrasers = as_taps(tap), as_paraphrasers(paraphraser)
+        check_equal_numbers("ParaphraserTraining", {"taps": self.taps, "paraphrasers": paraphrasers})
+        self.distance = RECONSTRUCTIONS[choose("reconstruction", reconstruction, RECONSTRUCTIONS)]
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, prepare)
         self.teacher.want(self.taps, logits=False)
         self.paraphrasers = nn.ModuleList(paraphrasers)
-        self.distance = RECONSTRUCTIONS[reconstruction]
         self.cached: CachedTargets | None = None  # the cached features of fixed views, one per tap, or None
 
     def features(self, images: Tensor, indices: Tensor | None, views: Tensor | None) -> tuple[Tensor, ...]:
@@ -230,11 +247,21 @@ class ParaphraserTraining(Method):
 
         ``relative_error`` is the mean absolute error of the reconstruction relative to the feature's mean magnitude,
         averaged over taps: 0 is perfect, and a paraphraser that returned zeros would have 1.
+
+        Raises:
+            InputError: if a paraphraser was made for another number of channels, or returns another shape.
         """
         features = self.features(images, indices, views)
         losses, errors = [], []
-        for feature, paraphraser in zip(features, self.paraphrasers, strict=True):  # (B, m, H, W)
+        for tap, feature, module in zip(self.taps, features, self.paraphrasers, strict=True):  # (B, m, H, W)
+            paraphraser = cast("Paraphraser", module)
+            check_channels("paraphraser", paraphraser.in_channels, "teacher", tap, feature)
             reconstruction = paraphraser(feature)
+            if reconstruction.shape != feature.shape:
+                raise InputError(
+                    f"the paraphraser of {tap!r} returns a reconstruction of shape {tuple(reconstruction.shape)} for a "
+                    f"feature of shape {tuple(feature.shape)}; they must be the same"
+                )
             losses.append(self.distance(reconstruction, feature))
             magnitude = feature.abs().mean().clamp_min(1e-12)
             errors.append(F.l1_loss(reconstruction.detach(), feature) / magnitude)

@@ -1,7 +1,8 @@
 """CRD (Tian, Krishnan, Isola: Contrastive Representation Distillation, ICLR 2020; arXiv 1910.10699)."""
 
 import math
-from typing import Annotated, Any, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self, cast
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -154,7 +155,7 @@ class CRD(Term):
         """The sum of the losses of both networks' embeddings, 0-d.
 
         Raises:
-            InputError: if the batch has no indices, or shapes do not fit.
+            InputError: if the batch has no indices, shapes do not fit, or an index is not of a training image.
         """
         if batch.indices is None:
             raise InputError(
@@ -168,9 +169,10 @@ class CRD(Term):
                 f"{tuple(features['student'].shape)}, the teacher's {tuple(target.shape)} and the indices "
                 f"{tuple(batch.indices.shape)}"
             )
+        self._check_sources(features, batch.indices)
         # Scores are divided by a small temperature, for which the 8 significant bits of bfloat16 are too few.
         with torch.autocast(target.device.type, enabled=False):
-            embeddings = {side: F.normalize(self.embed[side](feature), dim=1) for side, feature in features.items()}
+            embeddings = {side: self._embedding(side, feature) for side, feature in features.items()}
             drawn = self.draw(batch.indices) if self.training else None
             losses = [
                 self._loss("student", embeddings["student"], self.get_buffer("memory_teacher"), batch.indices, drawn),
@@ -181,6 +183,30 @@ class CRD(Term):
             for side, embedding in embeddings.items():
                 self._update_memory(side, collectives.all_gather_rows(embedding.detach()), indices)
         return losses[0] + losses[1]
+
+    def _embedding(self, side: str, feature: Tensor) -> Tensor:
+        # The layer may have been converted to another type than that of the pooled feature.
+        layer = cast("nn.Linear", self.embed[side])
+        embedding: Tensor = layer(feature.to(layer.weight.dtype))
+        return F.normalize(embedding.float(), dim=1)
+
+    def _check_sources(self, features: Mapping[str, Tensor], indices: Tensor) -> None:
+        for side, feature in features.items():
+            channels = cast("nn.Linear", self.embed[side]).in_features
+            if feature.shape[1:] != (channels,):
+                tap = (self.teacher_taps if side == "teacher" else self.student_taps)[0]
+                raise InputError(
+                    f"crd takes features of {channels} channels of the {side}, but its tap {tap!r} returns a feature "
+                    f"whose mean over positions has shape {tuple(feature.shape)}"
+                )
+        # On a GPU, the check would wait for the device, whose own check of indices ends the program.
+        if indices.device.type == "cpu" and len(indices) and not torch.compiler.is_compiling():
+            first, last, total = int(indices.min()), int(indices.max()), len(self.classes)
+            if first < 0 or last >= total:
+                raise InputError(
+                    f"crd was made for {total} training images, whose indices are 0 to {total - 1}, but the batch has "
+                    f"indices from {first} to {last}"
+                )
 
     def draw(self, indices: Tensor) -> Tensor:
         """Draw negatives for images (B,): the indices of images of other classes, int64 (B, negatives)."""
@@ -194,7 +220,7 @@ class CRD(Term):
 
     def _loss(self, side: str, anchor: Tensor, memory: Tensor, indices: Tensor, drawn: Tensor | None) -> Tensor:
         # One product with the whole memory bank, then a gather: gathering the rows of all negatives would take 1 GB.
-        scores = anchor @ memory.T / self.temperature  # (B, N)
+        scores = anchor @ memory.float().T / self.temperature  # (B, N)
         positive = scores.gather(1, indices[:, None])
         if drawn is None:
             is_negative = (self.classes != self.classes[indices, None]).float()
@@ -204,7 +230,7 @@ class CRD(Term):
         with torch.no_grad():
             mean = (positive.exp().sum() + (weight * negative.exp()).sum()) / (len(indices) * (1 + self.negatives))
             estimated = self.get_buffer(f"z_{side}")
-            z = torch.where(estimated > 0, estimated, mean * len(memory))
+            z = torch.where(estimated > 0, estimated.float(), mean * len(memory))
             if self.training:
                 collectives.broadcast_from_rank_zero([z])
                 setattr(self, f"z_{side}", z)
@@ -212,6 +238,6 @@ class CRD(Term):
 
     def _update_memory(self, side: str, embedding: Tensor, indices: Tensor) -> None:
         memory = self.get_buffer(f"memory_{side}")
-        updated = F.normalize(self.momentum * memory[indices] + (1 - self.momentum) * embedding, dim=1)
+        updated = F.normalize(self.momentum * memory[indices].float() + (1 - self.momentum) * embedding, dim=1)
         # Not in place, because the backward pass of the loss still needs the old memory bank.
-        setattr(self, f"memory_{side}", memory.index_copy(0, indices, updated))
+        setattr(self, f"memory_{side}", memory.index_copy(0, indices, updated.to(memory.dtype)))

@@ -6,8 +6,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
-from factor_transfer.methods.logits_term import LogitsTerm, check_logits
-from factor_transfer.methods.term import check_same_shape
+from factor_transfer.methods.logits_term import LogitsTerm
+from factor_transfer.methods.shapes import check_logits, check_same_shape
 
 
 def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:

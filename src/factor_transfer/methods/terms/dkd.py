@@ -7,8 +7,9 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from factor_transfer.errors import InputError
-from factor_transfer.methods.logits_term import LogitsTerm, check_logits
+from factor_transfer.methods.logits_term import LogitsTerm
 from factor_transfer.methods.ranges import within_ranges
+from factor_transfer.methods.shapes import check_logits
 from factor_transfer.methods.terms.kd import kd_loss
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.data import Batch
-from factor_transfer.methods.term import Pair, Target, Term, check_same_shape, match
+from factor_transfer.methods.shapes import check_equal_numbers, check_same_shape
+from factor_transfer.methods.term import Pair, Target, Term, as_modules, as_taps, match
 from factor_transfer.taps.extract import Seen
 
 
@@ -31,23 +32,28 @@ class FitNets(Term):
 
     Args:
         regressors: one module per tap that maps the student's feature to the teacher's number of channels.
-        teacher_taps: the taps of the teacher's hint layers.
+        teacher_taps: the taps of the teacher's hint layers, or one tap.
         student_taps: the taps of the student's guided layers, one per tap of the teacher.
         weight: the factor that the loss is multiplied by. 100 is usual in later comparisons (Tian, Krishnan, Isola
             2020).
+
+    Raises:
+        InputError: if the weight is out of range, or the numbers of regressors and taps differ.
     """
 
     def __init__(
         self,
-        regressors: Sequence[nn.Module],
-        teacher_taps: Sequence[str],
-        student_taps: Sequence[str],
+        regressors: nn.Module | Sequence[nn.Module],
+        teacher_taps: str | Sequence[str],
+        student_taps: str | Sequence[str],
         *,
         weight: Annotated[float, Ge(0)] = 100.0,
     ) -> None:
         super().__init__()
-        self.regressors = nn.ModuleList(regressors)
-        self.teacher_taps, self.student_taps, self.weight = teacher_taps, student_taps, weight
+        self.regressors = nn.ModuleList(as_modules(regressors))
+        self.teacher_taps, self.student_taps, self.weight = as_taps(teacher_taps), as_taps(student_taps), weight
+        taps = {"taps of the teacher": self.teacher_taps, "taps of the student": self.student_taps}
+        check_equal_numbers("FitNets", {"regressors": self.regressors, **taps})
 
     @classmethod
     def between(

@@ -6,8 +6,9 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from factor_transfer.methods.logits_term import LogitsTerm, check_logits
+from factor_transfer.methods.logits_term import LogitsTerm
 from factor_transfer.methods.ranges import within_ranges
+from factor_transfer.methods.shapes import check_logits
 
 
 @within_ranges

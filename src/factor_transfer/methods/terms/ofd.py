@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
-from factor_transfer.methods.term import Pair, Target, Term, check_same_shape, match
+from factor_transfer.methods.shapes import check_equal_numbers, check_same_shape
+from factor_transfer.methods.term import Pair, Target, Term, as_modules, as_taps, match
 from factor_transfer.taps.extract import Seen
 from factor_transfer.taps.stages import pre_activation
 
@@ -85,26 +86,32 @@ class OFD(Term):
     Args:
         connectors: one module per tap that maps the student's feature to the teacher's number of channels.
         margins: the margins of the teacher's channels, one tensor (C,) per tap, see ``negative_mean``.
-        teacher_taps: the taps of the teacher's features before their activation.
+        teacher_taps: the taps of the teacher's features before their activation, or one tap.
         student_taps: the taps of the student's features, one per tap of the teacher.
         weight: the factor that the loss is multiplied by. The authors use 1/1000 for CIFAR-100. The distance is a sum
             over channels and positions, so the same weight is stronger for larger features.
+
+    Raises:
+        InputError: if the weight is out of range, or the numbers of connectors, margins and taps differ.
     """
 
     def __init__(
         self,
-        connectors: Sequence[nn.Module],
-        margins: Sequence[Tensor],
-        teacher_taps: Sequence[str],
-        student_taps: Sequence[str],
+        connectors: nn.Module | Sequence[nn.Module],
+        margins: Tensor | Sequence[Tensor],
+        teacher_taps: str | Sequence[str],
+        student_taps: str | Sequence[str],
         *,
         weight: Annotated[float, Ge(0)] = 1e-3,
     ) -> None:
         super().__init__()
-        self.connectors = nn.ModuleList(connectors)
+        self.connectors = nn.ModuleList(as_modules(connectors))
+        margins = [margins] if isinstance(margins, Tensor) and margins.dim() == 1 else list(margins)
         for index, margin in enumerate(margins):
             self.register_buffer(f"margin{index}", margin)
-        self.teacher_taps, self.student_taps, self.weight = teacher_taps, student_taps, weight
+        self.teacher_taps, self.student_taps, self.weight = as_taps(teacher_taps), as_taps(student_taps), weight
+        taps = {"taps of the teacher": self.teacher_taps, "taps of the student": self.student_taps}
+        check_equal_numbers("OFD", {"connectors": self.connectors, "margins": margins, **taps})
 
     @classmethod
     def between(

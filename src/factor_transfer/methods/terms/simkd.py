@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.methods.ranges import within_ranges
-from factor_transfer.methods.term import Pair, Side, Target, Term, check_same_shape, match
+from factor_transfer.methods.shapes import check_same_shape
+from factor_transfer.methods.term import Pair, Side, Target, Term, match
 from factor_transfer.models.classifier import find_classifier
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.taps.extract import Seen, Taps
@@ -180,9 +181,18 @@ class SimKD(Term):
         Raises:
             InputError: if the student is not a ``ReusedClassifier``.
         """
-        if not isinstance(pair.student.model, ReusedClassifier):
+        term = cls(_tap(pair.teacher), **settings)
+        term.check_student(pair.student.model)
+        return term
+
+    def check_student(self, student: nn.Module) -> None:
+        """Check that the student is one that ``adapt`` returned.
+
+        Raises:
+            InputError: if it is not a ``ReusedClassifier``.
+        """
+        if not isinstance(student, ReusedClassifier):
             raise InputError("simkd needs the network that SimKD.adapt returns as the student")
-        return cls(_tap(pair.teacher), **settings)
 
     def target(self, teacher: Seen) -> Target:
         """The teacher's feature (B, C, H, W)."""
