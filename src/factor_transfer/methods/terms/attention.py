@@ -86,7 +86,7 @@ class AttentionTransfer(Term):
         ['accuracy', 'loss', 'loss_at', 'loss_ce']
 
     Args:
-        teacher_taps: the taps of the teacher's feature maps, or one tap.
+        teacher_taps: the taps of the teacher's feature maps.
         student_taps: the taps of the student's feature maps, one per tap of the teacher.
         weight: the factor that the loss is multiplied by. 1000 is usual.
 

@@ -32,7 +32,7 @@ class FitNets(Term):
 
     Args:
         regressors: one module per tap that maps the student's feature to the teacher's number of channels.
-        teacher_taps: the taps of the teacher's hint layers, or one tap.
+        teacher_taps: the taps of the teacher's hint layers.
         student_taps: the taps of the student's guided layers, one per tap of the teacher.
         weight: the factor that the loss is multiplied by. 100 is usual in later comparisons (Tian, Krishnan, Isola
             2020).

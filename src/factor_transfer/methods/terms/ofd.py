@@ -86,7 +86,7 @@ class OFD(Term):
     Args:
         connectors: one module per tap that maps the student's feature to the teacher's number of channels.
         margins: the margins of the teacher's channels, one tensor (C,) per tap, see ``negative_mean``.
-        teacher_taps: the taps of the teacher's features before their activation, or one tap.
+        teacher_taps: the taps of the teacher's features before their activation.
         student_taps: the taps of the student's features, one per tap of the teacher.
         weight: the factor that the loss is multiplied by. The authors use 1/1000 for CIFAR-100. The distance is a sum
             over channels and positions, so the same weight is stronger for larger features.

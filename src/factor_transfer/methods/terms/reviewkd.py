@@ -108,7 +108,7 @@ class ReviewKD(Term):
 
     Args:
         fusions: the fusion modules, one per level.
-        teacher_taps: the taps of the teacher, one per level, from the shallowest to the deepest; or one tap.
+        teacher_taps: the taps of the teacher, one per level, from the shallowest to the deepest.
         student_taps: the taps of the student, one per tap of the teacher.
         pooled: whether the features of the deepest level are pooled to 1 x 1.
         weight: the factor that the loss is multiplied by. The default of the authors' code is 1; their scripts for
