@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from factor_transfer.data import Batch
 from factor_transfer.methods import DIST
-from factor_transfer.methods.terms.dist import pearson_distance
+from factor_transfer.methods.terms.logits.dist import pearson_distance
 from factor_transfer.taps import Seen
 from pairs import randn
 

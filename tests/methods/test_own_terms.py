@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from conftest import Run, refused
-from factor_transfer import Distillation, Pair, Term, build_model
+from factor_transfer import Distillation, Pair, SimKD, Term, build_model
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.methods import TERMS
@@ -159,3 +159,17 @@ def test_a_finished_run_says_that_it_needs_the_script(tiny: Path, run: Run, monk
         run("check", tiny, "transfer.similarity.weight=3"),
         "unknown key 'transfer.similarity'; valid names are .* run that in place of factor-transfer",
     )
+
+
+def test_a_text_is_one_tap() -> None:
+    class OfLayer3(Own):
+        teacher_taps = student_taps = "layer3"
+
+    student, teacher = build_model("resnet8", 4, width=2), build_model("resnet8", 4, width=2)
+    assert Distillation(student, teacher, {"own": OfLayer3()}).student.taps.keys() == {"layer3"}
+
+
+def test_simkd_needs_the_network_that_it_adapts() -> None:
+    student, teacher = build_model("resnet8", 4, width=2), build_model("resnet8", 4, width=2)
+    with pytest.raises(InputError, match=r"SimKD\.adapt"):
+        Distillation(student, teacher, {"simkd": SimKD("layer3")})

@@ -8,11 +8,12 @@ from factor_transfer.methods.teacher import Teacher
 from factor_transfer.methods.term import Pair, Side, Target, Term, configured, match
 from factor_transfer.methods.terms.attention import AttentionTransfer, attention_loss
 from factor_transfer.methods.terms.crd import CRD
-from factor_transfer.methods.terms.dist import DIST
-from factor_transfer.methods.terms.dkd import DKD, dkd_loss
 from factor_transfer.methods.terms.factor import FactorTransfer, factor_loss
 from factor_transfer.methods.terms.fitnets import FitNets
-from factor_transfer.methods.terms.kd import KD, kd_loss
+from factor_transfer.methods.terms.logits.dist import DIST
+from factor_transfer.methods.terms.logits.dkd import DKD, dkd_loss
+from factor_transfer.methods.terms.logits.kd import KD, kd_loss
+from factor_transfer.methods.terms.logits.term import LogitsTerm
 from factor_transfer.methods.terms.ofd import OFD
 from factor_transfer.methods.terms.reviewkd import ReviewKD
 from factor_transfer.methods.terms.simkd import ReusedClassifier, SimKD
@@ -30,6 +31,7 @@ __all__ = [
     "FactorTransfer",
     "FitNets",
     "Frozen",
+    "LogitsTerm",
     "Losses",
     "Method",
     "Pair",

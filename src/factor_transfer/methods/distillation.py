@@ -13,7 +13,7 @@ from factor_transfer.methods.base import CachedTargets, Losses, Method, check_tr
 from factor_transfer.methods.criterion import Criterion, accuracy, cross_entropy, labelled_rows, loss_of_labels
 from factor_transfer.methods.own import errors_of
 from factor_transfer.methods.teacher import Teacher
-from factor_transfer.methods.term import Target, Term
+from factor_transfer.methods.term import Target, Term, as_taps
 from factor_transfer.taps.extract import Seen, Taps
 
 _CROSS_ENTROPY = cross_entropy()
@@ -67,10 +67,12 @@ class Distillation(Method):
         _check_terms(terms)
         if criterion is None and not terms:
             raise InputError("a student without terms learns from labels alone, so it needs a criterion")
+        for term in terms.values():
+            term.check_student(student)
         self.criterion, self.schedule = criterion, schedule
         self.terms = nn.ModuleDict(terms)
-        student_taps = [tap for term in terms.values() for tap in term.student_taps]
-        teacher_taps = [tap for term in terms.values() for tap in term.teacher_taps]
+        student_taps = [tap for term in terms.values() for tap in as_taps(term.student_taps)]
+        teacher_taps = [tap for term in terms.values() for tap in as_taps(term.teacher_taps)]
         needs_logits = any(term.teacher_logits for term in terms.values())
         self.student = Taps(student, student_taps, student_prepare)
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, teacher_prepare)

@@ -4,19 +4,21 @@ The paraphraser is a convolutional autoencoder of the teacher's feature map, tra
 *factor*. The translator learns to compute the same factor from the student's feature map.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from factor_transfer.errors import InputError
+from factor_transfer.errors import InputError, choose
 from factor_transfer.methods.base import CachedTargets, Losses, Method, check_trained
+from factor_transfer.methods.ranges import within_ranges
+from factor_transfer.methods.shapes import check_channels, check_equal_numbers
 from factor_transfer.methods.teacher import Teacher
+from factor_transfer.methods.term import as_taps
 
 LEAK = 0.1  # slope of the leaky ReLUs, as in the authors' code
 
@@ -46,20 +48,25 @@ class Paraphraser(nn.Module):
         (torch.Size([2, 32, 8, 8]), torch.Size([2, 64, 8, 8]))
 
     Args:
-        in_channels: the number of channels of the teacher's feature, m.
-        rate: the paraphrase rate k. The factor has z = round(m * k) channels.
+        in_channels: the number of channels of the teacher's feature, m, at least 1.
+        rate: the paraphrase rate k, above 0 and at most 16. The factor has z = round(m * k) channels.
         batch_norm: whether a batch norm precedes each activation. The authors' code has none.
 
     Raises:
-        InputError: if the factor would have no channels.
+        InputError: if an argument is out of range, or the factor would have no channels.
     """
 
+    @within_ranges
     def __init__(
-        self, in_channels: int, *, rate: Annotated[float, Gt(0), Le(16)] = 0.5, batch_norm: bool = False
+        self,
+        in_channels: Annotated[int, Ge(1)],
+        *,
+        rate: Annotated[float, Gt(0), Le(16)] = 0.5,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.factor_channels = round(in_channels * rate) if math.isfinite(rate) else 0
+        self.factor_channels = round(in_channels * rate)
         if self.factor_channels < 1:
             raise InputError(
                 f"a paraphrase rate of {rate} leaves none of {in_channels} channels; it must be at least "
@@ -91,10 +98,30 @@ class Unchanged(Paraphraser):
         in_channels: the number of channels of the teacher's feature and of the factor, m.
     """
 
-    def __init__(self, in_channels: int) -> None:
+    @within_ranges
+    def __init__(self, in_channels: Annotated[int, Ge(1)]) -> None:
         nn.Module.__init__(self)
         self.in_channels = self.factor_channels = in_channels
         self.encoder = self.decoder = nn.Sequential()
+
+
+def as_paraphrasers(paraphrasers: Paraphraser | Sequence[Paraphraser]) -> list[Paraphraser]:
+    """Paraphrasers as a list, also one alone.
+
+    Raises:
+        InputError: if one of them is no ``Paraphraser``.
+    """
+    given: Any = paraphrasers
+    alone = isinstance(given, Paraphraser | nn.Sequential | str) or not isinstance(given, Iterable)
+    found: list[Any] = [given] if alone else list(given)
+    for one in found:
+        if not isinstance(one, Paraphraser):
+            kind = f"the class {one.__name__}" if isinstance(one, type) else f"a {type(one).__name__}"
+            raise InputError(
+                f"a Paraphraser is needed, but got {kind}; make an autoencoder of your own a subclass of Paraphraser "
+                "that has its own encode and decode"
+            )
+    return found
 
 
 class Translator(nn.Module):
@@ -107,12 +134,18 @@ class Translator(nn.Module):
         torch.Size([2, 32, 8, 8])
 
     Args:
-        in_channels: the number of channels of the student's feature, c.
-        out_channels: the number of channels of the teacher's factor, z.
+        in_channels: the number of channels of the student's feature, c, at least 1.
+        out_channels: the number of channels of the teacher's factor, z, at least 1.
         batch_norm: whether a batch norm precedes each activation. The authors' code has none.
+
+    Raises:
+        InputError: if a number of channels is below 1.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, batch_norm: bool = False) -> None:
+    @within_ranges
+    def __init__(
+        self, in_channels: Annotated[int, Ge(1)], out_channels: Annotated[int, Ge(1)], *, batch_norm: bool = False
+    ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.layers = _stack(nn.Conv2d, [in_channels, in_channels, out_channels, out_channels], batch_norm)
@@ -171,8 +204,8 @@ class ParaphraserTraining(Method):
             the squared distance of the two after each is divided by its L2 norm, averaged over samples (mmrazor).
 
     Raises:
-        InputError: if the numbers of taps and paraphrasers differ, or a paraphraser is frozen, as those of a
-            ``FactorTransfer`` are.
+        InputError: if the numbers of taps and paraphrasers differ, one of them is no ``Paraphraser`` or is frozen, as
+            those of a ``FactorTransfer`` are, or ``reconstruction`` is unknown.
     """
 
     classifies = False
@@ -187,19 +220,14 @@ class ParaphraserTraining(Method):
         reconstruction: Reconstruction = "l1",
     ) -> None:
         super().__init__()
-        self.taps = [tap] if isinstance(tap, str) else list(tap)
-        paraphrasers = [paraphraser] if isinstance(paraphraser, Paraphraser) else list(paraphraser)
-        if len(self.taps) != len(paraphrasers):
-            raise InputError(
-                f"each tap needs one paraphraser, but there are {len(self.taps)} taps and {len(paraphrasers)} "
-                "paraphrasers"
-            )
+        self.taps, paraphrasers = as_taps(tap), as_paraphrasers(paraphraser)
+        check_equal_numbers("ParaphraserTraining", {"taps": self.taps, "paraphrasers": paraphrasers})
+        self.distance = RECONSTRUCTIONS[choose("reconstruction", reconstruction, RECONSTRUCTIONS)]
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, prepare)
         self.teacher.want(self.taps, logits=False)
         for one in paraphrasers:
-            check_trained("a paraphraser's encoder", one.encoder)
+            check_trained("a paraphraser's encoder", getattr(one, "encoder", one))
         self.paraphrasers = nn.ModuleList(paraphrasers)
-        self.distance = RECONSTRUCTIONS[reconstruction]
         self.cached: CachedTargets | None = None  # the cached features of fixed views, one per tap, or None
 
     def features(self, images: Tensor, indices: Tensor | None, views: Tensor | None) -> tuple[Tensor, ...]:
@@ -221,11 +249,21 @@ class ParaphraserTraining(Method):
 
         ``relative_error`` is the mean absolute error of the reconstruction relative to the feature's mean magnitude,
         averaged over taps: 0 is perfect, and a paraphraser that returned zeros would have 1.
+
+        Raises:
+            InputError: if a paraphraser was made for another number of channels, or returns another shape.
         """
         features = self.features(images, indices, views)
         losses, errors = [], []
-        for feature, paraphraser in zip(features, self.paraphrasers, strict=True):  # (B, m, H, W)
+        for tap, feature, module in zip(self.taps, features, self.paraphrasers, strict=True):  # (B, m, H, W)
+            paraphraser = cast("Paraphraser", module)
+            check_channels("paraphraser", paraphraser.in_channels, "teacher", tap, feature)
             reconstruction = paraphraser(feature)
+            if reconstruction.shape != feature.shape:
+                raise InputError(
+                    f"the paraphraser of {tap!r} returns a reconstruction of shape {tuple(reconstruction.shape)} for a "
+                    f"feature of shape {tuple(feature.shape)}; they must be the same"
+                )
             losses.append(self.distance(reconstruction, feature))
             magnitude = feature.abs().mean().clamp_min(1e-12)
             errors.append(F.l1_loss(reconstruction.detach(), feature) / magnitude)

@@ -1,6 +1,6 @@
 """The base class of the terms of a distillation loss, and the pair of networks that terms are built for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -10,11 +10,23 @@ from torch.nn import functional as F
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
+from factor_transfer.methods.ranges import check_methods
+from factor_transfer.methods.shapes import check_same_images
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.taps.extract import Seen, Taps
 from factor_transfer.taps.stages import stages
 
 Target = Tensor | tuple[Tensor, ...]
+
+
+def as_taps(taps: str | Sequence[str]) -> list[str]:
+    """Taps as a list. A string is one tap, not a sequence of characters."""
+    return [taps] if isinstance(taps, str) else list(taps)
+
+
+def as_modules(modules: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
+    """Modules as a list. A module alone is one of them, also a ``Sequential``, which could be iterated."""
+    return [modules] if isinstance(modules, nn.Module) and not isinstance(modules, nn.ModuleList) else list(modules)
 
 
 class Side:
@@ -30,38 +42,39 @@ class Side:
 
     Args:
         model: the teacher or the student, images (B, C, H, W) -> logits (B, K).
-        taps: the paths of the modules whose outputs are transferred, as the recipe gives them.
+        taps: the paths of the modules whose outputs are transferred, as the recipe gives them; or one
+            tap.
         images: a few images, preprocessed for the network (B, C, H, W).
     """
 
-    def __init__(self, model: nn.Module, taps: Sequence[str], images: Tensor) -> None:
-        self.model, self.taps, self.images = model, tuple(taps), images
+    def __init__(self, model: nn.Module, taps: str | Sequence[str], images: Tensor) -> None:
+        self.model, self.taps, self.images = model, tuple(as_taps(taps)), images
 
     @cached_property
     def stages(self) -> list[str]:
         """The taps at the ends of the network's stages, see ``taps.stages.stages``."""
         return stages(self.model, self.images[:2])
 
-    def see(self, taps: Sequence[str]) -> Seen:
+    def see(self, taps: str | Sequence[str]) -> Seen:
         """The logits of the images and the features at ``taps``, in evaluation mode."""
-        network = Taps(self.model, taps)
+        network = Taps(self.model, as_taps(taps))
         with eval_mode(network):
             outputs: Seen = network(self.images)
             return outputs
 
-    def shapes(self, taps: Sequence[str]) -> list[tuple[int, ...]]:
+    def shapes(self, taps: str | Sequence[str]) -> list[tuple[int, ...]]:
         """The shapes of an image's features at ``taps``: (C, H, W) for a map, (C,) for a vector."""
         _, features = self.see(taps)
-        return [tuple(features[tap].shape[1:]) for tap in taps]
+        return [tuple(features[tap].shape[1:]) for tap in as_taps(taps)]
 
-    def maps(self, taps: Sequence[str]) -> list[tuple[int, int, int]]:
+    def maps(self, taps: str | Sequence[str]) -> list[tuple[int, int, int]]:
         """The channels, height and width of the feature maps at ``taps``.
 
         Raises:
             InputError: if a feature is not a map.
         """
         found = []
-        for tap, shape in zip(taps, self.shapes(taps), strict=True):
+        for tap, shape in zip(as_taps(taps), self.shapes(taps), strict=True):
             if len(shape) != 3:
                 raise InputError(
                     f"tap {tap!r} returns a feature of shape {shape} per image; a feature map (C, H, W) is needed"
@@ -131,8 +144,8 @@ class Pair:
     def connect(
         self,
         name: str,
-        teacher_taps: Sequence[str] | None,
-        student_taps: Sequence[str] | None,
+        teacher_taps: str | Sequence[str] | None,
+        student_taps: str | Sequence[str] | None,
         defaults: tuple[Sequence[str], Sequence[str]],
     ) -> tuple[list[str], list[str]]:
         """The taps of teacher and student that a term compares, in two lists of equal length.
@@ -148,7 +161,7 @@ class Pair:
         """
         count = min(len(side) for side in defaults)
         teacher, student = (
-            list(given if given is not None else default[-count:])
+            as_taps(given if given is not None else default[-count:])
             for given, default in zip((teacher_taps, student_taps), defaults, strict=True)
         )
         if len(teacher) != len(student) or not teacher:
@@ -164,7 +177,8 @@ class Term(nn.Module):
 
     A term declares which outputs of both networks it needs, turns the teacher's outputs into a target, and compares
     the student's outputs with it. The keyword-only arguments of ``__init__``, ``between`` and ``adapt`` are the
-    settings that a recipe's ``[transfer.NAME]`` table accepts.
+    settings that a recipe's ``[transfer.NAME]`` table accepts. Those whose annotation states a range, such as
+    ``Annotated[float, Ge(0)]``, are checked when they are given, and an ``InputError`` names the one that is outside.
 
     Example:
         >>> from torch.nn import functional as F
@@ -203,6 +217,11 @@ class Term(nn.Module):
     needs_classifier: bool = False
     needs_labels: bool = False
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let every term, also one of the user's own, check the ranges that its annotations state."""
+        super().__init_subclass__(**kwargs)
+        check_methods(cls, "__init__", "between", "adapt")
+
     @classmethod
     def needs_paraphraser(cls, settings: Mapping[str, Any]) -> bool:
         """Whether the term needs the paraphraser of stage 2.
@@ -221,6 +240,13 @@ class Term(nn.Module):
     def adapt(cls, pair: Pair, **settings: Any) -> nn.Module:
         """The network that is trained and deployed as the student. For most terms it is the student itself."""
         return pair.student.model
+
+    def check_student(self, student: nn.Module) -> None:
+        """Check that the term can be used with a student. Most terms can be used with any.
+
+        Raises:
+            InputError: if it cannot, such as a term of ``adapt``'s network with another one.
+        """
 
     def target(self, teacher: Seen) -> Target:
         """The target, from the teacher's outputs. It depends on frozen modules alone and carries no gradient.
@@ -263,13 +289,14 @@ def match(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         Both maps, with height min(H, H') and width min(W, W').
 
     Raises:
-        InputError: if a feature is not a map.
+        InputError: if a feature is not a map, or the numbers of samples differ.
     """
     if student.dim() != 4 or teacher.dim() != 4:
         raise InputError(
             f"the student's feature, shape {tuple(student.shape)}, and the teacher's, shape {tuple(teacher.shape)}, "
             "cannot be brought to the same height and width: both must be feature maps (B, C, H, W)"
         )
+    check_same_images(student, teacher)
     size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
 
     def pooled(feature: Tensor) -> Tensor:

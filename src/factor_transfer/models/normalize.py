@@ -57,5 +57,14 @@ class Normalize(nn.Module):
         self.register_buffer("shift", (-means / stds).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise raw images, uint8 (B, C, H, W) from 0 to 255, to float32 images of the same shape."""
+        """Normalise raw images, uint8 (B, C, H, W) from 0 to 255, to float32 images of the same shape.
+
+        Raises:
+            InputError: if the images do not have one channel per value of ``mean``.
+        """
+        if images.dim() < 3 or images.shape[-3] != self.scale.shape[0]:
+            raise InputError(
+                f"Normalize has statistics of shape {tuple(self.scale.shape[:1])}, one value per channel, but the "
+                f"images (B, C, H, W) have shape {tuple(images.shape)}"
+            )
         return torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale)

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
-from factor_transfer.methods.term import Pair, Target, Term, match
+from factor_transfer.methods.shapes import check_equal_numbers, check_same_images, check_same_shape
+from factor_transfer.methods.term import Pair, Target, Term, as_taps, match
 from factor_transfer.taps.extract import Seen
 
 
@@ -35,8 +36,13 @@ def energy_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         The loss, 0-d.
+
+    Raises:
+        InputError: if an attention is not a map, or the numbers of samples or channels differ.
     """
-    student, teacher = (F.normalize(energies.flatten(1), dim=1) for energies in match(student, teacher))
+    student, teacher = match(student, teacher)
+    check_same_shape("energy_loss", student, teacher)
+    student, teacher = (F.normalize(energies.flatten(1), dim=1) for energies in (student, teacher))
     return F.mse_loss(student, teacher)
 
 
@@ -56,8 +62,13 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         The loss, 0-d. It does not depend on the scale of either feature.
+
+    Raises:
+        InputError: if a feature is not a map, or the numbers of samples differ.
     """
-    return energy_loss(energy(student), energy(teacher))
+    energies = energy(student), energy(teacher)
+    check_same_images(student, teacher)
+    return energy_loss(*energies)
 
 
 class AttentionTransfer(Term):
@@ -78,13 +89,22 @@ class AttentionTransfer(Term):
         teacher_taps: the taps of the teacher's feature maps.
         student_taps: the taps of the student's feature maps, one per tap of the teacher.
         weight: the factor that the loss is multiplied by. 1000 is usual.
+
+    Raises:
+        InputError: if the weight is out of range, or the numbers of taps differ.
     """
 
     def __init__(
-        self, teacher_taps: Sequence[str], student_taps: Sequence[str], *, weight: Annotated[float, Ge(0)] = 1000.0
+        self,
+        teacher_taps: str | Sequence[str],
+        student_taps: str | Sequence[str],
+        *,
+        weight: Annotated[float, Ge(0)] = 1000.0,
     ) -> None:
         super().__init__()
-        self.teacher_taps, self.student_taps, self.weight = teacher_taps, student_taps, weight
+        self.teacher_taps, self.student_taps, self.weight = as_taps(teacher_taps), as_taps(student_taps), weight
+        taps = {"taps of the teacher": self.teacher_taps, "taps of the student": self.student_taps}
+        check_equal_numbers("AttentionTransfer", taps)
 
     @classmethod
     def between(

@@ -1,7 +1,8 @@
 """CRD (Tian, Krishnan, Isola: Contrastive Representation Distillation, ICLR 2020; arXiv 1910.10699)."""
 
 import math
-from typing import Annotated, Any, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self, cast
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from factor_transfer.data import Batch
 from factor_transfer.distributed import collectives
 from factor_transfer.errors import InputError
+from factor_transfer.methods.ranges import within_ranges
 from factor_transfer.methods.term import Pair, Target, Term
 from factor_transfer.taps.extract import Seen
 
@@ -20,7 +22,8 @@ def pooled(feature: Tensor) -> Tensor:
     return feature.float().flatten(2).mean(2) if feature.dim() > 2 else feature.float()
 
 
-def nce_loss(positive: Tensor, negative: Tensor, weight: Tensor | float, noise: float) -> Tensor:
+@within_ranges
+def nce_loss(positive: Tensor, negative: Tensor, weight: Tensor | float, noise: Annotated[float, Gt(0)]) -> Tensor:
     """The loss of noise contrastive estimation, which distinguishes one positive from the negatives (equation 18).
 
     With ``h = p / (p + noise)``, it is ``-log h(positive) - sum of weight * log(1 - h(negative))``.
@@ -33,7 +36,20 @@ def nce_loss(positive: Tensor, negative: Tensor, weight: Tensor | float, noise: 
 
     Returns:
         The loss, averaged over samples, 0-d.
+
+    Raises:
+        InputError: if shapes do not fit, or ``noise`` is not above 0.
     """
+    if positive.dim() != 2 or positive.shape != (len(negative), 1):
+        raise InputError(
+            f"nce_loss needs one positive per sample, (B, 1), but the positives have shape {tuple(positive.shape)} and "
+            f"the negatives {tuple(negative.shape)}"
+        )
+    if isinstance(weight, Tensor) and weight.dim() and weight.shape != negative.shape:
+        raise InputError(
+            f"nce_loss needs one weight per negative or a number, but the weights have shape {tuple(weight.shape)} and "
+            f"the negatives {tuple(negative.shape)}"
+        )
     shift = math.log(noise)
     return (F.softplus(shift - positive).sum(1) + (weight * F.softplus(negative - shift)).sum(1)).mean()
 
@@ -82,8 +98,8 @@ class CRD(Term):
 
     def __init__(
         self,
-        student_channels: int,
-        teacher_channels: int,
+        student_channels: Annotated[int, Ge(1)],
+        teacher_channels: Annotated[int, Ge(1)],
         labels: Tensor,
         teacher_tap: str,
         student_tap: str,
@@ -139,7 +155,7 @@ class CRD(Term):
         """The sum of the losses of both networks' embeddings, 0-d.
 
         Raises:
-            InputError: if the batch has no indices.
+            InputError: if the batch has no indices, shapes do not fit, or an index is not of a training image.
         """
         if batch.indices is None:
             raise InputError(
@@ -147,9 +163,16 @@ class CRD(Term):
                 "indices, int64 (B,)"
             )
         features = {"student": pooled(student.features[self.student_taps[0]]), "teacher": target}
+        if not features["student"].shape[:1] == target.shape[:1] == batch.indices.shape:
+            raise InputError(
+                f"crd needs features and indices of the same images, but the student's feature has shape "
+                f"{tuple(features['student'].shape)}, the teacher's {tuple(target.shape)} and the indices "
+                f"{tuple(batch.indices.shape)}"
+            )
+        self._check_sources(features, batch.indices)
         # Scores are divided by a small temperature, for which the 8 significant bits of bfloat16 are too few.
         with torch.autocast(target.device.type, enabled=False):
-            embeddings = {side: F.normalize(self.embed[side](feature), dim=1) for side, feature in features.items()}
+            embeddings = {side: self._embedding(side, feature) for side, feature in features.items()}
             drawn = self.draw(batch.indices) if self.training else None
             losses = [
                 self._loss("student", embeddings["student"], self.get_buffer("memory_teacher"), batch.indices, drawn),
@@ -160,6 +183,30 @@ class CRD(Term):
             for side, embedding in embeddings.items():
                 self._update_memory(side, collectives.all_gather_rows(embedding.detach()), indices)
         return losses[0] + losses[1]
+
+    def _embedding(self, side: str, feature: Tensor) -> Tensor:
+        # The layer may have been converted to another type than that of the pooled feature.
+        layer = cast("nn.Linear", self.embed[side])
+        embedding: Tensor = layer(feature.to(layer.weight.dtype))
+        return F.normalize(embedding.float(), dim=1)
+
+    def _check_sources(self, features: Mapping[str, Tensor], indices: Tensor) -> None:
+        for side, feature in features.items():
+            channels = cast("nn.Linear", self.embed[side]).in_features
+            if feature.shape[1:] != (channels,):
+                tap = (self.teacher_taps if side == "teacher" else self.student_taps)[0]
+                raise InputError(
+                    f"crd takes features of {channels} channels of the {side}, but its tap {tap!r} returns a feature "
+                    f"whose mean over positions has shape {tuple(feature.shape)}"
+                )
+        # On a GPU, the check would wait for the device, whose own check of indices ends the program.
+        if indices.device.type == "cpu" and len(indices) and not torch.compiler.is_compiling():
+            first, last, total = int(indices.min()), int(indices.max()), len(self.classes)
+            if first < 0 or last >= total:
+                raise InputError(
+                    f"crd was made for {total} training images, whose indices are 0 to {total - 1}, but the batch has "
+                    f"indices from {first} to {last}"
+                )
 
     def draw(self, indices: Tensor) -> Tensor:
         """Draw negatives for images (B,): the indices of images of other classes, int64 (B, negatives)."""
@@ -173,7 +220,7 @@ class CRD(Term):
 
     def _loss(self, side: str, anchor: Tensor, memory: Tensor, indices: Tensor, drawn: Tensor | None) -> Tensor:
         # One product with the whole memory bank, then a gather: gathering the rows of all negatives would take 1 GB.
-        scores = anchor @ memory.T / self.temperature  # (B, N)
+        scores = anchor @ memory.float().T / self.temperature  # (B, N)
         positive = scores.gather(1, indices[:, None])
         if drawn is None:
             is_negative = (self.classes != self.classes[indices, None]).float()
@@ -183,7 +230,7 @@ class CRD(Term):
         with torch.no_grad():
             mean = (positive.exp().sum() + (weight * negative.exp()).sum()) / (len(indices) * (1 + self.negatives))
             estimated = self.get_buffer(f"z_{side}")
-            z = torch.where(estimated > 0, estimated, mean * len(memory))
+            z = torch.where(estimated > 0, estimated.float(), mean * len(memory))
             if self.training:
                 collectives.broadcast_from_rank_zero([z])
                 setattr(self, f"z_{side}", z)
@@ -191,6 +238,6 @@ class CRD(Term):
 
     def _update_memory(self, side: str, embedding: Tensor, indices: Tensor) -> None:
         memory = self.get_buffer(f"memory_{side}")
-        updated = F.normalize(self.momentum * memory[indices] + (1 - self.momentum) * embedding, dim=1)
+        updated = F.normalize(self.momentum * memory[indices].float() + (1 - self.momentum) * embedding, dim=1)
         # Not in place, because the backward pass of the loss still needs the old memory bank.
-        setattr(self, f"memory_{side}", memory.index_copy(0, indices, updated))
+        setattr(self, f"memory_{side}", memory.index_copy(0, indices, updated.to(memory.dtype)))

@@ -3,8 +3,7 @@
 In stage 3 the student's translated feature follows the teacher's factor. The connectors are in ``methods/paraphraser``.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Annotated, Any, Self
 
 import torch
@@ -14,12 +13,15 @@ from torch import Tensor, nn
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.methods.base import Frozen
-from factor_transfer.methods.paraphraser import Paraphraser, Translator, Unchanged, unit
-from factor_transfer.methods.term import Pair, Target, Term, match
+from factor_transfer.methods.paraphraser import Paraphraser, Translator, Unchanged, as_paraphrasers, unit
+from factor_transfer.methods.ranges import within_ranges
+from factor_transfer.methods.shapes import check_channels, check_equal_numbers
+from factor_transfer.methods.term import Pair, Target, Term, as_modules, as_taps, match
 from factor_transfer.taps.extract import Seen
 
 
-def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: float = 1) -> Tensor:
+@within_ranges
+def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: Annotated[float, Ge(1)] = 1) -> Tensor:
     """The mean of ``|F_T / ‖F_T‖ - F_S / ‖F_S‖|^p``, the distance between two normalised factors (paper, equation 4).
 
     It does not depend on the scale of either factor. The mean is over samples and elements, as in the authors' code,
@@ -42,8 +44,12 @@ def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: float = 1) ->
         The loss, float32, 0-d.
 
     Raises:
-        InputError: if the shapes differ.
+        InputError: if the shapes differ, or ``p`` is below 1.
     """
+    if student_factor.dim() < 2:
+        raise InputError(
+            f"factor_loss needs factors (B, ...), but the student's has shape {tuple(student_factor.shape)}"
+        )
     if student_factor.shape != teacher_factor.shape:
         raise InputError(
             f"the student's factor has shape {tuple(student_factor.shape)} and the teacher's "
@@ -51,6 +57,22 @@ def factor_loss(student_factor: Tensor, teacher_factor: Tensor, p: float = 1) ->
             "feature maps to the height and width of the smaller; a translator sets the number of channels"
         )
     return (unit(student_factor) - unit(teacher_factor)).abs().pow(p).mean()
+
+
+class _Encoding(nn.Module):
+    """The ``encode`` of a paraphraser that has its own, as a module."""
+
+    def __init__(self, paraphraser: Paraphraser) -> None:
+        super().__init__()
+        self.paraphraser = paraphraser
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.paraphraser.encode(feature)
+
+
+def _encoder(paraphraser: Paraphraser) -> nn.Module:
+    # The encoder alone if it is all that ``encode`` uses, so that a term does not hold the decoder.
+    return paraphraser.encoder if type(paraphraser).encode is Paraphraser.encode else _Encoding(paraphraser)
 
 
 class FactorTransfer(Term):
@@ -69,7 +91,7 @@ class FactorTransfer(Term):
         ['accuracy', 'loss', 'loss_ce', 'loss_factor']
 
     Args:
-        paraphraser: the trained paraphraser, whose encoder is used, frozen; or a sequence with one per tap.
+        paraphraser: the trained paraphraser, whose ``encode`` is used, frozen; or a sequence with one per tap.
         translator: the translator, trained together with the student and not part of the deployed network; or a
             sequence with one per tap.
         teacher_tap: the tap of the teacher's feature that the paraphraser was trained on; or a sequence of taps.
@@ -82,7 +104,8 @@ class FactorTransfer(Term):
             RepDistiller does. The paper compares the factors.
 
     Raises:
-        InputError: if ``beta`` or ``p`` is out of range, or the numbers of connectors, taps and weights differ.
+        InputError: if a weight or ``p`` is out of range, the numbers of connectors, taps and weights differ, or a
+            paraphraser is no ``Paraphraser``.
     """
 
     uses_taps = True
@@ -96,31 +119,28 @@ class FactorTransfer(Term):
         *,
         beta: Annotated[float, Ge(0)] = 500.0,
         p: Annotated[float, Ge(1)] = 1.0,
-        tap_weights: list[Annotated[float, Ge(0)]] | None = None,
+        tap_weights: Sequence[Annotated[float, Ge(0)]] | None = None,
         attention: bool = False,
     ) -> None:
         super().__init__()
-        if not (math.isfinite(beta) and beta >= 0):
-            raise InputError(f"beta must be finite and not negative, got {beta}")
-        if not (math.isfinite(p) and p >= 1):
-            raise InputError(f"p must be finite and at least 1, got {p}")
-        paraphrasers = [paraphraser] if isinstance(paraphraser, Paraphraser) else list(paraphraser)
+        paraphrasers = as_paraphrasers(paraphraser)
         self.unchanged = any(isinstance(one, Unchanged) for one in paraphrasers)
         self.in_channels = [one.in_channels for one in paraphrasers]
-        self.encoders = nn.ModuleList(Frozen(one.encoder) for one in paraphrasers)
-        self.translators = nn.ModuleList([translator] if isinstance(translator, nn.Module) else translator)
-        self.teacher_taps = [teacher_tap] if isinstance(teacher_tap, str) else list(teacher_tap)
-        self.student_taps = [student_tap] if isinstance(student_tap, str) else list(student_tap)
+        self.encoders = nn.ModuleList(Frozen(_encoder(one)) for one in paraphrasers)
+        self.translators = nn.ModuleList(as_modules(translator))
+        self.teacher_taps, self.student_taps = as_taps(teacher_tap), as_taps(student_tap)
         self.weight = beta
         self.p = p
         self.attention = attention
-        self.tap_weights = [1.0] * len(self.encoders) if tap_weights is None else tap_weights
-        parts = self.encoders, self.translators, self.teacher_taps, self.student_taps, self.tap_weights
-        if len({len(part) for part in parts}) != 1:
-            raise InputError(
-                "factor transfer needs equal numbers of paraphrasers, translators, taps of the teacher, taps of the "
-                f"student and weights, got {', '.join(str(len(part)) for part in parts)}"
-            )
+        self.tap_weights = [1.0] * len(self.encoders) if tap_weights is None else list(tap_weights)
+        parts: dict[str, Sized] = {
+            "paraphrasers": self.encoders,
+            "translators": self.translators,
+            "taps of the teacher": self.teacher_taps,
+            "taps of the student": self.student_taps,
+            "weights": self.tap_weights,
+        }
+        check_equal_numbers("FactorTransfer", parts)
 
     @classmethod
     def needs_paraphraser(cls, settings: Mapping[str, Any]) -> bool:
@@ -175,7 +195,7 @@ class FactorTransfer(Term):
             InputError: if a paraphraser was made for another number of channels.
         """
         for tap, channels in zip(self.teacher_taps, self.in_channels, strict=True):
-            _check_channels("paraphraser", channels, "teacher", tap, teacher.features[tap])
+            check_channels("paraphraser", channels, "teacher", tap, teacher.features[tap])
         return tuple(
             encoder(teacher.features[tap]) for encoder, tap in zip(self.encoders, self.teacher_taps, strict=True)
         )
@@ -195,7 +215,7 @@ class FactorTransfer(Term):
             self.tap_weights, self.translators, self.student_taps, target, strict=True
         ):
             if isinstance(translator, Translator):
-                _check_channels("translator", translator.in_channels, "student", tap, student.features[tap])
+                check_channels("translator", translator.in_channels, "student", tap, student.features[tap])
             student_factor, teacher_factor = match(translator(student.features[tap]), factor)
             if student_factor.shape[1] != teacher_factor.shape[1]:
                 raise InputError(
@@ -213,12 +233,3 @@ def _paraphraser(pair: Pair, tap: str) -> Paraphraser:
     if not isinstance(found, Paraphraser):
         raise InputError(f"factor transfer needs a paraphraser for the teacher's tap {tap!r}; run stage 2 for this tap")
     return found
-
-
-def _check_channels(name: str, channels: int, side: str, tap: str, feature: Tensor) -> None:
-    """Raise an error if a connector was made for another number of channels than a feature has."""
-    if feature.dim() != 4 or feature.shape[1] != channels:
-        raise InputError(
-            f"the {name} takes feature maps of {channels} channels, but the {side}'s tap {tap!r} returns a feature of "
-            f"shape {tuple(feature.shape)}"
-        )

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.data import Batch
-from factor_transfer.methods.term import Pair, Target, Term, match
+from factor_transfer.methods.shapes import check_equal_numbers, check_same_shape
+from factor_transfer.methods.term import Pair, Target, Term, as_modules, as_taps, match
 from factor_transfer.taps.extract import Seen
 
 
@@ -35,19 +36,24 @@ class FitNets(Term):
         student_taps: the taps of the student's guided layers, one per tap of the teacher.
         weight: the factor that the loss is multiplied by. 100 is usual in later comparisons (Tian, Krishnan, Isola
             2020).
+
+    Raises:
+        InputError: if the weight is out of range, or the numbers of regressors and taps differ.
     """
 
     def __init__(
         self,
-        regressors: Sequence[nn.Module],
-        teacher_taps: Sequence[str],
-        student_taps: Sequence[str],
+        regressors: nn.Module | Sequence[nn.Module],
+        teacher_taps: str | Sequence[str],
+        student_taps: str | Sequence[str],
         *,
         weight: Annotated[float, Ge(0)] = 100.0,
     ) -> None:
         super().__init__()
-        self.regressors = nn.ModuleList(regressors)
-        self.teacher_taps, self.student_taps, self.weight = teacher_taps, student_taps, weight
+        self.regressors = nn.ModuleList(as_modules(regressors))
+        self.teacher_taps, self.student_taps, self.weight = as_taps(teacher_taps), as_taps(student_taps), weight
+        taps = {"taps of the teacher": self.teacher_taps, "taps of the student": self.student_taps}
+        check_equal_numbers("FitNets", {"regressors": self.regressors, **taps})
 
     @classmethod
     def between(
@@ -70,9 +76,15 @@ class FitNets(Term):
         return tuple(teacher.features[tap] for tap in self.teacher_taps)
 
     def forward(self, student: Seen, target: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The sum of the mean squared errors of all taps, 0-d. The larger map is pooled, see ``match``."""
+        """The sum of the mean squared errors of all taps, 0-d. The larger map is pooled, see ``match``.
+
+        Raises:
+            InputError: if a regressor does not return the teacher's number of channels, or a feature is not a map.
+        """
         distances = []
         for tap, regressor, feature in zip(self.student_taps, self.regressors, target, strict=True):
             student_feature, teacher_feature = match(student.features[tap], feature)
-            distances.append(F.mse_loss(regressor(student_feature).float(), teacher_feature.float()))
+            predicted = regressor(student_feature)
+            check_same_shape(f"FitNets, after the regressor of {tap!r},", predicted, teacher_feature)
+            distances.append(F.mse_loss(predicted.float(), teacher_feature.float()))
         return sum(distances[1:], start=distances[0])

@@ -12,7 +12,9 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from factor_transfer.data import Batch
-from factor_transfer.methods.term import Pair, Target, Term, match
+from factor_transfer.errors import InputError
+from factor_transfer.methods.shapes import check_equal_numbers, check_same_shape
+from factor_transfer.methods.term import Pair, Target, Term, as_modules, as_taps, match
 from factor_transfer.taps.extract import Seen
 from factor_transfer.taps.stages import pre_activation
 
@@ -42,7 +44,16 @@ def partial_distance(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor
 
     Returns:
         The distance, 0-d, summed over channels and positions and averaged over samples, as in the authors' code.
+
+    Raises:
+        InputError: if the shapes differ.
     """
+    check_same_shape("partial_distance", student, teacher)
+    if margin.shape != teacher.shape[1:2]:
+        raise InputError(
+            f"partial_distance needs a margin for each channel, but the margins have shape {tuple(margin.shape)} and "
+            f"the teacher's feature {tuple(teacher.shape)}"
+        )
     student, teacher = student.float(), teacher.float()
     target = torch.maximum(teacher, margin[:, None, None])
     contributes = (student > target) | (target > 0)
@@ -79,22 +90,28 @@ class OFD(Term):
         student_taps: the taps of the student's features, one per tap of the teacher.
         weight: the factor that the loss is multiplied by. The authors use 1/1000 for CIFAR-100. The distance is a sum
             over channels and positions, so the same weight is stronger for larger features.
+
+    Raises:
+        InputError: if the weight is out of range, or the numbers of connectors, margins and taps differ.
     """
 
     def __init__(
         self,
-        connectors: Sequence[nn.Module],
-        margins: Sequence[Tensor],
-        teacher_taps: Sequence[str],
-        student_taps: Sequence[str],
+        connectors: nn.Module | Sequence[nn.Module],
+        margins: Tensor | Sequence[Tensor],
+        teacher_taps: str | Sequence[str],
+        student_taps: str | Sequence[str],
         *,
         weight: Annotated[float, Ge(0)] = 1e-3,
     ) -> None:
         super().__init__()
-        self.connectors = nn.ModuleList(connectors)
+        self.connectors = nn.ModuleList(as_modules(connectors))
+        margins = [margins] if isinstance(margins, Tensor) and margins.dim() == 1 else list(margins)
         for index, margin in enumerate(margins):
             self.register_buffer(f"margin{index}", margin)
-        self.teacher_taps, self.student_taps, self.weight = teacher_taps, student_taps, weight
+        self.teacher_taps, self.student_taps, self.weight = as_taps(teacher_taps), as_taps(student_taps), weight
+        taps = {"taps of the teacher": self.teacher_taps, "taps of the student": self.student_taps}
+        check_equal_numbers("OFD", {"connectors": self.connectors, "margins": margins, **taps})
 
     @classmethod
     def between(

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.data import Batch
-from factor_transfer.methods.term import Pair, Target, Term
+from factor_transfer.errors import InputError
+from factor_transfer.methods.shapes import check_channels, check_equal_numbers, check_same_shape
+from factor_transfer.methods.term import Pair, Target, Term, as_modules, as_taps
 from factor_transfer.taps.extract import Seen
 from factor_transfer.taps.stages import pre_activation
 
@@ -29,7 +31,13 @@ def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         The loss, 0-d.
+
+    Raises:
+        InputError: if the shapes differ, or a feature is not a map.
     """
+    check_same_shape("context_loss", student, teacher)
+    if student.dim() != 4:
+        raise InputError(f"context_loss compares feature maps (B, C, H, W), but got shape {tuple(student.shape)}")
     student, teacher = student.float(), teacher.float()
     loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
     for size in _PYRAMID:
@@ -52,6 +60,7 @@ class Fusion(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, out_channels: int, fuse: bool) -> None:
         super().__init__()
+        self.in_channels = in_channels
         project = nn.Conv2d(in_channels, channels, 1, bias=False)
         review = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
         for convolution in (project, review):
@@ -106,22 +115,27 @@ class ReviewKD(Term):
             CIFAR-100 use 0.6 to 8, and 5 for most pairs.
         warmup_epochs: the number of epochs in which the weight rises linearly to its full size. The authors use 20 for
             CIFAR-100. Their weight rises from 0, this one from 1/20.
+
+    Raises:
+        InputError: if a setting is out of range, or the numbers of fusions and taps differ.
     """
 
     def __init__(
         self,
-        fusions: Sequence[Fusion],
-        teacher_taps: Sequence[str],
-        student_taps: Sequence[str],
+        fusions: Fusion | Sequence[Fusion],
+        teacher_taps: str | Sequence[str],
+        student_taps: str | Sequence[str],
         pooled: bool,
         *,
         weight: Annotated[float, Ge(0)] = 1.0,
         warmup_epochs: Annotated[float, Ge(0)] = 20.0,
     ) -> None:
         super().__init__()
-        self.fusions = nn.ModuleList(fusions)
-        self.teacher_taps, self.student_taps, self.pooled = teacher_taps, student_taps, pooled
+        self.fusions = nn.ModuleList(as_modules(fusions))
+        self.teacher_taps, self.student_taps, self.pooled = as_taps(teacher_taps), as_taps(student_taps), pooled
         self.weight, self.warmup_epochs = weight, warmup_epochs
+        taps = {"taps of the teacher": self.teacher_taps, "taps of the student": self.student_taps}
+        check_equal_numbers("ReviewKD", {"fusions": self.fusions, **taps})
 
     @classmethod
     def between(
@@ -166,7 +180,14 @@ class ReviewKD(Term):
         return self._levels(teacher, self.teacher_taps)
 
     def forward(self, student: Seen, target: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The sum of the losses of all levels, 0-d."""
+        """The sum of the losses of all levels, 0-d.
+
+        Raises:
+            InputError: if a feature does not have the channels that its fusion module was made for.
+        """
+        for fusion, tap in zip(self.fusions, self.student_taps, strict=True):
+            if isinstance(fusion, Fusion):
+                check_channels("fusion module", fusion.in_channels, "student", tap, student.features[tap])
         features = self._levels(student, self.student_taps)
         distances: list[Tensor] = []
         fused: Tensor | None = None
@@ -177,6 +198,11 @@ class ReviewKD(Term):
 
     def _levels(self, outputs: Seen, taps: Sequence[str]) -> tuple[Tensor, ...]:
         levels = [outputs.features[tap] for tap in taps]
+        for tap, feature in zip(taps, levels, strict=True):
+            if feature.dim() != 4:
+                raise InputError(
+                    f"reviewkd needs feature maps (B, C, H, W), but tap {tap!r} returns shape {tuple(feature.shape)}"
+                )
         if self.pooled:
             levels[-1] = F.adaptive_avg_pool2d(levels[-1], 1)
         return tuple(levels)

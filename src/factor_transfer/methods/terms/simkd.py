@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
+from factor_transfer.methods.ranges import within_ranges
+from factor_transfer.methods.shapes import check_same_shape
 from factor_transfer.methods.term import Pair, Side, Target, Term, match
 from factor_transfer.models.classifier import find_classifier
 from factor_transfer.models.inference import eval_mode
@@ -30,7 +32,13 @@ class Projector(nn.Sequential):
         reduction: the factor by which the 3x3 convolution has fewer channels than the teacher's feature.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, reduction: int) -> None:
+    @within_ranges
+    def __init__(
+        self,
+        in_channels: Annotated[int, Ge(1)],
+        out_channels: Annotated[int, Ge(1)],
+        reduction: Annotated[int, Ge(1)],
+    ) -> None:
         self.sizes = in_channels, out_channels, reduction
         middle = max(1, out_channels // reduction)
         layers: list[nn.Module] = []
@@ -173,9 +181,18 @@ class SimKD(Term):
         Raises:
             InputError: if the student is not a ``ReusedClassifier``.
         """
-        if not isinstance(pair.student.model, ReusedClassifier):
+        term = cls(_tap(pair.teacher), **settings)
+        term.check_student(pair.student.model)
+        return term
+
+    def check_student(self, student: nn.Module) -> None:
+        """Check that the student is one that ``adapt`` returned.
+
+        Raises:
+            InputError: if it is not a ``ReusedClassifier``.
+        """
+        if not isinstance(student, ReusedClassifier):
             raise InputError("simkd needs the network that SimKD.adapt returns as the student")
-        return cls(_tap(pair.teacher), **settings)
 
     def target(self, teacher: Seen) -> Target:
         """The teacher's feature (B, C, H, W)."""
@@ -186,8 +203,12 @@ class SimKD(Term):
 
         The authors' code pools a larger map of the student before the projector. Here it is pooled after the projector,
         so that the deployed network does not depend on the size of the teacher's map.
+
+        Raises:
+            InputError: if the projector does not return the teacher's number of channels.
         """
         projected, teacher = match(student.features["projector"], target)
+        check_same_shape("SimKD", projected, teacher)
         return F.mse_loss(projected.float(), teacher.float())
 
 

@@ -21,6 +21,7 @@ from factor_transfer.distributed.threads import OnePerThread, side_by_side
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.methods import Term
 from factor_transfer.methods.base import CachedTargets
+from factor_transfer.methods.term import as_taps
 from factor_transfer.models.inference import copy_network
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
@@ -85,7 +86,7 @@ class Cache:
     def targets(self, terms: dict[str, Term]) -> dict[str, CachedTargets]:
         """The targets of terms, by name; those that are not cached yet are computed now."""
         entries = {
-            name: _Entry(name, list(term.teacher_taps), term.teacher_logits, term.target, term.target_settings())
+            name: _Entry(name, as_taps(term.teacher_taps), term.teacher_logits, term.target, term.target_settings())
             for name, term in terms.items()
         }
         # Some targets can be computed from the features that stage 2 has cached. For all others together, the teacher

@@ -30,6 +30,7 @@ from factor_transfer.methods import (
 )
 from factor_transfer.methods.own import errors_of
 from factor_transfer.methods.schedule import weight_factor
+from factor_transfer.methods.term import as_taps
 from factor_transfer.models import Normalize
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
@@ -323,7 +324,7 @@ def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
         if isinstance(distillation, Distillation):
             print_sizes(other, distillation, paraphrasers)
             for name, term in distillation.named_terms():
-                target = list(term.teacher_taps), term.teacher_logits, term.target_settings()
+                target = as_taps(term.teacher_taps), term.teacher_logits, term.target_settings()
                 if experiment.views is not None and targets.setdefault(name, target) != target:
                     raise InputError(
                         f"{recipe.variant} changes what the factor cache holds for {name}, but all rows of a "

@@ -6,11 +6,22 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from factor_transfer.methods.logits_term import LogitsTerm
-from factor_transfer.methods.terms.kd import kd_loss
+from factor_transfer.errors import InputError
+from factor_transfer.methods.ranges import within_ranges
+from factor_transfer.methods.shapes import check_logits
+from factor_transfer.methods.terms.logits.kd import kd_loss
+from factor_transfer.methods.terms.logits.term import LogitsTerm
 
 
-def dkd_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, beta: float, temperature: float) -> Tensor:
+@within_ranges
+def dkd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    alpha: Annotated[float, Ge(0)],
+    beta: Annotated[float, Ge(0)],
+    temperature: Annotated[float, Gt(0)],
+) -> Tensor:
     """The decoupled distillation loss ``T² * (alpha * TCKD + beta * NCKD)``, averaged over the batch (equation 7).
 
     TCKD is the KL divergence between the networks' probabilities of the labelled class and of all other classes
@@ -27,13 +38,24 @@ def dkd_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, bet
         student: the student's logits (B, K), K at least 2. They receive the gradient.
         teacher: the teacher's logits (B, K).
         labels: the classes of the images, int64 (B,).
-        alpha: the weight of TCKD.
-        beta: the weight of NCKD.
-        temperature: the temperature T.
+        alpha: the weight of TCKD, at least 0.
+        beta: the weight of NCKD, at least 0.
+        temperature: the temperature T, above 0.
 
     Returns:
         The loss, 0-d. It does not change if a constant is added to a sample's logits or if classes are reordered.
+
+    Raises:
+        InputError: if shapes do not fit, there is only one class, or a weight or the temperature is out of range.
     """
+    check_logits("dkd_loss", student, teacher)
+    if labels.shape != student.shape[:1]:
+        raise InputError(
+            f"dkd_loss needs one class per image, but the labels have shape {tuple(labels.shape)} and the logits "
+            f"{tuple(student.shape)}"
+        )
+    if student.shape[1] < 2:
+        raise InputError(f"dkd_loss needs logits of two or more classes, but they have shape {tuple(student.shape)}")
     column = torch.arange(student.shape[1] - 1, device=labels.device)
     non_target = column + (column >= labels[:, None]).long()  # (B, K - 1): all classes but the labelled one
 

@@ -6,10 +6,13 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from factor_transfer.methods.logits_term import LogitsTerm
+from factor_transfer.methods.ranges import within_ranges
+from factor_transfer.methods.shapes import check_logits
+from factor_transfer.methods.terms.logits.term import LogitsTerm
 
 
-def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+@within_ranges
+def kd_loss(student: Tensor, teacher: Tensor, temperature: Annotated[float, Gt(0)]) -> Tensor:
     """The distillation loss ``T² · KL(softmax(z_T / T) ‖ softmax(z_S / T))``, averaged over the batch (section 2).
 
     Example:
@@ -22,11 +25,15 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     Args:
         student: the student's logits (B, K). They receive the gradient.
         teacher: the teacher's logits (B, K).
-        temperature: the temperature T. A higher one gives more weight to unlikely classes.
+        temperature: the temperature T, above 0. A higher one gives more weight to unlikely classes.
 
     Returns:
         The loss, 0-d. It does not change if a constant is added to a sample's logits.
+
+    Raises:
+        InputError: if the shapes differ or are not (B, K), or the temperature is not above 0.
     """
+    check_logits("kd_loss", student, teacher)
     log_student = F.log_softmax(student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)

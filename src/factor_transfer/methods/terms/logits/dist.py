@@ -6,7 +6,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
-from factor_transfer.methods.logits_term import LogitsTerm
+from factor_transfer.methods.shapes import check_logits, check_same_shape
+from factor_transfer.methods.terms.logits.term import LogitsTerm
 
 
 def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -14,7 +15,11 @@ def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
     It is 0-d, between 0 and 2, and does not depend on the scale or shift of a row. The distance of a constant row is 1,
     because its correlation is not defined.
+
+    Raises:
+        InputError: if the shapes differ.
     """
+    check_same_shape("pearson_distance", student, teacher)
     student, teacher = (rows - rows.mean(1, keepdim=True) for rows in (student, teacher))
     return 1 - F.cosine_similarity(student, teacher, dim=1).mean()
 
@@ -56,7 +61,12 @@ class DIST(LogitsTerm):
         self.beta, self.gamma, self.temperature = beta, gamma, temperature
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """The loss between the networks' logits (B, K), 0-d. The labels are not used."""
+        """The loss between the networks' logits (B, K), 0-d. The labels are not used.
+
+        Raises:
+            InputError: if the shapes differ or are not (B, K).
+        """
+        check_logits("DIST", student, teacher)
         p_student, p_teacher = (F.softmax(logits.float() / self.temperature, dim=1) for logits in (student, teacher))
         inter, intra = pearson_distance(p_student, p_teacher), pearson_distance(p_student.T, p_teacher.T)
         return self.temperature**2 * (self.beta * inter + self.gamma * intra)

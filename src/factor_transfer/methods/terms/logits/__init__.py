@@ -1,0 +1,1 @@
+"""Terms that compare the logits of the two networks."""
