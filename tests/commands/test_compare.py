@@ -17,7 +17,7 @@ from factor_transfer.data import DATASETS, Split
 from factor_transfer.data.sets.synthetic import load_synthetic
 from factor_transfer.data.split import Source
 from factor_transfer.errors import InputError
-from factor_transfer.methods import KD
+from factor_transfer.methods import KD, TERMS
 from factor_transfer.report.confidence import Estimate, estimate, holm, p_value
 
 
@@ -132,7 +132,7 @@ def test_methods_are_named_in_one_way_and_the_student_alone_is_always_there() ->
 
 
 METHODS = "student,kd,fitnets,at,factor,factor+kd,at+kd"
-LATER = "dkd,dist,crd,reviewkd,ofd,simkd"
+LATER = ",".join(name for name in TERMS if name not in METHODS.split(","))
 ALL = f"{METHODS},{LATER}"
 
 

@@ -193,6 +193,7 @@ class Term(nn.Module):
         ...         return F.mse_loss(student.logits, target)
 
     Attributes:
+        title: the term's name in the literature, for tables; its name in ``TERMS`` stands there if it is empty.
         weight: the factor that the term's loss is multiplied by.
         cross_entropy: the factor that the student's cross-entropy is multiplied by.
         warmup_epochs: the number of epochs in which the weight rises linearly to its full size.
@@ -207,6 +208,7 @@ class Term(nn.Module):
             the others.
     """
 
+    title: str = ""
     weight: float = 1.0
     cross_entropy: float = 1.0
     warmup_epochs: float = 0.0

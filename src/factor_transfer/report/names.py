@@ -1,9 +1,7 @@
 """The names of the methods in the literature."""
 
 from factor_transfer.config.recipe import ALONE
-
-NAMES = {"factor": "Factor Transfer", "kd": "KD", "fitnets": "FitNets", "at": "AT"}
-NAMES |= {"dkd": "DKD", "dist": "DIST", "crd": "CRD", "reviewkd": "ReviewKD", "simkd": "SimKD", "ofd": "OFD"}
+from factor_transfer.methods import TERMS
 
 
 def name_of(method: str) -> str:
@@ -18,12 +16,17 @@ def name_of(method: str) -> str:
     """
     method, _, variant = method.partition(",")
     terms = method.split("+")
-    name = "student alone" if method == ALONE else " + ".join(NAMES.get(term, term) for term in terms)
+    name = "student alone" if method == ALONE else " + ".join(_title(term) for term in terms)
     key, equals, value = variant.partition("=")
     # The table is clear from the name, except where the method has several terms.
     key = key.removeprefix("student.").removeprefix("transfer.")
     key = key.removeprefix(f"{terms[0]}.") if len(terms) == 1 else key
     return ", ".join(part for part in (name, f"{key} = {value}" if equals else variant) if part)
+
+
+def _title(term: str) -> str:
+    known = TERMS.get(term)  # a record may have a term that only the script of its run knows
+    return known.title or term if known else term
 
 
 def the_name_of(method: str) -> str:

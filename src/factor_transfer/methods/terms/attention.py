@@ -94,6 +94,8 @@ class AttentionTransfer(Term):
         InputError: if the weight is out of range, or the numbers of taps differ.
     """
 
+    title = "AT"
+
     def __init__(
         self,
         teacher_taps: str | Sequence[str],

@@ -90,6 +90,7 @@ class CRD(Term):
         InputError: if all training images have the same class.
     """
 
+    title = "CRD"
     needs_labels = True
     classes: Tensor  # (N,): the class of each image, counted from 0
     order: Tensor  # (N,): image indices sorted by class, so that each class is one contiguous run

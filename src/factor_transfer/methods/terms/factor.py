@@ -108,6 +108,7 @@ class FactorTransfer(Term):
             paraphraser is no ``Paraphraser``.
     """
 
+    title = "Factor Transfer"
     uses_taps = True
 
     def __init__(

@@ -41,6 +41,8 @@ class FitNets(Term):
         InputError: if the weight is out of range, or the numbers of regressors and taps differ.
     """
 
+    title = "FitNets"
+
     def __init__(
         self,
         regressors: nn.Module | Sequence[nn.Module],

@@ -95,6 +95,8 @@ class OFD(Term):
         InputError: if the weight is out of range, or the numbers of connectors, margins and taps differ.
     """
 
+    title = "OFD"
+
     def __init__(
         self,
         connectors: nn.Module | Sequence[nn.Module],

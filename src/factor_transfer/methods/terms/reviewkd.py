@@ -120,6 +120,8 @@ class ReviewKD(Term):
         InputError: if a setting is out of range, or the numbers of fusions and taps differ.
     """
 
+    title = "ReviewKD"
+
     def __init__(
         self,
         fusions: Fusion | Sequence[Fusion],

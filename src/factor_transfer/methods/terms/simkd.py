@@ -136,6 +136,7 @@ class SimKD(Term):
         weight: the factor that the loss is multiplied by. The authors use 1.
     """
 
+    title = "SimKD"
     cross_entropy = 0.0
     uses_taps = True
     needs_classifier = True

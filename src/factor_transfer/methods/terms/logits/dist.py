@@ -50,6 +50,8 @@ class DIST(LogitsTerm):
             ImageNet. The factor T² is that of later implementations; it keeps the size of the gradient as T changes.
     """
 
+    title = "DIST"
+
     def __init__(
         self,
         *,

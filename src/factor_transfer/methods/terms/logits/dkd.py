@@ -94,6 +94,7 @@ class DKD(LogitsTerm):
         warmup_epochs: the number of epochs in which the weight rises linearly to its full size.
     """
 
+    title = "DKD"
     needs_labels = True
 
     def __init__(

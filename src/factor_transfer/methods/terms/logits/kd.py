@@ -58,6 +58,8 @@ class KD(LogitsTerm):
             the same comparisons.
     """
 
+    title = "KD"
+
     def __init__(
         self, *, temperature: Annotated[float, Gt(0)] = 4.0, alpha: Annotated[float, Ge(0), Le(1)] = 0.9
     ) -> None:
