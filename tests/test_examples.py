@@ -19,3 +19,7 @@ def test_the_example_runs(name: str) -> None:
     assert example.examples, f"{inspect.getsourcefile(PUBLIC[name])}: {name} has no example"
     result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example)
     assert not result.failed
+
+
+def test_public_names_are_completed() -> None:
+    assert set(factor_transfer.__all__) <= set(dir(factor_transfer))

@@ -72,3 +72,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_ELSEWHERE.get(name, "factor_transfer.methods")), name)
+
+
+def __dir__() -> list[str]:
+    """The names of this module, the public ones among them, for completion in an editor."""
+    return sorted({*globals(), *__all__})

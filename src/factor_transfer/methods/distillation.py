@@ -85,7 +85,10 @@ class Distillation(Method):
             self.register_buffer(f"scale_{name}", torch.ones(()), persistent=False)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set the weights of the terms for an epoch, counted from 0: their warm-up and their schedule."""
+        """Set the weights of the terms for an epoch, counted from 0: their warm-up and their schedule.
+
+        These weights are not part of the state dict: call it again after a state is loaded.
+        """
         scheduled = self.schedule(epoch) if self.schedule is not None else 1.0
         for name, term in self.named_terms():
             warmth = min((epoch + 1) / term.warmup_epochs, 1.0) if term.warmup_epochs else 1.0
