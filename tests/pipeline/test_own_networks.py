@@ -165,7 +165,8 @@ def test_the_library_takes_them_too(name: str) -> None:
     losses["loss"].backward()
     network = Taps(student)
     with eval_mode(network):
-        assert torch.equal(network(IMAGES).logits, logits_of(student(IMAGES)))
+        # Images in another memory format are rounded differently.
+        assert torch.allclose(network(IMAGES).logits, logits_of(student(IMAGES)), atol=1e-5)
 
 
 def test_the_logits_in_outputs_of_various_types() -> None:
