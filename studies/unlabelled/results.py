@@ -30,8 +30,8 @@ left out.
 
 With 600 labels and a teacher that has learned from all of them, the images without labels help each method, and *Factor
 Transfer + KD* makes the student as good as a student alone that has all 60,000 labels. With 3,000 labels, *Factor
-Transfer + KD* reaches that from the labelled images already: the images without labels change it, KD and AT by less than
-the seeds do, and *Factor Transfer* by itself is better without them.
+Transfer + KD* reaches that from the labelled images already: the images without labels change it, KD and AT by less
+than the seeds do, and *Factor Transfer* by itself is better without them.
 
     python studies/unlabelled/study.py run --fashion-mnist FOLDER --cifar10 FOLDER    # trains what this page shows
     python studies/unlabelled/study.py report                                         # writes it from the records
