@@ -22,7 +22,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that its own modules come before those of other studies
 
@@ -31,13 +30,12 @@ from cases import CASES, DATA_SETS, Case, DataSet, given_teacher
 from results import write_report
 from rich.console import Console
 
-from factor_transfer.commands.compare import ThisProcess, figures_of, pairwise, score, summarize
+from factor_transfer.commands.compare import ThisProcess, comparison_of, figures_of, score
 from factor_transfer.config.read import read_recipe
-from factor_transfer.config.recipe import ALONE
 from factor_transfer.errors import Interrupted
 from factor_transfer.export.record import machine
 from factor_transfer.files import read_json, write_json
-from factor_transfer.pipeline.artefact import WEIGHTS, find
+from factor_transfer.pipeline.artefact import WEIGHTS
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.teacher import make_teacher
 
@@ -67,24 +65,15 @@ def run_student(case: Case, method: str, seed: int, folder: Path, work: Path, co
     (new,) = ThisProcess().runs(experiment, [method], [seed], score)
     here = {"precision": experiment.precision, "machine": machine()}
     record = read_json(record_of(case)) if record_of(case).exists() else {"settings": case.settings, **here, "runs": []}
-    write_json(record_of(case), {**record, **compared(case, [*record["runs"], {**new, **here}], experiment)})
-
-
-def compared(case: Case, runs: list[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:
-    """The figures of the methods whose seeds are complete, and those of the teacher."""
-    seeds = {method: {run["seed"] for run in runs if run["method"] == method} for method in case.methods}
-    complete = [method for method in case.methods if len(seeds[method]) == case.data.seeds]
-    teacher = find(experiment.work_dir / "teacher")
-    assert teacher is not None  # a student has learned from it
-    reached = figures_of(experiment, teacher)
-    return {
-        "runs": runs,
-        "teacher": {name: reached[name] for name in ("top1", "top5", "loss")},
-        "classes": len(experiment.data.classes),
-        "against": ALONE,
-        "methods": summarize(runs, complete, reached["top1"]) if complete else {},
-        "pairwise": pairwise(runs, complete),
-    }
+    runs = [*record["runs"], {**new, **here}]
+    seeds = Counter(run["method"] for run in runs)
+    complete = [method for method in case.methods if seeds[method] == case.data.seeds]
+    # The teacher is the same on all machines, so it is tested once.
+    teacher = record.get("teacher") or figures_of(experiment, make_teacher(experiment))
+    record |= {"runs": runs, "teacher": teacher, "methods": {}}
+    if complete:
+        record |= comparison_of(runs, complete, teacher, len(experiment.data.classes))
+    write_json(record_of(case), record)
 
 
 def _provided_teacher(case: Case, folder: Path, work: Path, console: Console) -> Path:

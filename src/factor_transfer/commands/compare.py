@@ -63,7 +63,7 @@ class ThisProcess:
     ) -> list[dict[str, Any]]:
         """Bring teacher and paraphraser up to date, train a student per method and seed, and score the students."""
         make_teacher(experiment)
-        if any(experiment.with_method(method).recipe.needs_paraphraser for method in methods):
+        if experiment.needs_paraphraser(methods):
             make_paraphraser(experiment)
         runs = []
         for seed in seeds:
@@ -115,18 +115,37 @@ def _train_and_score(
     teacher = artefact.find(experiment.work_dir / "teacher")
     assert teacher is not None  # the runner has trained it
     reached = figures_of(experiment, teacher) if teacher.has_classifier else None
-    comparison = {
-        "runs": runs,
-        "teacher": None if reached is None else {name: reached[name] for name in ("top1", "top5", "loss")},
-        "classes": len(experiment.data.classes),
-        "against": against,
-        "methods": summarize(runs, methods, None if reached is None else reached["top1"], against),
-        "pairwise": pairwise(runs, methods),
-    }
+    comparison = comparison_of(runs, methods, reached, len(experiment.data.classes), against)
     collectives.on_rank_zero(lambda: write_json(experiment.work_dir / COMPARISON, comparison))
     collectives.on_rank_zero(lambda: plot_comparison(comparison, experiment.work_dir / PICTURE))
     try_report(experiment)
     return comparison
+
+
+def comparison_of(
+    runs: Sequence[Mapping[str, Any]],
+    methods: Sequence[str],
+    teacher: Mapping[str, float] | None,
+    classes: int,
+    against: str = ALONE,
+) -> dict[str, Any]:
+    """The content of ``comparison.json``, from the records of runs.
+
+    Args:
+        runs: the records of the runs, see ``compare``.
+        methods: the methods to compare, with the student alone and ``against`` among them.
+        teacher: the teacher's figures on the test images; ``None`` for a teacher without a classifier.
+        classes: the number of classes.
+        against: the method that the others are compared with.
+    """
+    return {
+        "runs": runs,
+        "teacher": None if teacher is None else {name: teacher[name] for name in ("top1", "top5", "loss")},
+        "classes": classes,
+        "against": against,
+        "methods": summarize(runs, methods, None if teacher is None else teacher["top1"], against),
+        "pairwise": pairwise(runs, methods),
+    }
 
 
 def refuse_failed(comparison: Mapping[str, Any]) -> None:

@@ -20,8 +20,7 @@ from factor_transfer.config.recipe import ALONE
 from factor_transfer.distributed.signals import defer_signals, raise_on_signals
 from factor_transfer.distributed.workers import end_with_parent, starting_workers, worker_context
 from factor_transfer.errors import InputError, Interrupted, first_line
-from factor_transfer.methods import TERMS
-from factor_transfer.methods.own import is_own
+from factor_transfer.methods import own_terms
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.lock import act_for, holder_token
 from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
@@ -39,7 +38,7 @@ def default_jobs(experiment: Experiment) -> int:
     """The default number of processes: one per processor, as far as memory allows; only one on a GPU."""
     if experiment.fabric.device.type != "cpu" or experiment.fabric.world_size > 1:
         return 1
-    if any(map(is_own, TERMS.values())):  # which a script has registered, in this process alone
+    if own_terms():  # which a script has registered, in this process alone
         return 1
     images, more = experiment.data.train.images, experiment.data.unlabelled
     process_bytes = _PROCESS_BYTES + (3 * images.nbytes if isinstance(images, Tensor) else 0)

@@ -70,7 +70,7 @@ class Jobs:
             InputError: teacher or paraphraser could not be trained.
         """
         stages = ["teacher"]
-        if any(experiment.with_method(method).recipe.needs_paraphraser for method in methods):
+        if experiment.needs_paraphraser(methods):
             stages.append("pretrain")
         arguments = shlex.split(experiment.command)
         for stage in stages:

@@ -14,7 +14,15 @@ from pydantic import Field, create_model, model_validator
 from factor_transfer.config.sections import Cache, Checkpoint, Named, Network, Student, Training, Transfer
 from factor_transfer.data import Augment, data_set, open_data
 from factor_transfer.errors import InputError, about, choose
-from factor_transfer.methods import TERMS, Paraphraser, ParaphraserTraining, configured, terms_of_features
+from factor_transfer.methods import (
+    TERMS,
+    Paraphraser,
+    ParaphraserTraining,
+    configured,
+    own_terms,
+    terms_of_features,
+)
+from factor_transfer.methods.distillation import LABEL_LOSSES
 from factor_transfer.models import MODELS
 from factor_transfer.settings import FreeOptions, Options, options, table_type
 from factor_transfer.training.loggers.epoch_loggers import LoggerName
@@ -242,8 +250,8 @@ def recipe_type(document: Mapping[str, Any]) -> type[Recipe]:
         kind = options(table, Optimization, base=base)
         return create_model(table, __base__=kind, args=(args, Field(default_factory=args)))
 
-    for name in TERMS:
-        if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in (ALONE, *Transfer.model_fields, "ce", "labels"):
+    for name in own_terms():
+        if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in (ALONE, *Transfer.model_fields, *LABEL_LOSSES):
             raise InputError(
                 f"a term of your own cannot be named {name!r}: a name has small letters, digits and underscores, and "
                 "is neither a setting of [transfer] nor a word for labels"

@@ -3,6 +3,7 @@
 from factor_transfer.methods.base import Frozen, Losses, Method, Supervised, load_trained_state, trained_state
 from factor_transfer.methods.criterion import Criterion, cross_entropy
 from factor_transfer.methods.distillation import Distillation
+from factor_transfer.methods.own import is_own
 from factor_transfer.methods.paraphraser import Paraphraser, ParaphraserTraining, Translator
 from factor_transfer.methods.teacher import Teacher
 from factor_transfer.methods.term import Pair, Side, Target, Term, configured, match
@@ -54,6 +55,7 @@ __all__ = [
     "kd_loss",
     "load_trained_state",
     "match",
+    "own_terms",
     "terms_of_features",
     "trained_state",
 ]
@@ -71,6 +73,11 @@ TERMS: dict[str, type[Term]] = {
     "dkd": DKD,
     "dist": DIST,
 }
+
+
+def own_terms() -> list[str]:
+    """The names of the terms that are defined outside this package."""
+    return [name for name, term in TERMS.items() if is_own(term)]
 
 
 def terms_of_features() -> list[str]:

@@ -17,7 +17,7 @@ from factor_transfer.methods.term import Target, Term, as_taps
 from factor_transfer.taps.extract import Seen, Taps
 
 _CROSS_ENTROPY = cross_entropy()
-_TAKEN = "ce", "labels"  # the losses on labels are "loss_ce" and "loss_labels"
+LABEL_LOSSES = "ce", "labels"  # the losses on labels are "loss_ce" and "loss_labels"
 
 
 class Distillation(Method):
@@ -187,10 +187,10 @@ def _check_terms(terms: object) -> None:
         kind = type(terms).__name__
         raise InputError(f"terms must map names to terms, such as {{'kd': KD()}}, but got a {kind}")
     for name, term in terms.items():
-        if not isinstance(name, str) or not name or "." in name or name in _TAKEN or hasattr(nn.ModuleDict, name):
+        if not isinstance(name, str) or not name or "." in name or name in LABEL_LOSSES or hasattr(nn.ModuleDict, name):
             raise InputError(
                 f"{name!r} cannot be the name of a term: it is a text without dots, such as 'kd', and neither a word "
-                f"that the losses use, {' or '.join(map(repr, _TAKEN))}, nor the name of a method of a dict"
+                f"that the losses use, {' or '.join(map(repr, LABEL_LOSSES))}, nor the name of a method of a dict"
             )
         if not isinstance(term, Term):
             kind = f"the class {term.__name__}" if isinstance(term, type) else f"a {type(term).__name__}"

@@ -1,9 +1,8 @@
 """Terms that are defined outside this package: where their code is, and errors in it."""
 
 import inspect
-import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,12 +24,6 @@ def source(term: type[Term]) -> Path | None:
     except TypeError:  # a class without a file
         file = None
     return Path(file) if file and Path(file).is_file() else None
-
-
-def program(terms: Iterable[type[Term]]) -> str:
-    """How this program is called: ``factor-transfer``, or the script that adds terms of its own to it."""
-    script = Path(sys.argv[0])
-    return f"python {script}" if script.suffix == ".py" and any(map(is_own, terms)) else "factor-transfer"
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """An experiment: a recipe in a work dir, with its images, device, networks and taps."""
 
-from collections.abc import Collection, Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ from factor_transfer.distributed import collectives
 from factor_transfer.distributed.device import find_device
 from factor_transfer.distributed.precision import fast_precision
 from factor_transfer.errors import InputError, printable
+from factor_transfer.methods import own_terms
 from factor_transfer.models import Normalize, build_model, check_trusted, check_trusted_data, zoo_statistics
 from factor_transfer.models.memory_format import to_memory_format
 from factor_transfer.pipeline import artefact
@@ -51,6 +53,12 @@ EXAMPLES = 64  # the number of images that networks are tried with before traini
 
 Stage = Literal["teacher", "paraphraser", "student", "finetune"]
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel, 0..1
+
+
+def program() -> str:
+    """How this program is called: ``factor-transfer``, or the script that adds terms of its own to it."""
+    script = Path(sys.argv[0])
+    return f"python {script}" if script.suffix == ".py" and own_terms() else "factor-transfer"
 
 
 class Experiment:
@@ -109,6 +117,10 @@ class Experiment:
             del other.taps  # they depend on the student; a deleted cached property is computed again
             other._check_batch_sizes(self.data)
         return other
+
+    def needs_paraphraser(self, methods: Iterable[str]) -> bool:
+        """Whether one of several methods needs the paraphraser of stage 2; see ``with_method`` for their names."""
+        return any(self.with_method(method).recipe.needs_paraphraser for method in methods)
 
     def say(self, text: str) -> None:
         """Print a message."""

@@ -13,11 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from factor_transfer.config.recipe import ALONE
-from factor_transfer.methods import TERMS
-from factor_transfer.methods.own import program
 from factor_transfer.models import macs, parameters
 from factor_transfer.pipeline.artefact import LAST, Artefact
-from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.experiment import Experiment, program
 from factor_transfer.report.names import name_of
 from factor_transfer.training.evaluate import top
 from factor_transfer.training.log import describe
@@ -119,26 +117,22 @@ def next_lines(following: Sequence[tuple[str, str]]) -> list[str]:
     return ["", "Next:", *(f"  {step:<{width}}{words}".rstrip() for step, words in following)]
 
 
-def _program() -> str:
-    return program(TERMS.values())
-
-
 def after_teacher(experiment: Experiment) -> list[tuple[str, str]]:
     """The next command after ``teacher``."""
     if experiment.recipe.needs_paraphraser:
-        return [(f"{_program()} pretrain {experiment.command}", "the paraphraser, on this teacher's features")]
+        return [(f"{program()} pretrain {experiment.command}", "the paraphraser, on this teacher's features")]
     return after_paraphraser(experiment)
 
 
 def after_paraphraser(experiment: Experiment) -> list[tuple[str, str]]:
     """The next command after ``pretrain``."""
-    return [(f"{_program()} train {experiment.command}", "the student")]
+    return [(f"{program()} train {experiment.command}", "the student")]
 
 
 def after_student(done: Artefact) -> list[tuple[str, str]]:
     """The next commands after ``train``."""
     folder = shlex.quote(str(done.folder))
-    return [(f"{_program()} test {folder}", "its accuracy on the test images"), *_in_use(folder)]
+    return [(f"{program()} test {folder}", "its accuracy on the test images"), *_in_use(folder)]
 
 
 def after_run(experiment: Experiment) -> list[tuple[str, str]]:
@@ -150,8 +144,8 @@ def after_run(experiment: Experiment) -> list[tuple[str, str]]:
 
 def _in_use(place: str) -> list[tuple[str, str]]:
     return [
-        (f"{_program()} export {place}", "the student as a file for a device"),
-        (f"{_program()} predict {place} PICTURE", "its classes for a picture"),
+        (f"{program()} export {place}", "the student as a file for a device"),
+        (f"{program()} predict {place} PICTURE", "its classes for a picture"),
     ]
 
 

@@ -135,14 +135,13 @@ class Cache:
         """The complete tensors of each entry; those on disk are used if they are what would be written now."""
         pool = self.experiment.data.pool
         samples = torch.linspace(0, len(pool) - 1, _SAMPLES, device=self.experiment.fabric.device).long()
-        with self.experiment.fabric.autocast():
+        with torch.no_grad(), self.experiment.fabric.autocast():
             sample_outputs = outputs(samples, 0)
+            values = [entry.compute(sample_outputs) for entry in entries]
         expected: dict[str, list[Tensor]] = {}
         stores: dict[str, Store] = {}
         cached: dict[str, CachedTargets] = {}
-        for entry in entries:
-            with torch.no_grad(), self.experiment.fabric.autocast():
-                value = entry.compute(sample_outputs)
+        for entry, value in zip(entries, values, strict=True):
             expected[entry.name] = tensors = [value] if isinstance(value, Tensor) else list(value)
             if any(len(tensor) != _SAMPLES for tensor in tensors):
                 raise InputError(f"{entry.name} cannot be cached: its target does not have one row per image")

@@ -13,12 +13,11 @@ from factor_transfer.data import UNLABELLED, Batches, Mixture
 from factor_transfer.distributed import collectives, signals
 from factor_transfer.errors import InputError, Interrupted
 from factor_transfer.files import remove_unfinished
-from factor_transfer.methods import TERMS, Distillation, Method, Supervised
-from factor_transfer.methods.own import program
+from factor_transfer.methods import Distillation, Method, Supervised
 from factor_transfer.models import Normalize, macs
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
-from factor_transfer.pipeline.experiment import Experiment, Stage
+from factor_transfer.pipeline.experiment import Experiment, Stage, program
 from factor_transfer.pipeline.lock import hold, still_held
 from factor_transfer.pipeline.stages.threads import with_threads
 from factor_transfer.pipeline.weights.trial import leave_out_unused
@@ -120,7 +119,7 @@ def find_stage(experiment: Experiment, name: str, command: str, inputs: Callable
         InputError: if the stage is missing or not finished, or has other inputs.
     """
     folder = experiment.work_dir / name
-    remedy = f"To train it: {program(TERMS.values())} {command} {experiment.command}"
+    remedy = f"To train it: {program()} {command} {experiment.command}"
     done = artefact.find(folder)
     if done is None:
         state = "is not finished" if (folder / artefact.RECORD).exists() else "is missing"
