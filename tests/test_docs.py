@@ -78,12 +78,14 @@ def test_the_loops_run(library: str, torchvision_operators: None) -> None:
     needed = [library, "accelerate"] if library == "transformers" else [library]
     if missing := [name for name in needed if find_spec(name) is None]:
         pytest.skip(f"{missing[0]} is not installed")
-    begin, plain, *others = blocks("loops.md", "python")
+    begin, plain, saved, *others = blocks("loops.md", "python")
     names: dict[str, object] = {}
     exec(begin, names)
     student = names["student"]
     assert isinstance(student, torch.nn.Module)
     exec(plain, names)
+    if library == "torch":
+        exec(saved, names)
     before = {name: value.clone() for name, value in student.state_dict().items()}
     teacher = {name: value.clone() for name, value in names["teacher"].state_dict().items()}  # type: ignore[attr-defined]
     exec(others[LOOPS[library] - 2], names)

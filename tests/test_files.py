@@ -79,7 +79,7 @@ def test_a_truncated_file_is_an_error_that_names_it(written: Path, tmp_path: Pat
 
 def test_layers_that_do_not_fit_are_named() -> None:
     state = build_model("resnet8", 10).state_dict()
-    with pytest.raises(InputError, match=r"fc\.weight: shape \(10, 64\) in the file, \(7, 64\) in the model"):
+    with pytest.raises(InputError, match=r"fc\.weight: shape \(10, 64\) in the weights, \(7, 64\) in the model"):
         state_dicts.load_into(build_model("resnet8", 7), state, Path("w"))
     with pytest.raises(InputError, match=r"missing: layer1\.1\.conv1\.weight[\s\S]*and \d+ more"):
         state_dicts.load_into(build_model("resnet14", 10), state, Path("w"))
@@ -210,9 +210,12 @@ def holding(**changes: torch.Tensor) -> nn.Module:
     [
         (torch.full((2, 1, 1, 1), float("nan")), r"not finite: 0\.weight"),
         (torch.full((2, 1, 1, 1), 1e300, dtype=torch.float64), r"not finite: 0\.weight"),
-        (torch.full((2, 1, 1, 1), complex(0, float("nan"))), r"0\.weight: torch\.complex64 in the file"),
-        (torch.ones(2, 1, 1, 1, dtype=torch.bool), r"0\.weight: torch\.bool in the file, torch\.float32 in the model"),
-        (torch.ones(2, 1, 1, 1, dtype=torch.uint8), r"0\.weight: torch\.uint8 in the file"),
+        (torch.full((2, 1, 1, 1), complex(0, float("nan"))), r"0\.weight: torch\.complex64 in the weights"),
+        (
+            torch.ones(2, 1, 1, 1, dtype=torch.bool),
+            r"0\.weight: torch\.bool in the weights, torch\.float32 in the model",
+        ),
+        (torch.ones(2, 1, 1, 1, dtype=torch.uint8), r"0\.weight: torch\.uint8 in the weights"),
         (torch.ones(2, 1, 1, 1).to_sparse(), r"0\.weight: not a dense tensor"),
         (torch.ones(2, 1, 1, 1, device="meta"), r"0\.weight: not a dense tensor"),
     ],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from factor_transfer.versions import __version__ as __version__
 
 if TYPE_CHECKING:
-    from factor_transfer.deploy.student import load_student
+    from factor_transfer.deploy.student import load_student, save_student
     from factor_transfer.methods import (
         CRD,
         DIST,
@@ -61,10 +61,15 @@ __all__ = [
     "kd_loss",
     "load_student",
     "match",
+    "save_student",
 ]
 
 # The modules of the public names that are not in ``methods``.
-_ELSEWHERE = {"build_model": "factor_transfer.models", "load_student": "factor_transfer.deploy.student"}
+_ELSEWHERE = {
+    "build_model": "factor_transfer.models",
+    "load_student": "factor_transfer.deploy.student",
+    "save_student": "factor_transfer.deploy.student",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -92,25 +92,30 @@ def read_file(path: Path, inert: Iterable[str] = ()) -> Any:
         raise InputError(f"weights {path} are damaged, or contain more than tensors: {_reason(error)}") from error
 
 
-def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_into(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
     """Load a state dict into a model, strictly.
+
+    Args:
+        model: the model.
+        state: the state dict.
+        source: the path of the file that contains the weights, or words such as ``"of the student"``, for messages.
 
     Raises:
         InputError: if tensors are missing, unknown or of another shape or kind of number; if weights are not finite in
             the model's precision; or if a running variance is negative. The message names the tensors.
     """
-    check_layers(model, state, path)
+    check_layers(model, state, source)
     expected = model.state_dict()
     # In the model's precision, because large float64 weights become infinite in float32.
     converted = {key: state[key].to(value.dtype) for key, value in expected.items()}
-    _refuse(path, "are not finite", [key for key, value in converted.items() if not value.isfinite().all()])
+    _refuse(source, "are not finite", [key for key, value in converted.items() if not value.isfinite().all()])
     variances = [key for key in converted if key.rpartition(".")[2] == "running_var"]
-    _refuse(path, "have variances below zero", [key for key in variances if (converted[key] < 0).any()])
+    _refuse(source, "have variances below zero", [key for key in variances if (converted[key] < 0).any()])
     model.load_state_dict(converted)
 
 
-def check_layers(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Check that a state dict has the tensors of a model, without a check of their values.
+def check_layers(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Check that a state dict has the tensors of a model, without a check of their values; see ``load_into``.
 
     Raises:
         InputError: if tensors are missing, unknown or of another shape or kind of number. The message names them.
@@ -122,25 +127,25 @@ def check_layers(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
     if faults:
         listed = "\n  ".join(faults[:8])
         more = f"\n  … and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise InputError(f"weights {path} do not fit {type(model).__name__}:\n  {listed}{more}")
+        raise InputError(f"weights {source} do not fit {type(model).__name__}:\n  {listed}{more}")
 
 
 def _misfit(key: str, given: Tensor, expected: Tensor) -> str:
     """The reason why a tensor of a file cannot replace one of a model; empty if it can."""
     if given.layout != torch.strided or given.is_quantized or given.device.type == "meta":
-        return f"{key}: not a dense tensor in the file"
+        return f"{key}: not a dense tensor"
     if given.shape != expected.shape:
-        return f"{key}: shape {tuple(given.shape)} in the file, {tuple(expected.shape)} in the model"
+        return f"{key}: shape {tuple(given.shape)} in the weights, {tuple(expected.shape)} in the model"
     kinds = [value.is_complex() + 2 * value.is_floating_point() for value in (given, expected)]
     integer = expected.dtype != torch.bool and not kinds[1]  # old files store batch counters in other types
     if kinds[0] == kinds[1] or (integer and torch.equal(given.to(expected.dtype).to(given.dtype), given)):
         return ""
-    return f"{key}: {given.dtype} in the file, {expected.dtype} in the model"
+    return f"{key}: {given.dtype} in the weights, {expected.dtype} in the model"
 
 
-def _refuse(path: Path, what: str, keys: list[str]) -> None:
+def _refuse(source: object, what: str, keys: list[str]) -> None:
     if keys:
-        raise InputError(f"weights {path} {what}: {', '.join(keys[:3])}{', …' if keys[3:] else ''}")
+        raise InputError(f"weights {source} {what}: {', '.join(keys[:3])}{', …' if keys[3:] else ''}")
 
 
 def _reason(error: Exception) -> str:

@@ -148,7 +148,7 @@ def test_counters_are_not_made_up_for_layers_that_are_missing() -> None:
 def test_a_network_of_another_width_is_refused_by_the_names_of_its_layers() -> None:
     theirs = build_model("resnet8", 3, width=8).state_dict()
     state, _ = adapt({f"backbone.{key}": value for key, value in theirs.items()}, build_model("resnet8", 3, width=4))
-    with pytest.raises(InputError, match=r"conv1\.weight: shape \(8, 3, 3, 3\) in the file, \(4, 3, 3, 3\)"):
+    with pytest.raises(InputError, match=r"conv1\.weight: shape \(8, 3, 3, 3\) in the weights, \(4, 3, 3, 3\)"):
         load_into(build_model("resnet8", 3, width=4), state, PATH)
 
 

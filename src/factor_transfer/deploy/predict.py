@@ -45,12 +45,13 @@ class Network:
     logits: Callable[[Tensor], Tensor]
 
 
-def open_network(path: Path, announce: Announce = lambda _: None, trusted_code: Collection[str] = ()) -> Network:
+def open_network(path: str | Path, announce: Announce = lambda _: None, trusted_code: Collection[str] = ()) -> Network:
     """Open a trained network for classifying images.
 
     Args:
-        path: the folder of a run or of a student in it, its weights file, a folder that ``package`` wrote, a ``.pte``
-            or ``.onnx`` file with its ``export.json`` in the same folder, or the folder of these two.
+        path: the folder of a run or of a student in it, its weights file, a folder that ``save_student`` or
+            ``factor-transfer package`` wrote, a ``.pte`` or ``.onnx`` file with its ``export.json`` in the same folder,
+            the folder of these two, or the name of a network in the zoo.
         announce: a function that is called with the network's record before it is built, since that may run code
             outside this package.
         trusted_code: the code outside this package that may be run, as ``package.module:callable``.
@@ -59,6 +60,7 @@ def open_network(path: Path, announce: Announce = lambda _: None, trusted_code: 
         InputError: if the path is none of these, the run is not finished, or a file is damaged or does not belong to
             the student.
     """
+    path = Path(path)
     if path.suffix in ENDINGS.values():
         return _exported(path)
     if (path / CONFIG).is_file():
@@ -158,8 +160,17 @@ def find_images(names: Iterable[str]) -> list[Path]:
     return paths
 
 
-def predict(network: Network, paths: Sequence[Path], top: int, convert: bool = False) -> list[dict[str, Any]]:
+def predict(network: Network, paths: Sequence[str | Path], top: int, convert: bool = False) -> list[dict[str, Any]]:
     """Classify image files.
+
+    Example:
+        >>> from PIL import Image
+        >>> from factor_transfer.deploy.predict import open_network, predict
+        >>> Image.new("RGB", (64, 64), "skyblue").save("sky.png")
+        >>> network = open_network("cifar10/resnet20-resnet8/student-factor+kd-seed0")  # or the folder of a run
+        >>> (result,) = predict(network, ["sky.png"], top=2)
+        >>> result["image"], result["resized"], [sorted(entry) for entry in result["top"]]
+        ('sky.png', True, [['class', 'probability'], ['class', 'probability']])
 
     Args:
         network: the network, see ``open_network``.
@@ -191,14 +202,14 @@ def predict(network: Network, paths: Sequence[Path], top: int, convert: bool = F
 
 
 def _batches(
-    image: tuple[int, ...], paths: Sequence[Path], convert: bool
-) -> Iterator[tuple[Sequence[Path], Tensor, list[bool]]]:
+    image: tuple[int, ...], paths: Sequence[str | Path], convert: bool
+) -> Iterator[tuple[Sequence[str | Path], Tensor, list[bool]]]:
     """The images (B, C, H, W) of each batch, and which were resized; a batch is decoded while the last one is used."""
     parts = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # pillow decodes and scales outside the interpreter's lock
 
-        def submit(part: Sequence[Path]) -> list[Future[tuple[np.ndarray, bool]]]:
-            return [pool.submit(_picture, path, image, convert) for path in part]
+        def submit(part: Sequence[str | Path]) -> list[Future[tuple[np.ndarray, bool]]]:
+            return [pool.submit(_picture, Path(path), image, convert) for path in part]
 
         pending = submit(parts[0])
         for index, part in enumerate(parts):

@@ -1,24 +1,29 @@
-"""Loading a student by its name in the zoo or by its folder, without teacher and translator."""
+"""A student in a folder: saving it, and loading it without teacher and translator."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from factor_transfer.errors import InputError, suggest
-from factor_transfer.files import sha256
+from factor_transfer.errors import InputError, first_line, suggest
+from factor_transfer.files import sha256, write_json
 from factor_transfer.models import Normalize, permit
+from factor_transfer.models.inference import eval_mode
+from factor_transfer.models.outputs import logits_of
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import RECORD
-from factor_transfer.pipeline.records import PackageRecord, StageRecord, read_record, rebuild
+from factor_transfer.pipeline.records import PackageRecord, StageRecord, check_record, read_record, rebuild
 from factor_transfer.pipeline.weights import zoo
-from factor_transfer.state_dicts import read_weights
+from factor_transfer.state_dicts import read_weights, save_weights
+from factor_transfer.versions import __version__
 
 Announce = Callable[[Iterable[str | Mapping[str, Any]]], None]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_ROUNDING = 0.01  # of the largest logit: bfloat16, and TF32 on a GPU, have three digits
 
 
 class Student(nn.Module):
@@ -50,6 +55,85 @@ class Student(nn.Module):
             )
         logits: Tensor = self.model(self.prepare(images))
         return logits
+
+
+def save_student(
+    student: nn.Module,
+    folder: str | Path,
+    model: str,
+    *,
+    classes: Sequence[str],
+    image: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    **args: Any,
+) -> None:
+    """Save a network that was trained in a loop of your own, with everything that is needed to use it.
+
+    ``load_student`` and ``factor-transfer predict`` read the folder. The network is built again from its name and
+    arguments and compared with ``student``, so that wrong ones are noticed here.
+
+    Example:
+        >>> from factor_transfer import build_model, load_student, save_student
+        >>> student = build_model("resnet8", num_classes=3, width=8)  # and train it
+        >>> statistics = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
+        >>> names = ["cat", "dog", "horse"]
+        >>> save_student(student, "student", "resnet8", width=8, classes=names, image=(3, 32, 32), **statistics)
+        >>> load_student("student").classes
+        ('cat', 'dog', 'horse')
+
+    Args:
+        student: the trained network: normalised images (B, C, H, W) -> logits (B, K).
+        folder: the folder to write ``config.json`` and ``model.safetensors`` into. Files of these names are replaced.
+        model: the name by which ``build_model`` builds the network, such as ``"resnet8"``, ``"timm:resnet18"`` or, for
+            a network of your own, ``"package.module:callable"``.
+        classes: the names of the K classes, in the order of the logits.
+        image: the shape (C, H, W) of the images.
+        mean: the mean by which each channel was normalised, for pixels from 0 to 1; zeros if it was not.
+        std: the standard deviation by which each channel was normalised; ones if it was not.
+        args: the arguments of ``build_model`` besides name, classes and channels, such as ``width``.
+
+    Raises:
+        InputError: if the arguments do not fit each other, or do not describe ``student``.
+    """
+    from factor_transfer.methods import ReusedClassifier  # only a training needs the methods, which loading is without
+
+    record = {
+        "library": "factor-transfer",
+        "version": __version__,
+        "model": {"name": model, "num_classes": len(classes), "in_channels": len(mean), **args},
+        "reused_classifier": student.record if isinstance(student, ReusedClassifier) else None,
+        "classes": list(classes),
+        "image": list(image),
+        "mean": list(mean),
+        "std": list(std),
+        "weights_sha256": "",  # of the file, which is written once all else is valid
+    }
+    check_record(record, PackageRecord, "save_student")
+    name, state = f"build_model({model!r}, ...)", student.state_dict()
+    _check_same_logits(student, rebuild(record, state, name, "of the student"), image, name)
+    weights = Path(folder) / WEIGHTS
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(weights, state)
+    write_json(weights.with_name(CONFIG), record | {"weights_sha256": sha256(weights)})
+
+
+def _check_same_logits(student: nn.Module, rebuilt: nn.Module, image: Sequence[int], name: str) -> None:
+    """Check that a network that was built again has the same logits as the student."""
+    first = next(student.parameters())
+    images = torch.randn(2, *image, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
+    rebuilt.to(first.device, first.dtype)
+    try:
+        with eval_mode(student), eval_mode(rebuilt):
+            trained, computed = logits_of(student(images)), logits_of(rebuilt(images))
+    except RuntimeError as error:
+        size = " x ".join(map(str, image))
+        raise InputError(f"save_student: the student does not accept images of {size}: {first_line(error)}") from error
+    if trained.shape != computed.shape or (trained - computed).abs().max() > _ROUNDING * trained.abs().max():
+        raise InputError(
+            f"{name} describes a network that has other logits than the student, with the same weights; give the "
+            "arguments that the student was built with"
+        )
 
 
 def load_student(

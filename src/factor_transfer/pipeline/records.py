@@ -44,13 +44,27 @@ def read_record(path: Path, kind: type[R], remedy: str = "") -> R:
     Raises:
         InputError: if the file cannot be read or is damaged; the message names the file, the key and the fault.
     """
-    content = read_json(path)
+    return check_record(read_json(path), kind, f"{path} is damaged", remedy)
+
+
+def check_record(content: Any, kind: type[R], subject: str, remedy: str = "") -> R:
+    """Validate the content of a record.
+
+    Args:
+        content: the content, as JSON represents it.
+        kind: the schema of the record.
+        subject: the beginning of the message of an error, which the faults follow after a colon.
+        remedy: a clause at the end of this message, with the remedy.
+
+    Raises:
+        InputError: if a key is missing, or a value is not valid; the message names the key and the fault.
+    """
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         faults = error.errors()
     lines = [_fault(fault) for fault in faults[:3]] + (["…"] if faults[3:] else [])
-    raise InputError(f"{path} is damaged: {'; '.join(lines)}{f'; {remedy}' if remedy else ''}")
+    raise InputError(f"{subject}: {'; '.join(lines)}{f'; {remedy}' if remedy else ''}")
 
 
 def _fault(fault: Any) -> str:
@@ -210,14 +224,14 @@ class Holder(Record):
     token: str | None = None
 
 
-def rebuild(record: Mapping[str, Any], state: State, place: Path, weights: Path) -> nn.Module:
+def rebuild(record: Mapping[str, Any], state: State, place: object, weights: object) -> nn.Module:
     """Build the network that a validated record describes, and load its weights.
 
     Args:
         record: the record: ``model`` and, for a student trained by SimKD, ``reused_classifier``.
         state: the weights.
-        place: the path of the record, for messages.
-        weights: the path of the weights file, for messages.
+        place: the path of the record, or its name, for messages.
+        weights: the path of the weights file, or words such as ``"of the student"``, for messages.
 
     Raises:
         InputError: if the network cannot be built, or the weights do not fit it.
@@ -231,7 +245,7 @@ def rebuild(record: Mapping[str, Any], state: State, place: Path, weights: Path)
     return model
 
 
-def _build(record: Mapping[str, Any], place: Path) -> nn.Module:
+def _build(record: Mapping[str, Any], place: object) -> nn.Module:
     try:
         model = build_model(**record["model"])
         if record.get("reused_classifier") is not None:
