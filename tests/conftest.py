@@ -97,7 +97,18 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports have no charts, which take a second to draw, unless a test is marked with ``charts``."""
     if request.node.get_closest_marker("charts") is None:
-        monkeypatch.setattr("factor_transfer.report.html.charts.chart", lambda *_: "")
+        leave_out_charts(monkeypatch)
+
+
+def leave_out_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factor_transfer.report.html.charts.chart", lambda *_: "")
+
+
+@pytest.fixture
+def no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exported files are not measured, for which they run in a process of their own."""
+    costs = {"p50_ms": 0.25, "p95_ms": 0.5, "peak_bytes": 1000}
+    monkeypatch.setattr("factor_transfer.export.compare_teacher.costs", lambda files: [costs] * len(files))
 
 
 @dataclass
@@ -212,8 +223,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe.write_text(TINY)
 
     def make(work: Path) -> None:
-        with pytest.raises(SystemExit, match=r"^0$"):
-            main(["run", str(recipe), "--work-dir", str(work), "--baseline"])
+        with pytest.MonkeyPatch.context() as patch:
+            leave_out_charts(patch)
+            with pytest.raises(SystemExit, match=r"^0$"):
+                main(["run", str(recipe), "--work-dir", str(work), "--baseline"])
 
     return once(tmp_path_factory, "finished", make)
 
@@ -231,8 +244,10 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(work: Path) -> None:
         small = ["teacher.model=resnet8", "teacher.epochs=4", "paraphraser.epochs=1", "student.epochs=4"]
         small.append("precision=32-true")  # so that all processors export nearly the same weights
-        with pytest.raises(SystemExit, match=r"^0$"):
-            main(["run", "digits/resnet20-resnet8", *small, "--work-dir", str(work)])
+        with pytest.MonkeyPatch.context() as patch:
+            leave_out_charts(patch)
+            with pytest.raises(SystemExit, match=r"^0$"):
+                main(["run", "digits/resnet20-resnet8", *small, "--work-dir", str(work)])
 
     return once(tmp_path_factory, "digits", make)
 

@@ -224,7 +224,9 @@ def test_too_few_pictures_for_8_bits_are_refused_before_training(pictures: Path,
     assert not Path("compressed").exists()
 
 
-def test_the_exported_file_is_in_table_and_report_and_is_made_once(pictures: Path, run: Run, quick: None) -> None:
+def test_the_exported_file_is_in_table_and_report_and_is_made_once(
+    pictures: Path, run: Run, quick: None, no_measurement: None
+) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     result = compressed(run, pictures, *SMALL, "--to", "onnx", "--out", "out")

@@ -158,7 +158,7 @@ def test_a_killed_process_gives_one_message_and_the_same_command_resumes(tiny: P
 
 def test_sigterm_stops_all_processes_and_the_same_command_resumes(tiny: Path, run: Run) -> None:
     # With cached factors, each student has its own process.
-    settings = ["teacher.epochs=1", "paraphraser.epochs=1", "student.epochs=8", "cache.views=1"]
+    settings = ["teacher.epochs=1", "paraphraser.epochs=1", "student.epochs=4", "cache.views=1"]
     words = ["compare", str(tiny), *settings, "--methods", "kd,factor", "--seeds", "1", "--jobs", "2"]
     words += ["--work-dir", "stopped"]
     command = [sys.executable, "-m", "factor_transfer", *words]

@@ -67,26 +67,33 @@ class Together:
         def command(*arguments: str, **event: Any) -> dict[str, Any]:
             return {"arguments": list(arguments), **event}
 
-        commands = [
-            command("teacher", "tiny.toml", *PLAIN, "--work-dir", "plain"),
-            command("teacher", "tiny.toml", *SYNCED, "--work-dir", "synced"),
-            command("test", "tiny.toml", "finished/student-factor-seed0", "data.test=1100", "--json", "test.json"),
-            command("run", "tiny.toml", *BATCHES, *(FAST if processes == 2 else FAST[:1]), "--work-dir", "run"),
-            command("teacher", "tiny.toml", "teacher.batch_size=25", "--work-dir", "odd"),
-            command("teacher", "tiny.toml", *LONG, "--work-dir", "stopped", rank=1, move=5, signal=signal.SIGTERM),
-            command("run", "tiny.toml", *MIXED, "--work-dir", "mixed"),
-        ]
+        commands = {
+            "plain": command("teacher", "tiny.toml", *PLAIN, "--work-dir", "plain"),
+            "test": command(
+                "test", "tiny.toml", "finished/student-factor-seed0", "data.test=1100", "--json", "test.json"
+            ),
+            "mixed": command("run", "tiny.toml", *MIXED, "--work-dir", "mixed"),
+        }
         if processes == 2:
-            names = "student,crd,factor+kd"
-            commands.append(command("compare", "tiny.toml", "--methods", names, "--seeds", "1", "--work-dir", "run"))
-            commands.append(command("run", "tiny.toml", *FEW, "transfer.method=crd", "--work-dir", "few"))
+            methods = "student,crd,factor+kd"
+            commands |= {
+                "synced": command("teacher", "tiny.toml", *SYNCED, "--work-dir", "synced"),
+                "run": command("run", "tiny.toml", *BATCHES, *FAST, "--work-dir", "run"),
+                "odd": command("teacher", "tiny.toml", "teacher.batch_size=25", "--work-dir", "odd"),
+                "stopped": command(
+                    "teacher", "tiny.toml", *LONG, "--work-dir", "stopped", rank=1, move=5, signal=signal.SIGTERM
+                ),
+                "compare": command("compare", "tiny.toml", "--methods", methods, "--seeds", "1", "--work-dir", "run"),
+                "few": command("run", "tiny.toml", *FEW, "transfer.method=crd", "--work-dir", "few"),
+            }
         else:
             # The last one: nobody comes back from it.
-            commands.append(
-                command("teacher", "tiny.toml", "--work-dir", "died", rank=1, move=5, signal=signal.SIGKILL)
+            commands["died"] = command(
+                "teacher", "tiny.toml", "--work-dir", "died", rank=1, move=5, signal=signal.SIGKILL
             )
         began = time.monotonic()
-        self.outcomes, self.ended = started(folder, processes, commands)
+        outcomes, self.ended = started(folder, processes, list(commands.values()))
+        self.commands, self.outcomes = list(commands), dict(zip(commands, outcomes, strict=False))
         self.seconds = time.monotonic() - began
 
 
@@ -95,17 +102,19 @@ def together(request: pytest.FixtureRequest, finished: Path, tmp_path_factory: p
     return Together(tmp_path_factory.mktemp("together"), request.param, finished)
 
 
-def outcome(together: Together, index: int) -> dict[str, Any]:
-    assert len(together.outcomes) > index, together.ended.stderr[-3000:]
-    return together.outcomes[index]
+def outcome(together: Together, name: str) -> dict[str, Any]:
+    if name not in together.commands:
+        pytest.skip("shown with two")
+    assert name in together.outcomes, together.ended.stderr[-3000:]
+    return together.outcomes[name]
 
 
-@pytest.mark.parametrize(("index", "name", "settings"), [(0, "plain", PLAIN), (1, "synced", SYNCED)])
+@pytest.mark.parametrize(("name", "settings"), [("plain", PLAIN), ("synced", SYNCED)])
 def test_each_step_has_the_same_loss(
-    together: Together, tmp_path: Path, tiny: Path, run: Run, index: int, name: str, settings: list[str]
+    together: Together, tmp_path: Path, tiny: Path, run: Run, name: str, settings: list[str]
 ) -> None:
     """Without batch norm, and with one that is synchronised."""
-    assert outcome(together, index)["code"] == 0, together.outcomes[index]["err"]
+    assert outcome(together, name)["code"] == 0, together.outcomes[name]["err"]
     (tmp_path / "plain.py").write_text(NETWORK)
     result = run("teacher", tiny, *settings)
     assert result.code == 0, result.err
@@ -119,14 +128,14 @@ def test_each_step_has_the_same_loss(
 
 
 def test_parameters_that_are_never_used_are_left_out(together: Together) -> None:
-    result = outcome(together, 0)
+    result = outcome(together, "plain")
     assert "teacher  model.model.0.auxiliary.weight, model.model.0.auxiliary.bias will not be trained" in result["out"]
-    assert "will not be trained" not in outcome(together, 1)["out"]
+    assert "will not be trained" not in outcome(together, "mixed")["out"]
 
 
 def test_each_image_is_evaluated_once(together: Together, tmp_path: Path, tiny: Path, run: Run) -> None:
     """Three batches of evaluation, of which some process gets fewer than another."""
-    assert outcome(together, 2)["code"] == 0, together.outcomes[2]["err"]
+    assert outcome(together, "test")["code"] == 0, together.outcomes["test"]["err"]
     arguments = ["data.test=1100", "--json", tmp_path / "test.json"]
     run("test", tiny, together.folder / "finished/student-factor-seed0", *arguments)
     alone, theirs = (json.loads((folder / "test.json").read_text()) for folder in (tmp_path, together.folder))
@@ -135,7 +144,7 @@ def test_each_image_is_evaluated_once(together: Together, tmp_path: Path, tiny: 
 
 
 def test_several_processes_run_all_stages_with_the_cache_and_compare(together: Together) -> None:
-    result = outcome(together, 3)
+    result = outcome(together, "run")
     assert result["code"] == 0, result["err"]
     assert result["out"].count("  done in ") == 3
     assert "| student, Factor Transfer |" in result["out"]
@@ -145,14 +154,14 @@ def test_several_processes_run_all_stages_with_the_cache_and_compare(together: T
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(together: Together) -> None:
-    result = outcome(together, 4)
+    result = outcome(together, "odd")
     assert result["code"] == 2
     assert "a batch of 25 images cannot be divided among" in result["err"]
 
 
 def test_a_signal_to_one_stops_all_and_any_number_resumes(together: Together, tiny: Path, run: Run) -> None:
     """Only one of them gets the signal, in the middle of the second epoch; one process goes on."""
-    result = outcome(together, 5)
+    result = outcome(together, "stopped")
     assert result["code"] == 128 + signal.SIGTERM
     assert "teacher has completed 1 of 4 epochs and 2 of 3 steps" in result["err"]
     work = Path(shutil.copytree(together.folder / "stopped", "stopped"))
@@ -162,25 +171,21 @@ def test_a_signal_to_one_stops_all_and_any_number_resumes(together: Together, ti
 
 
 def test_methods_side_by_side(together: Together) -> None:
-    if together.processes == 3:
-        pytest.skip("shown with two")
-    result = outcome(together, 7)
+    result = outcome(together, "compare")
     assert result["code"] == 0, result["err"]
     assert "| Factor Transfer + KD |" in result["out"]
     assert "failed" not in result["out"].replace("failed: 0", "")
 
 
 def test_images_without_labels_give_the_same_losses(together: Together, tiny: Path, run: Run) -> None:
-    assert outcome(together, 6)["code"] == 0, together.outcomes[6]["err"]
+    assert outcome(together, "mixed")["code"] == 0, together.outcomes["mixed"]["err"]
     assert run("run", tiny, *MIXED, "--work-dir", "mixed").code == 0
     for stage in ("teacher", "paraphraser", "student-factor+dkd-seed0"):
         assert losses(Path("mixed", stage)) == pytest.approx(losses(together.folder / "mixed" / stage), rel=1e-3), stage
 
 
 def test_images_without_labels_and_a_term_with_parameters(together: Together) -> None:
-    if together.processes == 3:
-        pytest.skip("shown with two")
-    result = outcome(together, 8)
+    result = outcome(together, "few")
     assert result["code"] == 0, result["err"]
     assert "student-crd-seed0  crd uses labelled images only" in result["out"]
     assert "each batch has 8 labelled and 16 unlabelled images; 9 steps per epoch" in result["out"]
@@ -194,9 +199,10 @@ def test_the_death_of_one_process_ends_the_others(together: Together) -> None:
     assert together.ended.returncode != 0
     assert "SIGKILL" in together.ended.stderr
     # Where the launcher is quicker than the broken connection, it ends the others before they can say so.
-    if len(together.outcomes) > 7:
-        assert outcome(together, 7)["code"] in (2, 128 + signal.SIGTERM)
-        assert any(words in outcome(together, 7)["err"] for words in ("lost the other processes", "Stopped: "))
+    if "died" in together.outcomes:
+        died = together.outcomes["died"]
+        assert died["code"] in (2, 128 + signal.SIGTERM)
+        assert any(words in died["err"] for words in ("lost the other processes", "Stopped: "))
     assert together.seconds < 90
 
 

@@ -205,7 +205,7 @@ def test_the_file_of_a_teacher_that_may_only_be_read_is_built_elsewhere(
 
 
 @onnx
-def test_fine_tuning_in_8_bits(digits: Path, run: Run, tmp_path: Path) -> None:
+def test_fine_tuning_in_8_bits(digits: Path, run: Run, tmp_path: Path, no_measurement: None) -> None:
     teacher = (digits / "teacher" / "weights.safetensors").read_bytes()
     student = (digits / STUDENT / "weights.safetensors").read_bytes()
     arguments = ["export", digits, "--format", "onnx", "--precision", "int8", "--tolerance", "100"]
@@ -261,15 +261,15 @@ def test_rounding_leaves_no_hooks_behind() -> None:
 
 @onnx
 def test_a_rejected_file_gets_another_name(
-    digits: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_measurement: None
 ) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr(parity, "CLOSE", 0.0)
-    result = run("export", digits, "--format", "onnx", "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(parity, "CLOSE", 0.0)
+        result = run("export", digits, "--format", "onnx", "--out", out)
     refused(result, "was rejected: its logits differ", r"student\.onnx\.rejected")
     assert {path.name for path in out.iterdir()} == {"student.onnx.rejected", "export.json.rejected"}
     assert json.loads((out / "export.json.rejected").read_text())["accepted"] is False
-    monkeypatch.undo()
     assert run("export", digits, "--format", "onnx", "--out", out).code == 0
     assert {path.name for path in out.iterdir()} == {"student.onnx", "export.json"}
 

@@ -187,7 +187,7 @@ def test_the_logits_in_outputs_of_various_types() -> None:
             logits_of(output)
 
 
-def test_an_export_of_pruned_weights(own: Path, run: Run) -> None:
+def test_an_export_of_pruned_weights(own: Path, run: Run, no_measurement: None) -> None:
     pytest.importorskip("onnx")
     assert run("run", own, *of("student", "pruned"), "teacher.epochs=1", "paraphraser.epochs=1").code == 0
     for precision in ("float32", "int8"):
