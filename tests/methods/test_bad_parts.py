@@ -95,11 +95,14 @@ def test_a_text_is_one_tap_of_a_side_and_of_between() -> None:
     [
         (lambda: AttentionTransfer(["a", "b"], ["a"]), "2 taps of the teacher, 1 taps of the student"),
         (lambda: AttentionTransfer([], []), "0 taps of the teacher, 0 taps"),
-        (lambda: FitNets([nn.Identity()], ["a", "b"], ["a", "b"]), "1 regressors, 2 taps"),
-        (lambda: OFD([nn.Identity()], [], ["a"], ["a"]), "1 connectors, 0 margins, 1 taps"),
-        (lambda: ReviewKD([], ["a"], ["a"], False), "0 fusions, 1 taps"),
-        (lambda: FactorTransfer(Paraphraser(4), Translator(4, 2), ["a", "b"], "a"), "1 translators, 2 taps"),
-        (lambda: FactorTransfer([], [], [], []), "0 paraphrasers, 0 translators"),
+        (lambda: FitNets([nn.Identity()], ["a", "b"], ["a", "b"]), "2 taps of the student, 1 regressors"),
+        (lambda: OFD([nn.Identity()], [], ["a"], ["a"]), "1 taps of the student, 1 connectors, 0 margins"),
+        (lambda: ReviewKD([], ["a"], ["a"], False), "1 taps of the student, 0 fusions"),
+        (
+            lambda: FactorTransfer(Paraphraser(4), Translator(4, 2), ["a", "b"], "a"),
+            "2 taps of the teacher, 1 taps of the student, 1 paraphrasers, 1 translators",
+        ),
+        (lambda: FactorTransfer([], [], [], []), "0 paraphrasers, 0 translators, 0 weights"),
         (lambda: ParaphraserTraining(model(), ["layer1", "layer2"], Paraphraser(4)), "2 taps, 1 paraphrasers"),
     ],
 )

@@ -1,6 +1,6 @@
 """The base class of the terms of a distillation loss, and the pair of networks that terms are built for."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.methods.ranges import check_methods
-from factor_transfer.methods.shapes import check_same_images
+from factor_transfer.methods.shapes import check_equal_numbers, check_same_images
 from factor_transfer.models.inference import eval_mode
 from factor_transfer.taps.extract import Seen, Taps
 from factor_transfer.taps.stages import stages
@@ -223,6 +223,22 @@ class Term(nn.Module):
         """Let every term, also one of the user's own, check the ranges that its annotations state."""
         super().__init_subclass__(**kwargs)
         check_methods(cls, "__init__", "between", "adapt")
+
+    def set_taps(self, teacher_taps: str | Sequence[str], student_taps: str | Sequence[str], **parts: Sized) -> None:
+        """Set the taps of a term that compares them in pairs.
+
+        Args:
+            teacher_taps: the taps of the teacher; or one tap.
+            student_taps: the taps of the student, one per tap of the teacher.
+            parts: further parts of the term, of which there is one per tap, by their name in messages, such as
+                ``regressors``.
+
+        Raises:
+            InputError: if the numbers of taps and parts differ or are 0.
+        """
+        self.teacher_taps, self.student_taps = as_taps(teacher_taps), as_taps(student_taps)
+        taps = {"taps of the teacher": self.teacher_taps, "taps of the student": self.student_taps}
+        check_equal_numbers(type(self).__name__, {**taps, **parts})
 
     @classmethod
     def needs_paraphraser(cls, settings: Mapping[str, Any]) -> bool:

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
-from factor_transfer.methods.shapes import check_equal_numbers, check_same_images, check_same_shape
-from factor_transfer.methods.term import Pair, Target, Term, as_taps, match
+from factor_transfer.methods.shapes import check_same_images, check_same_shape
+from factor_transfer.methods.term import Pair, Target, Term, match
 from factor_transfer.taps.extract import Seen
 
 
@@ -104,9 +104,8 @@ class AttentionTransfer(Term):
         weight: Annotated[float, Ge(0)] = 1000.0,
     ) -> None:
         super().__init__()
-        self.teacher_taps, self.student_taps, self.weight = as_taps(teacher_taps), as_taps(student_taps), weight
-        taps = {"taps of the teacher": self.teacher_taps, "taps of the student": self.student_taps}
-        check_equal_numbers("AttentionTransfer", taps)
+        self.weight = weight
+        self.set_taps(teacher_taps, student_taps)
 
     @classmethod
     def between(

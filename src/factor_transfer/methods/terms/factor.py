@@ -3,7 +3,7 @@
 In stage 3 the student's translated feature follows the teacher's factor. The connectors are in ``methods/paraphraser``.
 """
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 import torch
@@ -15,8 +15,8 @@ from factor_transfer.errors import InputError
 from factor_transfer.methods.base import Frozen
 from factor_transfer.methods.paraphraser import Paraphraser, Translator, Unchanged, as_paraphrasers, unit
 from factor_transfer.methods.ranges import within_ranges
-from factor_transfer.methods.shapes import check_channels, check_equal_numbers
-from factor_transfer.methods.term import Pair, Target, Term, as_modules, as_taps, match
+from factor_transfer.methods.shapes import check_channels
+from factor_transfer.methods.term import Pair, Target, Term, as_modules, match
 from factor_transfer.taps.extract import Seen
 
 
@@ -129,19 +129,17 @@ class FactorTransfer(Term):
         self.in_channels = [one.in_channels for one in paraphrasers]
         self.encoders = nn.ModuleList(Frozen(_encoder(one)) for one in paraphrasers)
         self.translators = nn.ModuleList(as_modules(translator))
-        self.teacher_taps, self.student_taps = as_taps(teacher_tap), as_taps(student_tap)
         self.weight = beta
         self.p = p
         self.attention = attention
         self.tap_weights = [1.0] * len(self.encoders) if tap_weights is None else list(tap_weights)
-        parts: dict[str, Sized] = {
-            "paraphrasers": self.encoders,
-            "translators": self.translators,
-            "taps of the teacher": self.teacher_taps,
-            "taps of the student": self.student_taps,
-            "weights": self.tap_weights,
-        }
-        check_equal_numbers("FactorTransfer", parts)
+        self.set_taps(
+            teacher_tap,
+            student_tap,
+            paraphrasers=self.encoders,
+            translators=self.translators,
+            weights=self.tap_weights,
+        )
 
     @classmethod
     def needs_paraphraser(cls, settings: Mapping[str, Any]) -> bool:

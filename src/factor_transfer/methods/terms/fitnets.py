@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factor_transfer.data import Batch
-from factor_transfer.methods.shapes import check_equal_numbers, check_same_shape
-from factor_transfer.methods.term import Pair, Target, Term, as_modules, as_taps, match
+from factor_transfer.methods.shapes import check_same_shape
+from factor_transfer.methods.term import Pair, Target, Term, as_modules, match
 from factor_transfer.taps.extract import Seen
 
 
@@ -53,9 +53,8 @@ class FitNets(Term):
     ) -> None:
         super().__init__()
         self.regressors = nn.ModuleList(as_modules(regressors))
-        self.teacher_taps, self.student_taps, self.weight = as_taps(teacher_taps), as_taps(student_taps), weight
-        taps = {"taps of the teacher": self.teacher_taps, "taps of the student": self.student_taps}
-        check_equal_numbers("FitNets", {"regressors": self.regressors, **taps})
+        self.weight = weight
+        self.set_taps(teacher_taps, student_taps, regressors=self.regressors)
 
     @classmethod
     def between(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
-from factor_transfer.methods.shapes import check_equal_numbers, check_same_shape
-from factor_transfer.methods.term import Pair, Target, Term, as_modules, as_taps, match
+from factor_transfer.methods.shapes import check_same_shape
+from factor_transfer.methods.term import Pair, Target, Term, as_modules, match
 from factor_transfer.taps.extract import Seen
 from factor_transfer.taps.stages import pre_activation
 
@@ -111,9 +111,8 @@ class OFD(Term):
         margins = [margins] if isinstance(margins, Tensor) and margins.dim() == 1 else list(margins)
         for index, margin in enumerate(margins):
             self.register_buffer(f"margin{index}", margin)
-        self.teacher_taps, self.student_taps, self.weight = as_taps(teacher_taps), as_taps(student_taps), weight
-        taps = {"taps of the teacher": self.teacher_taps, "taps of the student": self.student_taps}
-        check_equal_numbers("OFD", {"connectors": self.connectors, "margins": margins, **taps})
+        self.weight = weight
+        self.set_taps(teacher_taps, student_taps, connectors=self.connectors, margins=margins)
 
     @classmethod
     def between(

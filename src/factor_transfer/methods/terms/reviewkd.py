@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
-from factor_transfer.methods.shapes import check_channels, check_equal_numbers, check_same_shape
-from factor_transfer.methods.term import Pair, Target, Term, as_modules, as_taps
+from factor_transfer.methods.shapes import check_channels, check_same_shape
+from factor_transfer.methods.term import Pair, Target, Term, as_modules
 from factor_transfer.taps.extract import Seen
 from factor_transfer.taps.stages import pre_activation
 
@@ -134,10 +134,8 @@ class ReviewKD(Term):
     ) -> None:
         super().__init__()
         self.fusions = nn.ModuleList(as_modules(fusions))
-        self.teacher_taps, self.student_taps, self.pooled = as_taps(teacher_taps), as_taps(student_taps), pooled
-        self.weight, self.warmup_epochs = weight, warmup_epochs
-        taps = {"taps of the teacher": self.teacher_taps, "taps of the student": self.student_taps}
-        check_equal_numbers("ReviewKD", {"fusions": self.fusions, **taps})
+        self.pooled, self.weight, self.warmup_epochs = pooled, weight, warmup_epochs
+        self.set_taps(teacher_taps, student_taps, fusions=self.fusions)
 
     @classmethod
     def between(
