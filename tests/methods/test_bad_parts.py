@@ -100,7 +100,7 @@ def test_a_text_is_one_tap_of_a_side_and_of_between() -> None:
         (lambda: ReviewKD([], ["a"], ["a"], False), "1 taps of the student, 0 fusions"),
         (
             lambda: FactorTransfer(Paraphraser(4), Translator(4, 2), ["a", "b"], "a"),
-            "2 taps of the teacher, 1 taps of the student, 1 paraphrasers, 1 translators",
+            "2 taps of the teacher, 1 taps of the student",
         ),
         (lambda: FactorTransfer([], [], [], []), "0 paraphrasers, 0 translators, 0 weights"),
         (lambda: ParaphraserTraining(model(), ["layer1", "layer2"], Paraphraser(4)), "2 taps, 1 paraphrasers"),
