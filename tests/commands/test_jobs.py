@@ -72,7 +72,7 @@ def test_the_last_seeds_are_divided_among_all_processes(
     assert [" ".join(task.methods) for task in tasks if not task.first] == groups
 
 
-def test_as_many_as_processors_but_not_for_a_method_of_this_script(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_as_processors_unless_they_cannot_import_a_term(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("factor_transfer.commands.jobs._processors", lambda: 5)
     monkeypatch.setattr("factor_transfer.commands.jobs._available_bytes", lambda: 100 * 2**30)
     assert default_jobs(experiment(tiny)) == 5
@@ -184,7 +184,7 @@ def test_sigterm_stops_all_processes_and_the_same_command_resumes(tiny: Path, ru
 def test_a_terminal_has_a_row_per_process_and_keeps_the_epochs(tiny: Path) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, highlight=False)
-    pool = _Pool(2, Experiment(read_recipe(str(tiny)), Path("work"), console, ""), tiny, print)
+    pool = _Pool(2, Experiment(read_recipe(str(tiny)), Path("work"), console, ""), tiny, {}, print)
     connection, _ = Pipe()
     tasks = plan(pool.experiment, ["student", "kd", "factor"], [0], 1)[1:]
     alone, both = (_Worker(None, connection, task) for task in tasks)

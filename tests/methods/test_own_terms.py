@@ -1,6 +1,8 @@
 """Terms that are defined outside the package: errors in their code, and what the rest of the package knows of them."""
 
 import importlib.util
+import json
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -11,10 +13,12 @@ import torch
 from torch import Tensor
 
 from conftest import Run, refused
-from factor_transfer import Distillation, Pair, SimKD, Term, build_model
+from factor_transfer import KD, Distillation, Pair, SimKD, Term, build_model
 from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
+from factor_transfer.files import sha256
 from factor_transfer.methods import TERMS
+from factor_transfer.pipeline.experiment import program_call
 from factor_transfer.taps import Seen
 
 IMAGES, LABELS = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
@@ -97,11 +101,67 @@ def test_check_warns_of_a_term_without_effect(
     assert warning in " ".join((result.out + result.err).split())
 
 
-def test_other_processes_do_not_know_it(tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+SCRIPT = """
+from factor_transfer.cli import main
+from factor_transfer.methods import KD, TERMS
+
+class Mine(KD):
+    title = "Mine"
+
+TERMS["mine"] = Mine
+{call}main()
+"""
+
+
+WORDS = ["compare", "--seeds", "1", "--jobs", "2", "--methods"]
+
+
+def as_script(text: str, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Run a script, such as a user's, as the program of this process."""
+    Path("mine.py").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["mine.py", *words])
+    monkeypatch.setitem(TERMS, "mine", TERMS["kd"])  # so that it is removed again
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path("mine.py", run_name="__main__")
+    assert ended.value.code == (0 if "__name__" in text else 2)
+
+
+def test_other_processes_import_it_from_its_script(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = SCRIPT.format(call='if __name__ == "__main__":\n    ')
+    as_script(script, monkeypatch, *WORDS, "student,kd,mine", str(tiny))
+    runs = json.loads(Path("runs/tiny/comparison.json").read_text())["runs"]
+    assert [run["method"] for run in runs] == ["student", "kd", "mine"]
+    assert runs[1]["top1"] == runs[2]["top1"]
+    stages = [json.loads(Path(f"runs/tiny/student-{name}-seed0/stage.json").read_text()) for name in ("kd", "mine")]
+    assert stages[1]["inputs"]["code"] == {"mine": sha256(Path("mine.py"))}
+    assert "code" not in stages[0]["inputs"]
+
+
+def test_a_script_without_a_guard_is_one_message(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_script(SCRIPT.format(call=""), monkeypatch, *WORDS, "student,mine", str(tiny))
+    assert 'put `main()` under `if __name__ == "__main__":`' in capsys.readouterr().err
+
+
+def test_other_processes_cannot_import_a_class_of_a_function(
+    tiny: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Inner(KD):
+        pass
+
+    monkeypatch.setitem(TERMS, "inner", Inner)
+    refused(run(*WORDS, "student,inner", tiny), "cannot import the term 'inner', which is defined in a function")
+
+
+def test_the_command_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert program_call()[1:] == ["-P", "-m", "factor_transfer"]
     monkeypatch.setitem(TERMS, "own", Own)
-    words = ["compare", tiny, "--methods", "student,own"]
-    refused(run(*words, "--jobs", "2"), "the term 'own' is defined outside this package")
-    refused(run(*words, "--slurm", "gpu"), "the term 'own' is defined outside this package")
+    monkeypatch.setattr(sys, "argv", ["mine.py", "compare"])
+    assert program_call() == [sys.executable, str(Path("mine.py").resolve())]
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    with pytest.raises(InputError, match="the term 'own' is defined outside this package, and no script"):
+        program_call()
 
 
 @pytest.mark.parametrize("name", ["student", "schedule", "ce", "my.bad", "Bad Name", ""])

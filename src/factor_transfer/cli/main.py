@@ -186,7 +186,6 @@ def compare(
     from factor_transfer.commands.jobs import ProcessJobs, default_jobs
     from factor_transfer.commands.slurm import Jobs
     from factor_transfer.config.recipe import ALONE, parse_method
-    from factor_transfer.methods import own_terms
     from factor_transfer.report.comparison import print_comparison
     from factor_transfer.report.paper.write import TableFiles
 
@@ -194,12 +193,6 @@ def compare(
         raise InputError("--slurm-args is only for Slurm jobs; give the partition with --slurm")
     tables = TableFiles(csv, latex)
     runner: Runner | None = None
-    own = own_terms()
-    if own and (slurm is not None or (jobs or 1) > 1):
-        raise InputError(
-            f"the term {own[0]!r} is defined outside this package, and other processes do not know it; leave out "
-            f"{'--jobs' if slurm is None else '--slurm'}"
-        )
     if slurm is not None:
         runner = Jobs(slurm, slurm_args)
     else:

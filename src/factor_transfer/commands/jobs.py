@@ -4,7 +4,7 @@ import gc
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd
 from multiprocessing.connection import Connection, wait
@@ -20,7 +20,8 @@ from factor_transfer.config.recipe import ALONE
 from factor_transfer.distributed.signals import defer_signals, raise_on_signals
 from factor_transfer.distributed.workers import end_with_parent, starting_workers, worker_context
 from factor_transfer.errors import InputError, Interrupted, first_line
-from factor_transfer.methods import own_terms
+from factor_transfer.methods import TERMS, own_terms
+from factor_transfer.methods.own import Location, load, locate
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.lock import act_for, holder_token
 from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
@@ -38,7 +39,7 @@ def default_jobs(experiment: Experiment) -> int:
     """The default number of processes: one per processor, as far as memory allows; only one on a GPU."""
     if experiment.fabric.device.type != "cpu" or experiment.fabric.world_size > 1:
         return 1
-    if own_terms():  # which a script has registered, in this process alone
+    if any(locate(TERMS[name]) is None for name in own_terms()):  # only this process knows them
         return 1
     images, more = experiment.data.train.images, experiment.data.unlabelled
     process_bytes = _PROCESS_BYTES + (3 * images.nbytes if isinstance(images, Tensor) else 0)
@@ -121,17 +122,31 @@ class ProcessJobs:
             The records of the runs, seed by seed.
 
         Raises:
-            InputError: teacher or paraphraser could not be trained, or a process was killed.
+            InputError: teacher or paraphraser could not be trained, a process was killed, or the processes cannot
+                import a term that is defined outside this package.
             Interrupted: a signal requested a stop; each training has written its checkpoint.
         """
+        terms = _own_terms()
         tasks = plan(experiment, methods, seeds, self.count)
         experiment.say(f"{self.count} processes, each with one thread")
         with tempfile.TemporaryDirectory() as folder:
             recipe = Path(folder, f"{experiment.recipe.name}.toml")
             recipe.write_text(as_toml(experiment.recipe), encoding="utf-8")
-            records = _Pool(self.count, experiment, recipe, score).run(tasks)
+            records = _Pool(self.count, experiment, recipe, terms, score).run(tasks)
         by_run = {(run["method"], run["seed"]): run for runs in records for run in runs}
         return [by_run[method, seed] for seed in seeds for method in methods]
+
+
+def _own_terms() -> dict[str, Location]:
+    """Where the processes find the terms that are defined outside this package."""
+    found = {name: locate(TERMS[name]) for name in own_terms()}
+    for name, place in found.items():
+        if place is None:
+            raise InputError(
+                f"other processes cannot import the term {name!r}, which is defined in a function or a notebook; "
+                "define it at the top level of a file, or give --jobs 1"
+            )
+    return {name: place for name, place in found.items() if place is not None}
 
 
 def plan(experiment: Experiment, methods: Sequence[str], seeds: Sequence[int], processes: int) -> list[Task]:
@@ -153,8 +168,15 @@ def plan(experiment: Experiment, methods: Sequence[str], seeds: Sequence[int], p
 class _Pool:
     """The running processes, with their output and results."""
 
-    def __init__(self, count: int, experiment: Experiment, recipe: Path, score: Callable[..., Any]) -> None:
-        self.count, self.experiment, self.recipe, self.score = count, experiment, recipe, score
+    def __init__(
+        self,
+        count: int,
+        experiment: Experiment,
+        recipe: Path,
+        terms: Mapping[str, Location],
+        score: Callable[..., Any],
+    ) -> None:
+        self.count, self.experiment, self.recipe, self.terms, self.score = count, experiment, recipe, terms, score
         self.display = Display(experiment.console, several=True)
         self.context = worker_context(__name__, "factor_transfer.distributed.fabric")
         self.workers: list[_Worker] = []
@@ -221,7 +243,7 @@ class _Pool:
                 return worker
         ours, theirs = self.context.Pipe()
         settings = self.recipe, self.experiment.work_dir, self.experiment.command, holder_token()
-        process = self.context.Process(target=_work, args=(theirs, *settings, self.score))
+        process = self.context.Process(target=_work, args=(theirs, *settings, self.terms, self.score))
         with starting_workers():
             process.start()
         theirs.close()
@@ -313,12 +335,18 @@ def _work(
     work_dir: Path,
     command: str,
     token: str | None,
+    terms: Mapping[str, Location],
     score: Callable[..., Any],
 ) -> None:
     """Do tasks until there are no more; the main function of a process."""
     os.setsid()  # a Ctrl-C reaches this process only once, through its parent
     end_with_parent()
-    act_for(token)
+    try:
+        TERMS.update({name: load(place) for name, place in terms.items()})
+    except InputError as error:
+        connection.send(("error", str(error)))
+        return
+    act_for(token)  # after code from outside has run: it may not use the work dir
     experiment = Experiment(read_recipe(recipe), work_dir, RemoteDisplay(connection), command)
     experiment.threads_are_set = True
     while True:

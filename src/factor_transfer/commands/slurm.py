@@ -4,7 +4,6 @@ import logging
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from factor_transfer.errors import InputError, first_line
 from factor_transfer.models.optional import installed, pip_install
 from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
-from factor_transfer.pipeline.experiment import Experiment
+from factor_transfer.pipeline.experiment import Experiment, program, program_call
 from factor_transfer.pipeline.stages.student import student_folder
 
 _MINUTES = 24 * 60  # the default time limit of a job
@@ -67,7 +66,7 @@ class Jobs:
             The records of the runs, seed by seed.
 
         Raises:
-            InputError: teacher or paraphraser could not be trained.
+            InputError: teacher or paraphraser could not be trained, or a job cannot define a term of one's own.
         """
         stages = ["teacher"]
         if experiment.needs_paraphraser(methods):
@@ -102,9 +101,8 @@ class Jobs:
         try:
             for name, command in commands.items():
                 executor.update_parameters(**self.parameters, job_name=name)
-                call = [sys.executable, "-P", "-m", "factor_transfer", *command]
-                jobs[name] = executor.submit(subprocess.run, call, check=True)
-                experiment.say(f"job {jobs[name].job_id}  {shlex.join(['factor-transfer', *command])}")
+                jobs[name] = executor.submit(subprocess.run, [*program_call(), *command], check=True)
+                experiment.say(f"job {jobs[name].job_id}  {program()} {shlex.join(command)}")
             return {name: self._failure(name, job) for name, job in jobs.items()}
         except submitit.core.utils.FailedJobError as error:  # sbatch rejects the job
             raise InputError(f"Slurm rejected the job: {error}") from error

@@ -57,8 +57,29 @@ Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviat
 
 def program() -> str:
     """How this program is called: ``factor-transfer``, or the script that adds terms of its own to it."""
+    script = _script()
+    return f"python {script}" if script is not None else "factor-transfer"
+
+
+def program_call() -> list[str]:
+    """The command that starts this program in another process, without its arguments.
+
+    Raises:
+        InputError: if this process has terms of its own, but no script that defines them.
+    """
+    script, own = _script(), own_terms()
+    if script is not None:
+        return [sys.executable, str(script.resolve())]
+    if own:
+        raise InputError(
+            f"the term {own[0]!r} is defined outside this package, and no script defines it that a job could run"
+        )
+    return [sys.executable, "-P", "-m", "factor_transfer"]
+
+
+def _script() -> Path | None:
     script = Path(sys.argv[0])
-    return f"python {script}" if script.suffix == ".py" and own_terms() else "factor-transfer"
+    return script if script.suffix == ".py" and own_terms() else None
 
 
 class Experiment:
