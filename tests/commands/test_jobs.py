@@ -22,6 +22,7 @@ from factor_transfer.commands.compare import score
 from factor_transfer.commands.jobs import Task, _available_bytes, _Pool, _Worker, default_jobs, plan
 from factor_transfer.config.read import read_recipe
 from factor_transfer.distributed.workers import starting_workers
+from factor_transfer.errors import InputError
 from factor_transfer.methods import KD, TERMS
 from factor_transfer.pipeline.experiment import Experiment
 
@@ -157,8 +158,8 @@ def test_a_killed_process_gives_one_message_and_the_same_command_resumes(tiny: P
 
 
 def test_sigterm_stops_all_processes_and_the_same_command_resumes(tiny: Path, run: Run) -> None:
-    # With cached factors, each student has its own process.
-    settings = ["teacher.epochs=1", "paraphraser.epochs=1", "student.epochs=4", "cache.views=1"]
+    # With cached factors, each student has its own process, and no task is left when the signal comes.
+    settings = ["teacher.epochs=1", "paraphraser.epochs=1", "student.epochs=16", "cache.views=1"]
     words = ["compare", str(tiny), *settings, "--methods", "kd,factor", "--seeds", "1", "--jobs", "2"]
     words += ["--work-dir", "stopped"]
     command = [sys.executable, "-m", "factor_transfer", *words]
@@ -172,13 +173,25 @@ def test_sigterm_stops_all_processes_and_the_same_command_resumes(tiny: Path, ru
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     assert errors.startswith("Stopped: "), errors
-    assert "from there" in errors
+    assert "student-factor-seed0 has completed" in errors
+    assert "of 16 epochs" in errors
     assert "Traceback" not in errors
     # In one process, whose bytes are those of several.
     assert run(*words[:-3], "1", "--work-dir", "stopped").code == 0
     assert run(*words[:-3], "1", "--work-dir", "through").code == 0
     for path in Path("through").glob("*/weights.safetensors"):
         assert path.read_bytes() == Path("stopped", path.parent.name, path.name).read_bytes()
+
+
+def test_a_process_that_dies_before_its_task_is_one_message(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_work", die)
+    pool = _Pool(1, experiment(tiny), tiny, {}, score)
+    with pytest.raises(InputError, match=r"the process of student, seed 0 ended with exit code 3; it may have been"):
+        pool.run([Task("student, seed 0", 0, ("student",), first=True)])
+
+
+def die(*_: object) -> None:
+    os._exit(3)
 
 
 def test_a_terminal_has_a_row_per_process_and_keeps_the_epochs(tiny: Path) -> None:

@@ -1,5 +1,6 @@
 """The trainings of a comparison in parallel processes, with one thread each."""
 
+import contextlib
 import gc
 import os
 import re
@@ -18,7 +19,7 @@ from torch import Tensor
 from factor_transfer.config.read import as_toml, read_recipe
 from factor_transfer.config.recipe import ALONE
 from factor_transfer.distributed.signals import defer_signals, raise_on_signals
-from factor_transfer.distributed.workers import end_with_parent, starting_workers, worker_context
+from factor_transfer.distributed.workers import begin_helper, starting_workers, worker_context
 from factor_transfer.errors import InputError, Interrupted, first_line
 from factor_transfer.methods import TERMS, own_terms
 from factor_transfer.methods.own import Location, load, locate
@@ -184,11 +185,13 @@ class _Pool:
 
     def run(self, tasks: Sequence[Task]) -> list[Any]:
         """Run all tasks, and return their results in no particular order."""
-        waiting, outcomes, stopped = list(tasks), [], list[str]()
+        waiting, outcomes, stopped, stopping = list(tasks), [], list[str](), False
         with defer_signals() as stop:
             try:
                 while waiting or self._busy():
-                    if stop.signal and waiting:
+                    if stop.signal and not stopping:
+                        stopping = True
+                        self.display.say("Stopping: each training finishes its step and saves its state")
                         waiting.clear()
                         for worker in self._busy():
                             worker.process.terminate()
@@ -233,7 +236,8 @@ class _Pool:
             cache_threads = self.count if task.seed is None else threads
             worker = self._idle()
             worker.task = task
-            worker.connection.send((task, threads, cache_threads))
+            with contextlib.suppress(ConnectionError):  # it has died, which _finished reports
+                worker.connection.send((task, threads, cache_threads))
 
     def _idle(self) -> _Worker:
         """A process without a task; a new one if there is none."""
@@ -260,7 +264,7 @@ class _Pool:
                     if not worker.connection.poll():
                         break
                     kind, *values = worker.connection.recv()
-                except EOFError:
+                except (EOFError, ConnectionError):
                     worker.process.join()
                     kind, values = "error", [_died(task, worker.process.exitcode)]
                 if kind in ("done", "error", "stopped"):
@@ -340,7 +344,7 @@ def _work(
 ) -> None:
     """Do tasks until there are no more; the main function of a process."""
     os.setsid()  # a Ctrl-C reaches this process only once, through its parent
-    end_with_parent()
+    begin_helper()
     try:
         TERMS.update({name: load(place) for name, place in terms.items()})
     except InputError as error:
@@ -352,7 +356,7 @@ def _work(
     while True:
         try:
             task, threads, experiment.cache_threads = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         torch.set_num_threads(threads)
         outcome = _outcome(experiment, task, score)

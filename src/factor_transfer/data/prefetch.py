@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from factor_transfer.data.stored import StoredImages
-from factor_transfer.distributed.workers import end_with_parent, starting_workers, worker_context
+from factor_transfer.distributed.workers import begin_helper, starting_workers, worker_context
 from factor_transfer.errors import InputError
 
 
@@ -97,4 +97,4 @@ class _Decoding(Dataset[Tensor | InputError]):
 def _initialize_worker(worker: int) -> None:
     """Make a worker end with the training's process, but not before it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to all processes of a terminal
-    end_with_parent()
+    begin_helper()

@@ -12,7 +12,7 @@ from types import FrameType
 
 from factor_transfer.errors import Interrupted
 
-_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 REQUEUE = getattr(signal, "SIGUSR1", 0)  # sent by Slurm before preemption, if the job requests it
 
 
@@ -79,13 +79,13 @@ def end_with(code: int) -> None:
 
 def disregard() -> None:
     """Make the operating system drop stop signals from now on, even during Python's shutdown."""
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _set(handler: Callable[[int, FrameType | None], object]) -> None:
     if threading.current_thread() is threading.main_thread():
-        for number in _STOP_SIGNALS:
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, handler)
 
@@ -138,7 +138,7 @@ def _handled(handler: Callable[[int, FrameType | None], None], restore: bool = T
         return
     # Ignored signals stay ignored, such as SIGINT in a shell's background jobs.
     former = {
-        number: signal.signal(number, handler) for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN
+        number: signal.signal(number, handler) for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN
     }
     try:
         yield
