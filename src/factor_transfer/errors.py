@@ -70,7 +70,7 @@ def choose(kind: str, name: str, valid: Iterable[str]) -> str:
 def suggest(name: str, valid: Iterable[str]) -> str:
     """A clause for a message about an invalid ``name`` that gives the nearest valid names, or else the first ones."""
     valid = list(valid)
-    near = get_close_matches(name, valid, n=3, cutoff=0.5)
+    near = [one for one in valid if one.lower() == name.lower()] or get_close_matches(name, valid, n=3, cutoff=0.5)
     if near:
         return f"; did you mean {' or '.join(repr(n) for n in near)}?"
     return f"; valid names are {', '.join(valid[:12])}{', …' if len(valid) > 12 else ''}"

@@ -87,7 +87,7 @@ def test_terms_of_all_kinds_are_checked(tiny: Path, run: Run) -> None:
 
 
 def test_recipes_that_cannot_work_are_refused(tiny: Path, run: Run) -> None:
-    refused(run("check", tiny, "student.tap=layr3"), "unknown tap 'layr3'; did you mean 'layer3'")
+    refused(run("check", tiny, "student.tap=layr3"), "student.tap, of resnet8: unknown tap 'layr3'; did you mean")
     refused(run("check", tiny, "transfer.method=simkd+kd"), "simkd replaces the student's network")
 
 

@@ -70,6 +70,8 @@ def test_a_setting_of_a_term_makes_rows_of_the_methods_that_have_it(tiny: Path) 
         beta.rows(["student", "kd"], recipe)
     with pytest.raises(InputError, match=r"transfer\.factor\.beta=x: .*should be a valid number, got 'x'"):
         beta._replace(values=["50", "x"]).rows(methods, recipe)
+    with pytest.raises(InputError, match=r"beta=1 and transfer\.factor\.beta=1\.0 are the same setting"):
+        beta._replace(values=["1", "50", "1.0"]).rows(methods, recipe)
     with pytest.raises(InputError, match=r"unknown key 'transfer\.factor\.bet'; did you mean 'beta'"):
         beta._replace(key="transfer.factor.bet").rows(methods, recipe)
 

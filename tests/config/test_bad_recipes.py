@@ -77,7 +77,7 @@ def test_a_command_line_that_makes_no_sense(run: Run) -> None:
 
 def test_an_unknown_tap(tiny: Path, run: Run) -> None:
     for key in ("teacher.tap", "student.tap"):
-        refused(run("run", tiny, f"{key}=layr3"), "unknown tap 'layr3'; did you mean 'layer3'")
+        refused(run("run", tiny, f"{key}=layr3"), f"{key}, of resnet8: unknown tap 'layr3'; did you mean")
     refused(run("run", tiny, "teacher.tap=fc"), "'fc' returns a feature of shape")
     refused(run("run", tiny, "teacher.tap=['layer2', 'layer3']"), "as many taps of the student as of the teacher")
     # Told before anything was trained.

@@ -110,3 +110,21 @@ def test_any_text_gives_a_recipe_or_one_message(tmp_path: Path, text: str | byte
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     with pytest.raises(InputError, match=r"any\.toml"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "warnings"),
+    [
+        ([], []),
+        (["student.milestones=[1,2]"], []),
+        (["student.schedule=cosine"], ['student.milestones has no effect with schedule = "cosine"']),
+        (["student.milestones=[2,3,9]"], ["student.milestones has 3, 9, which student.epochs = 3 does not reach"]),
+        (["teacher.warmup_epochs=3"], ["teacher.warmup_epochs = 3 is the whole training of 3 epochs"]),
+        (["transfer.method=dkd"], ["weight of dkd rises over 20 epochs .* reaches at most 15%"]),
+        (["transfer.method=dkd", "transfer.dkd.warmup_epochs=3"], []),
+    ],
+)
+def test_settings_without_effect_get_a_warning(changes: list[str], warnings: list[str], tiny: Path) -> None:
+    found = read_recipe(tiny, changes).warnings
+    assert len(found) == len(warnings)
+    assert all(re.search(pattern, text) for pattern, text in zip(warnings, found, strict=True)), found

@@ -181,7 +181,7 @@ def compare(
     sweep, overrides = split_sweep(overrides or [])
     experiment = _experiment(recipe, overrides, work_dir)
 
-    from factor_transfer.commands.compare import Runner, parse_methods, refuse_failed
+    from factor_transfer.commands.compare import Runner, check_arguments, parse_methods, refuse_failed
     from factor_transfer.commands.compare import compare as run_comparison
     from factor_transfer.commands.jobs import ProcessJobs, default_jobs
     from factor_transfer.commands.slurm import Jobs
@@ -193,14 +193,15 @@ def compare(
         raise InputError("--slurm-args is only for Slurm jobs; give the partition with --slurm")
     tables = TableFiles(csv, latex)
     runner: Runner | None = None
+    rows = parse_methods(methods) if sweep is None else sweep.rows(parse_methods(methods), experiment.recipe)
+    if against not in rows and "," not in against:
+        against = "+".join(parse_method(against)) or ALONE
+    check_arguments(rows, seeds, against)  # before the images are read
     if slurm is not None:
         runner = Jobs(slurm, slurm_args)
     else:
         count = default_jobs(experiment) if jobs is None else jobs
         runner = ProcessJobs(count) if count != 1 else None
-    rows = parse_methods(methods) if sweep is None else sweep.rows(parse_methods(methods), experiment.recipe)
-    if against not in rows and "," not in against:
-        against = "+".join(parse_method(against)) or ALONE
     comparison = run_comparison(experiment, rows, seeds, runner, against)
     print_comparison(experiment.console, comparison, len(experiment.test), seeds)
     names = ("comparison.json", "comparison.png", "comparison.pdf", "comparison.svg", "report.html")

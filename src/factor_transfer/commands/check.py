@@ -41,7 +41,7 @@ def check(experiment: Experiment) -> dict[str, Any]:
     Raises:
         InputError: the recipe cannot be trained, for a reason that a few batches show.
     """
-    warnings: list[str] = []
+    warnings = experiment.recipe.warnings
     current = networks_now(experiment)
     image = current.of_student(experiment.examples[:1])
     networks = {}

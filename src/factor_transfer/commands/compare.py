@@ -92,18 +92,27 @@ def compare(
         are in percent on the test split, after the last epoch. ``top1_last`` names that top-1 too; ``top1_kept`` is of
         the epoch whose weights are delivered, in ``weights.safetensors`` (and so is ``top1_best``, its former name).
     """
-    if against not in methods:
-        raise InputError(
-            f"--against names {against!r}, which is not among the compared methods; give one of {', '.join(methods)}"
-        )
-    if seeds < 1:
-        raise InputError(f"--seeds must be at least 1, got {seeds}")
+    check_arguments(methods, seeds, against)
     preflight(experiment, methods)
     check_networks(experiment)
     for method in methods:
         if ",student." in method:
             check_networks(experiment.with_method(method))
     return _train_and_score(experiment, methods, seeds, runner or ThisProcess(), against)
+
+
+def check_arguments(methods: Sequence[str], seeds: int, against: str) -> None:
+    """Check the arguments of ``compare``.
+
+    Raises:
+        InputError: if ``against`` is not among the methods, or there is no seed.
+    """
+    if against not in methods:
+        raise InputError(
+            f"--against names {against!r}, which is not among the compared methods; give one of {', '.join(methods)}"
+        )
+    if seeds < 1:
+        raise InputError(f"--seeds must be at least 1, got {seeds}")
 
 
 @in_work_dir

@@ -29,6 +29,7 @@ from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
 from factor_transfer.pipeline.stages.student import fill_cache, make_students
 from factor_transfer.pipeline.stages.teacher import make_teacher
 from factor_transfer.training.log import Display
+from factor_transfer.training.loop import RESUMES
 
 # The memory of a process with PyTorch and one training of small networks; images need additional memory.
 _PROCESS_BYTES = 2**30
@@ -218,8 +219,9 @@ class _Pool:
                     worker.connection.close()  # ends a process that waits for a task
                     worker.process.join()
         if stop.signal:
-            lines = [line for text in stopped for line in text.splitlines()]
-            raise Interrupted("\n".join(dict.fromkeys(lines or [_SAVED])), stop.signal)
+            lines = [line for text in stopped for line in text.splitlines() if line != RESUMES]
+            saved = [*dict.fromkeys(lines), "The same command resumes from there"] if lines else [_SAVED]
+            raise Interrupted("\n".join(saved), stop.signal)
         return outcomes
 
     def _busy(self) -> list[_Worker]:

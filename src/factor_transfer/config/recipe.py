@@ -163,6 +163,36 @@ class Recipe(Options):
                     raise InputError(f"the term {name} needs a paraphraser; describe its training in [paraphraser]")
 
     @property
+    def warnings(self) -> list[str]:
+        """The warnings about settings that are valid and have no effect, or less than they seem to have."""
+        found = []
+        for name in ("teacher", "paraphraser", "student"):
+            section = getattr(self, name)
+            if section is None or section.epochs is None:
+                continue
+            late = [milestone for milestone in section.milestones if milestone >= section.epochs]
+            if section.milestones and section.schedule != "step":
+                found.append(f'{name}.milestones has no effect with schedule = "{section.schedule}"')
+            elif late:
+                found.append(
+                    f"{name}.milestones has {', '.join(map(str, late))}, which {name}.epochs = {section.epochs} does "
+                    "not reach; the learning rate does not fall there"
+                )
+            if section.warmup_epochs >= section.epochs:
+                found.append(
+                    f"{name}.warmup_epochs = {section.warmup_epochs:g} is the whole training of {section.epochs} epochs"
+                )
+        epochs = self.student.epochs
+        for name, settings in self.terms.items():
+            warmup = getattr(settings, "warmup_epochs", 0)
+            if epochs is not None and warmup > epochs:
+                found.append(
+                    f"the weight of {name} rises over {warmup:g} epochs (transfer.{name}.warmup_epochs), but the "
+                    f"student is trained for {epochs}; it reaches at most {epochs / warmup:.0%} of its full size"
+                )
+        return found
+
+    @property
     def mixing(self) -> list[str]:
         """The settings of ``[augment]`` by which images are mixed: ``"mixup"`` and ``"cutmix"``."""
         return [name for name in ("mixup", "cutmix") if getattr(self.augment, name, None) is not None]

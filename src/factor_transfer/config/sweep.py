@@ -48,6 +48,11 @@ class Sweep(NamedTuple):
 
         settings = [f"{self.key}={value}" for value in self.values]
         changed = {setting: with_setting(recipe, setting) for setting in settings}
+        contents = {setting: one.model_dump(exclude={"variant"}) for setting, one in changed.items()}
+        for index, setting in enumerate(settings):
+            for other in settings[:index]:
+                if contents[other] == contents[setting]:
+                    raise InputError(f"{other} and {setting} are the same setting")
         table, name, *_ = self.key.split(".")
 
         def has(method: str) -> bool:

@@ -40,6 +40,7 @@ from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.records import rebuild
 from factor_transfer.pipeline.weights.trial import try_network
+from factor_transfer.taps import Taps
 from factor_transfer.taps.stages import LAST_STAGE, resolve
 from factor_transfer.training.evaluate import predict
 from factor_transfer.training.log import Display
@@ -383,9 +384,10 @@ class Experiment:
             try_network(section.model, model, images, len(self.data.classes) if section.has_classifier else None)
             try:
                 taps = [resolve(model, images, tap) for tap in section.taps or [LAST_STAGE]]
-            except InputError:
+                Taps(model, taps)  # checks that they exist
+            except InputError as error:
                 if section.taps is not None:
-                    raise
+                    raise InputError(f"{name}.tap, of {section.model}: {error}") from error
                 taps = []  # some methods need none
             if taps and section.taps != taps:
                 self.say(f"{name}  tap {', '.join(taps)}, found in {section.model}")

@@ -66,10 +66,11 @@ def size_warnings(sizes: Mapping[str, Size]) -> list[str]:
     for part, size in sizes.items():
         network = "teacher" if part == "paraphraser" else "student"
         if part not in _NETWORKS and size.macs > sizes[network].macs:
+            remedy = ". A tap with fewer channels makes it smaller; `factor-transfer show taps MODEL` lists them"
             found.append(
-                f"{_name(part)} costs more than the {network}: {size.macs:,} multiply-accumulates per image, where "
-                f"the {network} has {sizes[network].macs:,}, and {size.parameters:,} parameters. A tap with fewer "
-                "channels makes it smaller; `factor-transfer show taps MODEL` lists them"
+                f"{_name(part)} {'costs' if part in _NAMES else 'cost'} more than the {network}: {size.macs:,} "
+                f"multiply-accumulates per image, where the {network} has {sizes[network].macs:,}, and "
+                f"{size.parameters:,} parameters{remedy if part in _NAMES else ''}"
             )
     return found
 

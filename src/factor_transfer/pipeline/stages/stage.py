@@ -236,9 +236,10 @@ class StageTraining:
         data, top1 = self.experiment.data, figures["top1"]
         found = []
         if at_chance(top1, len(data.classes), len(data.validation)):
+            terms = ", or lower weights of its terms," if isinstance(self.method, Distillation) else ""
             found.append(
                 f"has learned nothing: it classifies {top1:.2f} % of the validation images correctly, guessing "
-                f"{100 / len(data.classes):.2f} %. A lower learning_rate, or lower weights of its terms, may help"
+                f"{100 / len(data.classes):.2f} %. More epochs or a lower learning_rate{terms} may help"
             )
         if self.start is not None and top1 < self.start:
             found.append(

@@ -313,6 +313,8 @@ def preflight(experiment: Experiment, methods: Iterable[str]) -> None:
     for method in methods:
         other = experiment.with_method(method)
         recipe = other.recipe
+        for warning in recipe.warnings:
+            other.say_once(f"Warning: {warning}")
         student, teacher = other.build(recipe.student), other.build(recipe.teacher)
         student_input, teacher_input = (
             other.normalize(other.statistics(section)) for section in (recipe.student, recipe.teacher)
