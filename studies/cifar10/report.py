@@ -153,9 +153,8 @@ def _settings(records: Mapping[str, Record], group: str) -> str:
         seeds = f"{len(reached)}" + (f" ({diverged} diverged)" if diverged else "")
         lines.append([setting, _mean(reached), _signed(difference), error, seeds])
     head = ["", f"{split} top-1 %", "difference", "reconstruction's relative error", "seeds"]
-    return _table(
-        head, lines, "Factor Transfer, mean ± 95 % interval over the seeds, paired; bold where it leaves zero out."
-    )
+    note = "Factor Transfer, mean ± 95 % interval over the seeds, paired; bold where the interval excludes zero."
+    return _table(head, lines, note)
 
 
 def _cost(records: Mapping[str, Record], group: str) -> str:

@@ -131,6 +131,8 @@ def test_a_sweep_of_a_term(tiny: Path, run: Run) -> None:
     result = run(*given, "transfer.factor.beta=50,500", "--jobs", "2")
     assert result.code == 0, result.err
     assert "Factor Transfer, beta = 500" in result.out
+    assert " cost | validation % |" in result.out
+    assert "Choose a value by it" in result.out
     assert "significance is unknown: Factor Transfer, beta = 50; Factor Transfer, beta = 500." in result.out
     found = json.loads(Path("runs/tiny/comparison.json").read_text())
     assert [entry["method"] for entry in found["runs"]] == ["student", *BETAS]
@@ -146,6 +148,9 @@ def test_a_sweep_of_a_term(tiny: Path, run: Run) -> None:
     ]
     assert run("report", "runs/tiny").code == 0
     assert "Factor Transfer, beta = 500" in Path("runs/tiny/report.html").read_text()
+    record = json.loads(Path("runs/tiny", folder_name(BETAS[0], 0), "stage.json").read_text())
+    assert float(rows[1]["validation_top1"]) == record["validation"]["top1"]
+    assert rows[1]["against"] == "student"
     more = run(*given, "transfer.factor.beta=50,500,5000", "--against", BETAS[0], "--jobs", "1")
     assert more.code == 0, more.err
     assert more.out.count("up to date") >= 5  # teacher, paraphraser, and three students

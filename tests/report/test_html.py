@@ -302,3 +302,18 @@ def test_a_chart_takes_the_pages_colours() -> None:
     assert "#0000" not in drawn
     assert "&lt;b&gt; $x$" in drawn
     assert 'aria-label="a &#34;chart&#34;"' in drawn
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_results_of_networks_that_were_trained_again_are_refused(command: str, tiny: Path, run: Run) -> None:
+    words = [tiny, "--work-dir", "work", "teacher.epochs=1", "paraphraser.epochs=1"]
+    if command == "compare":
+        words += ["--methods", "student,factor", "--seeds", "1"]
+    assert run(command, *words, "student.epochs=1").code == 0
+    assert run("report", "work").code == 0
+    assert run("train", *words[:5], "student.epochs=2").code == 0
+    name = "summary.json" if command == "run" else "comparison.json"
+    refused(run("report", "work", "--csv", "table.csv"), f"student-factor-seed0 was trained again, .* since {name}")
+    assert not Path("table.csv").exists()
+    assert run(command, *words, "student.epochs=2").code == 0
+    assert run("report", "work").code == 0

@@ -23,7 +23,7 @@ from factor_transfer.training.evaluate import top
 _LEAST_GAP = 0.1  # the smallest gap between student and teacher, in points, that a closed share is given of
 _FIGURES = (
     *("mean", "interval", "top1_last", "top1_kept", "difference", "difference_interval"),
-    *("p", "p_holm", "significant", "gap_closed", "cost"),
+    *("p", "p_holm", "significant", "gap_closed", "cost", "validation_top1"),
 )
 COMPARISON, PICTURE = "comparison.json", "comparison.png"
 
@@ -195,8 +195,8 @@ def score(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
         kept = last if done.record.get("last_sha256") is None else figures_of(experiment, done)
     except (InputError, RuntimeError, MemoryError) as error:
         experiment.say(f"{recipe.row}, seed {recipe.student.seed}, failed: {error}")
-        failed = dict.fromkeys(("top1", "top5", "top1_last", "top1_kept", "top1_best", "loss", "seconds"))
-        return {**run, **failed, "settings": settings, "error": str(error)}
+        names = "top1", "top5", "top1_last", "top1_kept", "top1_best", "validation_top1", "loss", "seconds"
+        return {**run, **dict.fromkeys(names), "settings": settings, "error": str(error)}
     return {
         **run,
         "top1": last["top1"],
@@ -204,7 +204,9 @@ def score(experiment: Experiment, done: Artefact | Exception) -> dict[str, Any]:
         "top1_last": last["top1"],
         "top1_kept": kept["top1"],
         "top1_best": kept["top1"],  # the former name of ``top1_kept``
+        "validation_top1": (done.record.get("validation") or {}).get("top1"),
         "loss": last["loss"],
+        "weights_sha256": done.record["weights_sha256"],
         "seconds": done.record["seconds"] + done.record.get("untuned_seconds", 0.0),
         "settings": settings,
     }
@@ -227,7 +229,8 @@ def summarize(
         seeds that both have, and its ``difference_interval``; the ``p`` value of that difference, ``p_holm``,
         corrected for all methods that are tested, and whether it is ``significant``, below 0.05; the share of the gap
         between the student alone and the teacher that is closed (``gap_closed``, 1 is all); ``cost``, the seconds of
-        training relative to the student alone; and ``failed``, the number of failed runs. ``None`` where undefined.
+        training relative to the student alone; ``validation_top1``, the mean on the validation images, of the delivered
+        weights; and ``failed``, the number of failed runs. ``None`` where undefined.
     """
     top1, seconds = _by_seed(runs, methods, "top1"), _by_seed(runs, methods, "seconds")
     alone = top1[ALONE]
@@ -237,7 +240,8 @@ def summarize(
         figures: dict[str, Any] = dict.fromkeys(_FIGURES)
         if own:
             figures["mean"], figures["interval"] = estimate(list(own.values()))
-            figures["top1_last"], figures["top1_kept"] = figures["mean"], _mean_kept(runs, method)
+            figures["top1_last"], figures["top1_kept"] = figures["mean"], _mean(runs, method, "top1_kept")
+            figures["validation_top1"] = _mean(runs, method, "validation_top1")
         both = sorted(own.keys() & alone.keys())
         if both:
             figures["cost"] = sum(seconds[method][s] for s in both) / sum(seconds[ALONE][s] for s in both)
@@ -288,9 +292,10 @@ def _by_seed(runs: Sequence[Mapping[str, Any]], methods: Sequence[str], figure: 
     return {method: {run["seed"]: run[figure] for run in good if run["method"] == method} for method in methods}
 
 
-def _mean_kept(runs: Sequence[Mapping[str, Any]], method: str) -> float | None:
-    kept = [run["top1_kept"] for run in runs if run["method"] == method and run.get("top1_kept") is not None]
-    return sum(kept) / len(kept) if kept else None
+def _mean(runs: Sequence[Mapping[str, Any]], method: str, figure: str) -> float | None:
+    """The mean of a figure that older records lack."""
+    known = [run[figure] for run in runs if run["method"] == method and run.get(figure) is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _differences(own: Mapping[int, float], other: Mapping[int, float]) -> list[float]:

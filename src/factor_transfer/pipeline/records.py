@@ -203,6 +203,7 @@ class Figures(Record):
     macs: Count
     bytes: Count
     weights: str
+    weights_sha256: str | None = None  # older files lack it
 
 
 class Summary(Record):

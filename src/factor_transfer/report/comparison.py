@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from factor_transfer.config.recipe import ALONE
 from factor_transfer.errors import printable
 from factor_transfer.pipeline.artefact import LAST, WEIGHTS
 from factor_transfer.report.confidence import as_estimate
@@ -26,11 +27,14 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
     """
     table = Table(box=box.MARKDOWN)
     table.add_column("method")
-    for heading in ("top-1 %", "difference", "gap closed", "cost"):
-        table.add_column(heading, justify="right")
     methods = comparison["methods"]
+    # A value of a swept setting is to be chosen on validation images.
+    sweep = any("," in method and figures.get("validation_top1") is not None for method, figures in methods.items())
+    headings = ["top-1 %", "difference", "gap closed", "cost", *(["validation %"] if sweep else [])]
+    for heading in headings:
+        table.add_column(heading, justify="right")
     if comparison["teacher"] is not None:
-        table.add_row("teacher", f"{comparison['teacher']['top1']:.2f}", "", "", "")
+        table.add_row("teacher", f"{comparison['teacher']['top1']:.2f}", *[""] * (len(headings) - 1))
     for method, figures in methods.items():
         mean, difference = as_estimate(figures, "mean"), as_estimate(figures, "difference")
         table.add_row(
@@ -39,20 +43,29 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], test_image
             "" if difference is None else f"{difference:+.2f}",
             "" if figures["gap_closed"] is None else f"{figures['gap_closed']:.0%}",
             "" if figures["cost"] is None else f"{figures['cost']:.2f} x",
+            *([f"{figures['validation_top1']:.2f}"] if sweep and figures.get("validation_top1") is not None else []),
         )
     console.print(table)
     reference = the_name_of(comparison["against"])
+    over = f"mean ± 95 % interval over {seeds} seeds" if seeds > 1 else "one seed, so without intervals"
     lines = [
-        f"Top-1 of the last epoch on {test_images:,} test images, mean ± 95 % interval over {seeds} "
-        f"{'seed' if seeds == 1 else 'seeds'}; difference from {reference}, seed by seed; gap closed: the share "
-        "of the gap between the student alone and the teacher; cost: seconds of the student's training, relative to "
-        "the student alone (without the paraphraser's)."
+        f"Top-1 of the last epoch on {test_images:,} test images, {over}; difference from {reference}, seed by seed; "
+        "gap closed: the share of the gap between the student alone and the teacher; cost: seconds of the student's "
+        "training, relative to the student alone (without the paraphraser's)."
     ]
     if any(run.get("top1_kept") not in (None, run["top1"]) for run in comparison["runs"]):
         lines.append(
             f"{LAST} has the weights of the last epoch (top1_last in comparison.json); {WEIGHTS}, which is delivered, "
             "has those of the epoch that validation chose (top1_kept)."
         )
+    if sweep:
+        lines.append(
+            "validation %: mean top-1 of the delivered weights on the validation images. Choose a value by it; a value "
+            "that is chosen on test images looks better than it is."
+        )
+    known = [figures for name, figures in methods.items() if name != ALONE and figures["mean"] is not None]
+    if comparison["teacher"] is not None and known and all(figures["gap_closed"] is None for figures in known):
+        lines.append("There is no gap to close: the teacher is not better than the student alone.")
     lines += _verdicts(methods, reference)
     classes = comparison["classes"]
     guessing = [

@@ -30,8 +30,8 @@ def network_figures(experiment: Experiment, done: Artefact) -> dict[str, Any]:
 
     Returns:
         ``top1`` and ``top5`` in percent, of the delivered weights; that top-1 again as ``top1_kept``, and that of the
-        last epoch as ``top1_last``; the number of ``parameters``, the ``macs`` per image, and the ``bytes`` and
-        the path of the ``weights`` file.
+        last epoch as ``top1_last``; the number of ``parameters``, the ``macs`` per image, the ``bytes``, the
+        path and the SHA-256 of the ``weights`` file.
     """
     model = experiment.load(done)
     split = experiment.test
@@ -48,6 +48,7 @@ def network_figures(experiment: Experiment, done: Artefact) -> dict[str, Any]:
         "macs": macs(model, example),
         "bytes": done.weights.stat().st_size,
         "weights": str(done.weights),
+        "weights_sha256": done.record["weights_sha256"],
     }
 
 

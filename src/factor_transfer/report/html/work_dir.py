@@ -33,6 +33,8 @@ class RunFigures(Record):
     top5: Percent | None = None
     top1_kept: Percent | None = None
     top1_best: Percent | None = None  # the name of ``top1_kept`` in older files
+    validation_top1: Percent | None = None
+    weights_sha256: str | None = None
     seconds: Annotated[float, Field(ge=0)] | None = None
     error: str | None = None
 
@@ -49,8 +51,10 @@ class MethodFigures(Record):
     interval: float | None
     difference: float | None
     difference_interval: float | None
+    p: float | None = None
     p_holm: float | None = None
     significant: bool | None = None
+    validation_top1: Percent | None = None
     gap_closed: float | None = None
     cost: float | None = None
     failed: Count = 0
@@ -211,6 +215,7 @@ def read_work_dir(folder: Path) -> WorkDir:
             f"{folder} is not a work dir: it has neither {SUMMARY} nor {COMPARISON}; give the folder that "
             "`factor-transfer run` or `compare` wrote"
         )
+    _check_current(folder, summary, comparison)
     student, baseline = _students(summary, comparison)
     done = artefact.find(folder / student)
     if done is None or "model" not in done.record:
@@ -233,6 +238,29 @@ def read_work_dir(folder: Path) -> WorkDir:
         exports=_exports(folder),
         recipe=path.read_text(encoding="utf-8", errors="replace"),
     )
+
+
+def _check_current(folder: Path, summary: Summary | None, comparison: Comparison | None) -> None:
+    """Check that the results are those of the networks that are in the work dir now.
+
+    Raises:
+        InputError: if a network was trained again since.
+    """
+    recorded = {}
+    if summary is not None:
+        figures = [one for one in (summary.teacher, summary.student, summary.baseline) if one is not None]
+        recorded[SUMMARY] = {Path(one.weights).parent.name: one.weights_sha256 for one in figures}
+    if comparison is not None:
+        recorded[COMPARISON] = {folder_name(run.method, run.seed): run.weights_sha256 for run in comparison.runs}
+    for name, networks in recorded.items():
+        for network, digest in networks.items():
+            done = artefact.find(folder / network) if digest is not None else None
+            if digest is not None and (done is None or done.record["weights_sha256"] != digest):
+                command = "run" if name == SUMMARY else "compare"
+                raise InputError(
+                    f"{folder / network} was trained again, or is being trained, since {name} was written; "
+                    f"repeat `factor-transfer {command}`, which writes both again"
+                )
 
 
 def _students(summary: Summary | None, comparison: Comparison | None) -> tuple[str, str | None]:

@@ -9,8 +9,8 @@ from factor_transfer.report.names import name_of
 
 COLUMNS = (
     *("row", "method", "setting", "value", "name", "seed", "n"),
-    *("top1", "top1_interval", "difference", "difference_interval", "p_holm", "top5", "top1_kept"),
-    *("gap_closed", "cost", "seconds", "error"),
+    *("top1", "top1_interval", "against", "difference", "difference_interval", "p", "p_holm", "top5", "top1_kept"),
+    *("validation_top1", "gap_closed", "cost", "seconds", "error"),
 )
 
 
@@ -48,11 +48,14 @@ def _means(comparison: Comparison) -> list[dict[str, Any]]:
             "n": comparison.count(method),
             "top1": one.mean,
             "top1_interval": one.interval,
+            "against": comparison.against if one.difference is not None else None,
             "difference": one.difference,
             "difference_interval": one.difference_interval,
+            "p": one.p,
             "p_holm": one.p_holm,
             "top5": comparison.top5(method),
             "top1_kept": comparison.kept(method),
+            "validation_top1": one.validation_top1,
             "gap_closed": one.gap_closed,
             "cost": one.cost,
         }
@@ -72,9 +75,11 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                 **_named(run.method),
                 "seed": run.seed,
                 "top1": run.top1,
+                "against": comparison.against if compared else None,
                 "difference": run.top1 - reference if compared else None,  # type: ignore[operator]
                 "top5": run.top5,
                 "top1_kept": run.kept,
+                "validation_top1": run.validation_top1,
                 "seconds": run.seconds,
                 "error": run.error,
             }
