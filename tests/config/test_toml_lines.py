@@ -80,7 +80,7 @@ def test_a_fault_is_reported_with_its_line(old: str, new: str, message: str) -> 
 
 
 def test_a_fault_is_reported_with_its_override(tiny: Path, run: Run) -> None:
-    refused(run("run", tiny, "student.epochs=ten"), r"  student\.epochs=ten: student\.epochs: .*integer.*'ten'$")
+    refused(run("run", tiny, "student.epochs=ten"), r"  student\.epochs=ten: Input .*integer.*'ten'$")
     refused(run("run", tiny, "student.seed=3", "studnet.epochs=3"), r"  studnet\.epochs=3: unknown key 'studnet'")
     refused(run("run", tiny, "teacher={}"), r"  teacher=\{\}: teacher\.model is missing$")
     # The last word on it counts; and a fault of the file is none of an override's.
@@ -92,7 +92,7 @@ def test_a_fault_is_reported_with_its_override(tiny: Path, run: Run) -> None:
 
 
 def test_an_override_is_one_value_or_a_string() -> None:
-    assert "student.epochs: Input should be a valid integer" in fault(TINY, "student.epochs=1\nteacher.epochs=2")
+    assert "teacher.epochs=2: Input should be a valid integer" in fault(TINY, "student.epochs=1\nteacher.epochs=2")
     assert fault(TINY, "student.epochs=1 # or two") == ""
 
 

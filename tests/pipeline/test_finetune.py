@@ -99,8 +99,8 @@ def test_a_comparison_of_students_without_labels(tiny: Path, run: Run) -> None:
     ("settings", "message"),
     [
         ([], 'student.labels = "none": factor compares features only, so the student\'s classifier'),
-        (["transfer.method=student"], 'student.labels: the method "student" has no terms'),
-        (["transfer.method=dkd"], "student.labels: the term dkd needs labels"),
+        (["transfer.method=student"], 'student.labels=none: the method "student" has no terms'),
+        (["transfer.method=dkd"], "student.labels=none: the term dkd needs labels"),
         (["student.finetune.epochs=0"], "student.finetune.epochs"),
         (["student.finetune.learning_rate=0.1"], "student.finetune.epochs"),
     ],

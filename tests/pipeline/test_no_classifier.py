@@ -70,8 +70,8 @@ def test_a_comparison_has_no_row_of_the_teacher(given: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["transfer.method=factor+kd"], "teacher.classes: the term kd needs a teacher with a classifier; these do not"),
-        (["transfer.method=simkd"], "teacher.classes: the term simkd needs a teacher with a classifier"),
+        (["transfer.method=factor+kd"], "teacher.classes=none: the term kd needs a teacher with a classifier"),
+        (["transfer.method=simkd"], "teacher.classes=none: the term simkd needs a teacher with a classifier"),
         (["teacher.epochs=1"], 'with classes = "none", give the weights of a trained network'),
         (["student.classes=none"], 'with classes = "none", give the weights of a trained network'),
     ],

@@ -76,9 +76,15 @@ def _validated(document: dict[str, Any], origin: "_Origin", place: str, name: st
         faults = list(_explain(error, kind, document))
     except InputError as error:
         faults = [(error.key, str(error))]
-    lines = [f"  {origin.of(key)}{fault}" for key, fault in faults[:_SHOWN]]
+    lines = [f"  {_located(origin.of(key), fault)}" for key, fault in faults[:_SHOWN]]
     more = [f"  … and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
     raise InputError("\n".join([f"{place}:", *lines, *more]))
+
+
+def _located(origin: str, fault: str) -> str:
+    """A fault with its origin in front, whose key is not repeated if the origin is an override of this key."""
+    key, colon, rest = fault.partition(": ")
+    return f"{origin}{rest}" if colon and origin.startswith(f"{key}=") else f"{origin}{fault}"
 
 
 def with_setting(recipe: "Recipe", setting: str) -> "Recipe":
