@@ -154,7 +154,8 @@ def test_compare_writes_figures_and_a_picture_and_reuses_its_results(quick: Path
     assert list(found["methods"]) == names
     for entry in found["runs"]:
         top1 = {"top1", "top1_last", "top1_kept", "top1_best"}
-        assert set(entry) == {"method", "seed", *top1, "top5", "loss", "seconds", "settings"}
+        also = {"top5", "validation_top1", "loss", "seconds", "settings", "weights_sha256"}
+        assert set(entry) == {"method", "seed", *top1, *also}
         assert list(entry["settings"]) == [name for name in entry["method"].split("+") if name != "student"]
         assert len({entry[name] for name in top1}) == 1  # one epoch: the last is the best
     assert found["runs"][5]["settings"]["kd"]["alpha"] == 0.5

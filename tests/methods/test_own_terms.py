@@ -6,6 +6,7 @@ import runpy
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from factor_transfer.data import Batch
 from factor_transfer.errors import InputError
 from factor_transfer.files import sha256
 from factor_transfer.methods import TERMS
+from factor_transfer.methods.own import locate, source
 from factor_transfer.pipeline.experiment import program_call
 from factor_transfer.taps import Seen
 
@@ -152,6 +154,13 @@ def test_other_processes_cannot_import_a_class_of_a_function(
 
     monkeypatch.setitem(TERMS, "inner", Inner)
     refused(run(*WORDS, "student,inner", tiny), "cannot import the term 'inner', which is defined in a function")
+
+
+def test_a_term_of_a_notebook_has_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    term = type("Typed", (KD,), {"__module__": "__main__"})
+    assert source(term) is None
+    assert locate(term) is None
 
 
 def test_the_command_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:

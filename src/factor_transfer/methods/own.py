@@ -27,7 +27,7 @@ def source(term: type[Term]) -> Path | None:
     """The source file of a term that is defined outside this package; ``None`` if there is none, as in a notebook."""
     try:
         file = inspect.getsourcefile(term) if is_own(term) else None
-    except TypeError:  # a class without a file
+    except (TypeError, OSError):  # a class without a file, as in a notebook
         file = None
     return Path(file) if file and Path(file).is_file() else None
 
