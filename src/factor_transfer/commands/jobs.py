@@ -18,7 +18,7 @@ from torch import Tensor
 
 from factor_transfer.config.read import as_toml, read_recipe
 from factor_transfer.config.recipe import ALONE
-from factor_transfer.distributed.signals import defer_signals, raise_on_signals
+from factor_transfer.distributed.signals import SAVED, defer_signals, raise_on_signals
 from factor_transfer.distributed.workers import begin_helper, starting_workers, worker_context
 from factor_transfer.errors import InputError, Interrupted, first_line
 from factor_transfer.methods import TERMS, own_terms
@@ -34,7 +34,6 @@ from factor_transfer.training.loop import RESUMES
 # The memory of a process with PyTorch and one training of small networks; images need additional memory.
 _PROCESS_BYTES = 2**30
 _SIGTERM = 15
-_SAVED = "all complete work is saved; the same command resumes from there"
 
 
 def default_jobs(experiment: Experiment) -> int:
@@ -141,14 +140,16 @@ class ProcessJobs:
 
 def _own_terms() -> dict[str, Location]:
     """Where the processes find the terms that are defined outside this package."""
-    found = {name: locate(TERMS[name]) for name in own_terms()}
-    for name, place in found.items():
+    places = {}
+    for name in own_terms():
+        place = locate(TERMS[name])
         if place is None:
             raise InputError(
                 f"other processes cannot import the term {name!r}, which is defined in a function or a notebook; "
                 "define it at the top level of a file, or give --jobs 1"
             )
-    return {name: place for name, place in found.items() if place is not None}
+        places[name] = place
+    return places
 
 
 def plan(experiment: Experiment, methods: Sequence[str], seeds: Sequence[int], processes: int) -> list[Task]:
@@ -220,7 +221,7 @@ class _Pool:
                     worker.process.join()
         if stop.signal:
             lines = [line for text in stopped for line in text.splitlines() if line != RESUMES]
-            saved = [*dict.fromkeys(lines), "The same command resumes from there"] if lines else [_SAVED]
+            saved = [*dict.fromkeys(lines), "The same command resumes from there"] if lines else [SAVED]
             raise Interrupted("\n".join(saved), stop.signal)
         return outcomes
 

@@ -5,6 +5,7 @@ A row is named by its method and, if a setting is swept, by that setting: ``"fac
 
 import re
 from collections.abc import Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
 from factor_transfer.config.read import with_setting
@@ -48,11 +49,10 @@ class Sweep(NamedTuple):
 
         settings = [f"{self.key}={value}" for value in self.values]
         changed = {setting: with_setting(recipe, setting) for setting in settings}
-        contents = {setting: one.model_dump(exclude={"variant"}) for setting, one in changed.items()}
-        for index, setting in enumerate(settings):
-            for other in settings[:index]:
-                if contents[other] == contents[setting]:
-                    raise InputError(f"{other} and {setting} are the same setting")
+        contents = {setting: each.model_dump(exclude={"variant"}) for setting, each in changed.items()}
+        for one, other in combinations(contents, 2):
+            if contents[one] == contents[other]:
+                raise InputError(f"{one} and {other} are the same setting")
         table, name, *_ = self.key.split(".")
 
         def has(method: str) -> bool:

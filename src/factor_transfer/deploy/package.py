@@ -11,7 +11,7 @@ from torch import nn
 
 from factor_transfer.config.read import as_toml
 from factor_transfer.deploy.model_card import model_card
-from factor_transfer.deploy.student import CONFIG, WEIGHTS
+from factor_transfer.deploy.student import write_student
 from factor_transfer.errors import InputError
 from factor_transfer.export.record import RECORD, ExportRecord
 from factor_transfer.files import sha256, write_json
@@ -23,7 +23,6 @@ from factor_transfer.pipeline.experiment import load_network
 from factor_transfer.pipeline.finished_run import Run
 from factor_transfer.pipeline.records import Summary, read_record
 from factor_transfer.state_dicts import save_weights
-from factor_transfer.versions import __version__
 
 CARD = "README.md"
 
@@ -63,22 +62,9 @@ def package(
     with tempfile.TemporaryDirectory(prefix=".", dir=out.parent) as place:
         folder = Path(place) / "package"
         folder.mkdir()
-        save_weights(folder / WEIGHTS, network.state_dict())
         record = done.record
-        config = {
-            "library": "factor-transfer",
-            "version": __version__,
-            "model": record["model"],
-            "reused_classifier": record.get("reused_classifier"),
-            "classes": list(record["classes"]),
-            "image": record.get("image"),
-            "mean": list(record["mean"]),
-            "std": list(record["std"]),
-            "weights_sha256": sha256(folder / WEIGHTS),
-            "trained_sha256": record["weights_sha256"],
-            "fingerprint": done.fingerprint,
-        }
-        write_json(folder / CONFIG, config)
+        origin = {"trained_sha256": record["weights_sha256"], "fingerprint": done.fingerprint}
+        config = write_student(folder, record, network.state_dict(), **origin)
         (folder / artefact.RECIPE).write_text(as_toml(recipe), encoding="utf-8")
         if exports:
             write_json(folder / RECORD, exports)

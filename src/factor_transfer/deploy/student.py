@@ -99,23 +99,49 @@ def save_student(
     from factor_transfer.methods import ReusedClassifier  # only a training needs the methods, which loading is without
 
     record = {
-        "library": "factor-transfer",
-        "version": __version__,
         "model": {"name": model, "num_classes": len(classes), "in_channels": len(mean), **args},
         "reused_classifier": student.record if isinstance(student, ReusedClassifier) else None,
-        "classes": list(classes),
-        "image": list(image),
-        "mean": list(mean),
-        "std": list(std),
-        "weights_sha256": "",  # of the file, which is written once all else is valid
+        "classes": classes,
+        "image": image,
+        "mean": mean,
+        "std": std,
     }
-    check_record(record, PackageRecord, "save_student")
+    config = _config(record, weights_sha256="")  # of the file, which is written once all else is valid
+    check_record(config, PackageRecord, "save_student")
     name, state = f"build_model({model!r}, ...)", student.state_dict()
-    _check_same_logits(student, rebuild(record, state, name, "of the student"), image, name)
-    weights = Path(folder) / WEIGHTS
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(weights, state)
-    write_json(weights.with_name(CONFIG), record | {"weights_sha256": sha256(weights)})
+    _check_same_logits(student, rebuild(config, state, name, "of the student"), image, name)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_student(Path(folder), record, state)
+
+
+def write_student(folder: Path, record: Mapping[str, Any], state: Mapping[str, Tensor], **more: Any) -> dict[str, Any]:
+    """Write the two files that ``load_student`` reads, and return the content of ``config.json``.
+
+    Args:
+        folder: an existing folder.
+        record: the record of the network, see ``NetworkRecord``.
+        state: the weights.
+        more: further entries of ``config.json``.
+    """
+    save_weights(folder / WEIGHTS, state)
+    config = _config(record, weights_sha256=sha256(folder / WEIGHTS), **more)
+    write_json(folder / CONFIG, config)
+    return config
+
+
+def _config(record: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    image = record.get("image")
+    return {
+        "library": "factor-transfer",
+        "version": __version__,
+        "model": record["model"],
+        "reused_classifier": record.get("reused_classifier"),
+        "classes": list(record["classes"]),
+        "image": None if image is None else list(image),
+        "mean": list(record["mean"]),
+        "std": list(record["std"]),
+        **more,
+    }
 
 
 def _check_same_logits(student: nn.Module, rebuilt: nn.Module, image: Sequence[int], name: str) -> None:

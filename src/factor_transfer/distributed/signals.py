@@ -15,8 +15,7 @@ from factor_transfer.errors import Interrupted
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 REQUEUE = getattr(signal, "SIGUSR1", 0)  # sent by Slurm before preemption, if the job requests it
 
-
-_SAVED = "all complete work is saved; the same command resumes from there"
+SAVED = "all complete work is saved; the same command resumes from there"
 
 
 class StopRequest:
@@ -45,7 +44,7 @@ def raise_on_signals(restore: bool = True) -> Iterator[None]:
 
     def unraisable(args: "sys.UnraisableHookArgs") -> None:
         if isinstance(args.exc_value, Interrupted):
-            _quit(args.exc_value.signal, _SAVED)
+            _quit(args.exc_value.signal, SAVED)
         former(args)
 
     sys.unraisablehook, _Leaving.now = unraisable, False
@@ -125,10 +124,10 @@ def requeue() -> str:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     if _Leaving.now:
-        _quit(number, _SAVED)
+        _quit(number, SAVED)
     if _Leaving.now is not None:
         _Leaving.now = True
-    raise Interrupted(_SAVED, number)
+    raise Interrupted(SAVED, number)
 
 
 @contextmanager

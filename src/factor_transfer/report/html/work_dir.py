@@ -254,8 +254,10 @@ def _check_current(folder: Path, summary: Summary | None, comparison: Comparison
         recorded[COMPARISON] = {folder_name(run.method, run.seed): run.weights_sha256 for run in comparison.runs}
     for name, networks in recorded.items():
         for network, digest in networks.items():
-            done = artefact.find(folder / network) if digest is not None else None
-            if digest is not None and (done is None or done.record["weights_sha256"] != digest):
+            if digest is None:  # an older file, or a training that failed
+                continue
+            done = artefact.find(folder / network)
+            if done is None or done.record["weights_sha256"] != digest:
                 command = "run" if name == SUMMARY else "compare"
                 raise InputError(
                     f"{folder / network} was trained again, or is being trained, since {name} was written; "
