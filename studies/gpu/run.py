@@ -1,12 +1,14 @@
 """What a borrowed GPU is used for: its tests, benchmarks, and the pieces of the CIFAR-10 study that need one.
 
     python studies/gpu/run.py check --out DIR
-    python studies/gpu/run.py train --out DIR --data data --minutes 8 [--jobs 12] [--compile off] [--only NAME ...]
+    python studies/gpu/run.py train --out DIR --data data --fashion-mnist FOLDER --minutes 8 [--jobs 12]
+        [--only NAME ...]
 
-`check` takes about two minutes. `train` runs the study's pieces, in several processes with `--jobs`; it stops by itself
-in time, and a second call resumes what the first one left. Whatever is finished is in `DIR/results.tar`: the records
-and the weights for the zoo. With `--small`, all trainings are of one epoch of a few hundred images: to try the script
-on a CPU, in a clone, whose records are thrown away.
+`check` takes about two minutes. `train` runs pieces of the CIFAR-10 study and of the study of images without labels, in
+several processes with `--jobs`; it stops by itself in time, and a second call resumes what the first one left. Whatever
+is finished is in `DIR/results.tar`: the records and the weights for the zoo. Nothing is compiled, which takes about as
+long as it saves in a few minutes. With `--small`, all trainings are of one epoch, and most of a few hundred images: to
+try the script on a CPU, in a clone, whose records are thrown away.
 
 Small networks leave most of a large GPU idle. Several processes share it by NVIDIA's Multi-Process Service, where that
 is installed; without it they take turns.
@@ -20,18 +22,23 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "unlabelled"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar10"))
 
-from runner import record_of
+import cases
+
+from runner import WORK, missing, record_of
 from study import chosen
 
 ROOT = Path(__file__).parents[2]
-STUDY = ROOT / "studies" / "cifar10"
-PIECES = ("authors", "levers")  # of small networks, which can share a GPU
+STUDY, UNLABELLED = ROOT / "studies" / "cifar10", ROOT / "studies" / "unlabelled"
+ONLY = ("authors", "levers", "best", "unlabelled")  # of small networks, which can share a GPU
 BENCHMARKS = (
     ("--pair", "resnet50-resnet18", "--batch", "512", "--compile", "off"),
     ("--pair", "resnet56-resnet20", "--batch", "128", "--compile", "off"),
@@ -42,6 +49,7 @@ SMALL = (
     *(f"{stage}.batch_size=64" for stage in ("teacher", "paraphraser", "student")),
     *("data.limit=256", "cache.views=1"),
 )
+SMALL_UNLABELLED = ("student.epochs=1", "paraphraser.epochs=1", "cache.views=1")
 SMALL_BENCHMARKS = (("--pair", "resnet8-resnet8", "--batch", "32", "--compile", "off"),)
 
 
@@ -65,38 +73,85 @@ def run(words: list[str], log: Path) -> None:
     print(f"{log.name}: exit code {done.returncode} after {time.monotonic() - began:.0f} s", flush=True)
 
 
-def train(out: Path, data: Path, minutes: float, jobs: int, only: list[str], more: list[str]) -> None:
-    """Run the study's processes until all pieces are done or the time is over, and collect what is finished."""
-    # Students of the same seed have different paraphrasers, so that processes seldom wait for the same one.
-    names = [piece.name for piece in sorted(chosen(only), key=lambda one: one.seed) if not record_of(piece).is_file()]
-    if not names:
-        print("all of these pieces have records", flush=True)
-        return
-    command = [sys.executable, str(STUDY / "study.py"), "run", "--data", str(data), "--threads", "2"]
-    command += ["--minutes", str(minutes), *more, "--only"]
-    logs = [out / f"process-{number}.log" for number in range(jobs)]
+@dataclass(frozen=True)
+class Task:
+    """One command of a study, which has a process of its own.
+
+    Attributes:
+        name: the name of its log.
+        words: the script and its arguments.
+    """
+
+    name: str
+    words: tuple[str, ...]
+
+
+def next_tasks(only: Sequence[str], data: Path, fashion_mnist: Path, small: bool) -> Iterator[Task]:
+    """The tasks that can be run now and whose records are missing, in the order in which they are named.
+
+    Args:
+        only: groups and pieces of the CIFAR-10 study, and ``"unlabelled"``, the study of images without labels.
+        data: the folder of CIFAR-10.
+        fashion_mnist: the folder of Fashion-MNIST.
+        small: whether all trainings are as short as possible.
+    """
+    changes = ("--set", *SMALL) if small else ()
+    for name in only:
+        if name == "unlabelled":
+            yield from _unlabelled(data, fashion_mnist, small)
+            continue
+        # Students of the same seed have different paraphrasers, so that processes seldom wait for the same one.
+        for piece in sorted(chosen([name]), key=lambda one: one.seed):
+            if not record_of(piece).is_file() and not missing(piece, WORK):
+                words = ("run", "--data", str(data), "--threads", "2", "--compile", "off", "--only", piece.name)
+                yield Task(piece.name.replace("/", "-"), (str(STUDY / "study.py"), *words, *changes))
+
+
+def _unlabelled(data: Path, fashion_mnist: Path, small: bool) -> Iterator[Task]:
+    """The tasks of the study of images without labels: of each case, one method or those that share a paraphraser."""
+    changes = ("--set", *SMALL_UNLABELLED) if small else ()
+    parts = {
+        (case, ("factor", "factor+kd") if "factor" in method else (method,))
+        for case in cases.CASES
+        for method, _ in cases.missing(case)
+    }
+    for case, methods in sorted(parts, key=lambda part: (-len(part[1]), part[0].name)):  # the longest ones first
+        place = f"{case.name}-{methods[0]}"
+        words = ("run", "--fashion-mnist", str(fashion_mnist), "--cifar10", str(data), "--only", case.name)
+        words += ("--methods", ",".join(methods), "--work-dir", f"runs/unlabelled-{place}")
+        yield Task(place, (str(UNLABELLED / "study.py"), *words, *changes))
+
+
+def train(out: Path, find: Callable[[], Iterable[Task]], minutes: float, jobs: int) -> None:
+    """Run tasks side by side until all are done or the time is over, and collect what is finished.
+
+    Args:
+        out: the folder of the logs and of ``results.tar``.
+        find: the tasks that can be run now; others may follow when some are done.
+        minutes: the time.
+        jobs: the number of processes.
+    """
+    began = time.monotonic()
+    started: set[str] = set()
+    running: dict[Task, subprocess.Popen[bytes]] = {}
     with shared_gpu() as service:
-        running = []
-        for number, log in enumerate(logs):
-            start = number % len(names)
-            words = [*command, *names[start:], *names[:start]]
-            environment = os.environ | service | {"OMP_NUM_THREADS": "2"}
-            with log.open("a") as file:
-                done = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=environment)
-            running.append(done)
-        before: set[Path] = set()
         while True:
-            ended = all(process.poll() is not None for process in running)
-            records = set(STUDY.glob("records/**/*.json"))
-            if ended or records != before:
+            for task in [task for task, process in running.items() if process.poll() is not None]:
+                code = running.pop(task).returncode
+                print(f"{time.monotonic() - began:4.0f} s  {task.name}: exit code {code}", flush=True)
                 collect(out / "results.tar")
-                before = records
-            if ended:
+            left = minutes - (time.monotonic() - began) / 60
+            # A task is started only if there is time to train something.
+            found = [task for task in find() if task.name not in started] if left > 0.5 and len(running) < jobs else []
+            for task in found[: jobs - len(running)]:
+                started.add(task.name)
+                words = [sys.executable, *task.words, "--minutes", str(left)]
+                environment = os.environ | service | {"OMP_NUM_THREADS": "2"}
+                with (out / f"{task.name}.log").open("w") as file:
+                    running[task] = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=environment)
+            if not running:
                 break
-            time.sleep(2)
-    for log in logs:
-        print(f"--- {log.name}")
-        print("\n".join(log.read_text(encoding="utf-8").splitlines()[-6:]), flush=True)
+            time.sleep(1)
 
 
 @contextmanager
@@ -126,8 +181,8 @@ def collect(path: Path) -> None:
     """Pack the records and the zoo; the file that is there is replaced when the new one is whole."""
     partial = path.with_suffix(".partial")
     with tarfile.open(partial, "w") as tar:
-        tar.add(STUDY / "records", "studies/cifar10/records")
-        tar.add(ROOT / "zoo", "zoo")
+        for folder in (STUDY / "records", UNLABELLED / "records", UNLABELLED / "teachers", ROOT / "zoo"):
+            tar.add(folder, folder.relative_to(ROOT))
     partial.replace(path)
 
 
@@ -137,11 +192,10 @@ def main() -> None:
     parser.add_argument("command", choices=["check", "train"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="the folder of CIFAR-10  [default: data]")
+    parser.add_argument("--fashion-mnist", type=Path, default=ROOT / "data" / "fashion-mnist", metavar="FOLDER")
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--jobs", type=int, default=12, help="processes side by side  [default: 12]")
-    # Compiling takes about as long as it saves in a few minutes.
-    parser.add_argument("--compile", choices=["auto", "on", "off"], default="off", help="[default: off]")
-    parser.add_argument("--only", nargs="+", default=list(PIECES), metavar="NAME")
+    parser.add_argument("--only", nargs="+", default=list(ONLY), metavar="NAME", help=f"[default: {' '.join(ONLY)}]")
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
     out = given.out.resolve()
@@ -149,8 +203,8 @@ def main() -> None:
     if given.command == "check":
         check(out, given.small)
     else:
-        more = ["--compile", given.compile, *(["--set", *SMALL] if given.small else [])]
-        train(out, given.data.resolve(), given.minutes, given.jobs, given.only, more)
+        find = partial(next_tasks, given.only, given.data.resolve(), given.fashion_mnist.resolve(), given.small)
+        train(out, find, given.minutes, given.jobs)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """How much a student gains from images without labels, on Fashion-MNIST and CIFAR-10.
 
-    python studies/unlabelled/study.py run [--fashion-mnist FOLDER] [--cifar10 FOLDER] [--minutes N] [--only NAME,NAME]
+    python studies/unlabelled/study.py run [--fashion-mnist FOLDER] [--cifar10 FOLDER] [--minutes N]
+        [--only NAME,NAME] [--methods NAME,NAME] [--work-dir DIR]
     python studies/unlabelled/study.py status
     python studies/unlabelled/study.py report
 
 ``run`` takes the cases of cases.py in their order, one method after the other and of each method one seed after the
 other, and adds each student to ``records/<case>.json``. It stops after the given time; the same command resumes. The
 teachers are stored in ``teachers/``, so that another machine continues with the same ones. The folders have the files
-of the data sets; the cases of a data set without a folder are left out. ``report`` writes README.md, its picture and
-the tables of other pages from the records; a method stands there when all its seeds are complete.
+of the data sets; the cases of a data set without a folder are left out. Several processes may run at the same time,
+each with other cases or methods and with its own work dir. ``report`` writes README.md, its picture and the tables of
+other pages from the records; a method stands there when all its seeds are complete.
 """
 
 import argparse
@@ -18,15 +20,17 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that its own modules come before those of other studies
 
 import torch
-from cases import CASES, DATA_SETS, Case, DataSet, given_teacher
+from cases import CASES, DATA_SETS, Case, DataSet, given_teacher, missing, record_of
+from filelock import FileLock
 from results import write_report
 from rich.console import Console
 
@@ -39,33 +43,40 @@ from factor_transfer.pipeline.artefact import WEIGHTS
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.teacher import make_teacher
 
-HERE = Path(__file__).parent
-RECORDS, TEACHERS = HERE / "records", HERE / "teachers"
+TEACHERS = Path(__file__).parent / "teachers"
 WORK = Path("runs/unlabelled")
 
 
-def record_of(case: Case) -> Path:
-    """The file of a case's record."""
-    return RECORDS / f"{case.name}.json"
+def run_student(
+    case: Case, method: str, seed: int, folder: Path, work: Path, console: Console, more: Sequence[str] = ()
+) -> None:
+    """Train a student, and add it to the record of its case.
 
-
-def missing(case: Case) -> list[tuple[str, int]]:
-    """The methods and seeds of a case that are not in its record."""
-    runs = read_json(record_of(case))["runs"] if record_of(case).exists() else []
-    done = {(run["method"], run["seed"]) for run in runs}
-    return [one for one in product(case.methods, range(case.data.seeds)) if one not in done]
-
-
-def run_student(case: Case, method: str, seed: int, folder: Path, work: Path, console: Console) -> None:
-    """Train a student, and add it to the record of its case."""
-    changes = [*case.settings, f"name={case.name}"]
+    Args:
+        case: the case.
+        method: the method.
+        seed: the seed of the student.
+        folder: the folder of the data set.
+        work: the folder of all work dirs.
+        console: where progress is shown.
+        more: further changes of the recipe.
+    """
+    changes = [*case.settings, f"name={case.name}", *more]
     if not case.data.pretrained:
         changes.append(given_teacher(_provided_teacher(case, folder, work, console)))
     experiment = _experiment(case.data, changes, folder, work / case.name, console)
     (new,) = ThisProcess().runs(experiment, [method], [seed], score)
-    here = {"precision": experiment.precision, "machine": machine()}
+    device = {"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    WORK.mkdir(parents=True, exist_ok=True)
+    with FileLock(WORK / f".{case.name}.lock"):  # other methods may end at the same time
+        _add(case, experiment, new, {"precision": experiment.precision, "machine": machine(), **device})
+
+
+def _add(case: Case, experiment: Experiment, new: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Add a student's figures, and the machine that it was trained on, to the record of its case."""
     record = read_json(record_of(case)) if record_of(case).exists() else {"settings": case.settings, **here, "runs": []}
-    runs = [*record["runs"], {**new, **here}]
+    order = list(product(case.methods, range(case.data.seeds)))
+    runs = sorted([*record["runs"], {**new, **here}], key=lambda run: order.index((run["method"], run["seed"])))
     seeds = Counter(run["method"] for run in runs)
     complete = [method for method in case.methods if seeds[method] == case.data.seeds]
     # The teacher is the same on all machines, so it is tested once.
@@ -107,9 +118,11 @@ def run(given: argparse.Namespace) -> None:
         if folder is None or (given.only and case.name not in given.only.split(",")):
             continue
         for method, seed in missing(case):
+            if given.methods and method not in given.methods.split(","):
+                continue
             console.print(f"{case.name}  {method}, seed {seed}", highlight=False)
             try:
-                run_student(case, method, seed, folder, WORK, console)
+                run_student(case, method, seed, folder, given.work_dir, console, given.set)
             except Interrupted as error:
                 sys.exit(f"Stopped: {error}")
 
@@ -130,7 +143,12 @@ def main() -> None:
     for data in DATA_SETS:
         running.add_argument(f"--{data.name}", type=Path, metavar="FOLDER", help=f"the folder of {data.title}")
     running.add_argument("--minutes", type=float)
-    running.add_argument("--only")
+    running.add_argument("--only", metavar="NAME,NAME", help="these cases")
+    running.add_argument("--methods", metavar="NAME,NAME", help="these methods")
+    running.add_argument("--work-dir", type=Path, default=WORK, help=f"[default: {WORK}]")
+    running.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change all recipes, to try the script in a clone"
+    )
     running.set_defaults(call=run)
     commands.add_parser("status").set_defaults(call=status)
     commands.add_parser("report").set_defaults(call=lambda _: write_report(CASES))
