@@ -1,11 +1,18 @@
 """The study of images without labels: its cases are valid, and its page is that of its records."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
+import record
 from cases import CASES, FASHION_MNIST, Case, given_teacher
 from results import made_from
 
 from conftest import ROOT
+from factor_transfer.commands.compare import comparison_of
 from factor_transfer.config.read import read_recipe
+from factor_transfer.files import read_json, write_json
 
 STUDY = ROOT / "studies" / "unlabelled"
 
@@ -32,3 +39,18 @@ def test_the_pages_are_those_of_the_records() -> None:
     made = made_from(CASES)
     assert {path.name for path in made} == {"README.md", "unlabelled.md", "unlabelled.svg"}
     assert [path for path, content in made.items() if path.read_bytes() != content] == []
+
+
+def test_students_may_be_recorded_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(FASHION_MNIST, 3000, own_teacher=True)
+    expected = read_json(record.record_of(case))
+    # Other versions of Python round a mean in another way.
+    expected |= comparison_of(expected["runs"], case.methods, expected["teacher"], 10)
+    monkeypatch.setattr(record, "RECORDS", tmp_path)
+    experiment = cast("Any", SimpleNamespace(data=SimpleNamespace(classes=range(10))))
+    write_json(record.record_of(case), {**expected, "runs": [], "methods": {}})
+    for run in reversed(expected["runs"]):  # the students that the others are compared with come last
+        assert record.missing(case)
+        record.add_run(case, experiment, run, {})
+    assert record.missing(case) == []
+    assert read_json(record.record_of(case)) == expected

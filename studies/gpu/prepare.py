@@ -1,9 +1,9 @@
 """Everything that a borrowed GPU machine without a network needs, in folders small enough to be sent one by one.
 
-    python studies/gpu/prepare.py --sheets ../shared/data [--python 3.12] [--out .gpu]
+    python studies/gpu/prepare.py --sheets ../shared/data [--fashion-mnist FOLDER] [--python 3.12] [--out .gpu]
 
 The machine has PyTorch. `OUT/wheels` gets the other packages that it lacks, in the versions of constraints.txt;
-`OUT/data-1`, `data-2` and `data-3` get CIFAR-10 as lossless sheets, 35 MB each.
+`OUT/data-1`, `data-2` and `data-3` get CIFAR-10 as lossless sheets, 35 MB each, and `fashion-mnist` its files.
 """
 
 import argparse
@@ -30,6 +30,7 @@ def main() -> None:
     """Fill the folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sheets", type=Path, required=True, help="the folder of unpack_cifar10.py and cifar10/")
+    parser.add_argument("--fashion-mnist", type=Path, metavar="FOLDER", help="needed by the study of unlabelled images")
     parser.add_argument("--python", default="3.12", help="the machine's Python  [default: 3.12]")
     parser.add_argument("--out", type=Path, default=ROOT / ".gpu", help="[default: .gpu]")
     given = parser.parse_args()
@@ -43,6 +44,8 @@ def main() -> None:
         for name in names:
             shutil.copyfile(given.sheets / "cifar10" / name, folder / "cifar10" / name)
         shutil.copyfile(given.sheets / "unpack_cifar10.py", folder / "unpack_cifar10.py")
+    if given.fashion_mnist is not None:
+        shutil.copytree(given.fashion_mnist, given.out / "fashion-mnist", dirs_exist_ok=True)
     for folder in sorted(given.out.iterdir()):
         size = sum(path.stat().st_size for path in folder.rglob("*"))
         print(f"{folder}  {size / 1e6:.1f} MB")

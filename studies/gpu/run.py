@@ -31,7 +31,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "unlabelled"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar10"))
 
-import cases
+
+import record as unlabelled
+from cases import CASES
 
 from runner import WORK, missing, record_of
 from study import chosen
@@ -112,8 +114,8 @@ def _unlabelled(data: Path, fashion_mnist: Path, small: bool) -> Iterator[Task]:
     changes = ("--set", *SMALL_UNLABELLED) if small else ()
     parts = {
         (case, ("factor", "factor+kd") if "factor" in method else (method,))
-        for case in cases.CASES
-        for method, _ in cases.missing(case)
+        for case in CASES
+        for method, _ in unlabelled.missing(case)
     }
     for case, methods in sorted(parts, key=lambda part: (-len(part[1]), part[0].name)):  # the longest ones first
         place = f"{case.name}-{methods[0]}"

@@ -2,12 +2,8 @@
 
 import json
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
-from factor_transfer.files import read_json
-
-RECORDS = Path(__file__).parent / "records"
 _BATCH = 128  # of a student
 
 
@@ -125,18 +121,6 @@ class Case:
 def given_teacher(weights: Path) -> str:
     """The change of Fashion-MNIST's recipe that takes the teacher's weights from a file, in place of training it."""
     return f'teacher={{model="resnet20", args={{width=8}}, tap="layer3", weights={json.dumps(str(weights))}}}'
-
-
-def record_of(case: Case) -> Path:
-    """The file of a case's record."""
-    return RECORDS / f"{case.name}.json"
-
-
-def missing(case: Case) -> list[tuple[str, int]]:
-    """The methods and seeds of a case that are not in its record."""
-    runs = read_json(record_of(case))["runs"] if record_of(case).exists() else []
-    done = {(run["method"], run["seed"]) for run in runs}
-    return [one for one in product(case.methods, range(case.data.seeds)) if one not in done]
 
 
 # The most informative ones first.

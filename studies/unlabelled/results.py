@@ -28,10 +28,19 @@ What are images without labels worth? Here, few of the training images have labe
 paraphraser and the terms of a method also use the others, without their labels; *labelled images* means that these are
 left out.
 
-With 600 labels and a teacher that has learned from all of them, the images without labels help each method, and *Factor
-Transfer + KD* makes the student as good as a student alone that has all 60,000 labels. With 3,000 labels, *Factor
-Transfer + KD* reaches that from the labelled images already: the images without labels change it, KD and AT by less
-than the seeds do, and *Factor Transfer* by itself is better without them.
+In words:
+
+- **Few labels and a strong teacher**: with 600 labels of Fashion-MNIST, and a teacher that has learned from all labels,
+  the images without labels help each method. *Factor Transfer + KD* makes the student as good as a student alone that
+  has all 60,000 labels. On CIFAR-10 with 5,000 labels, *KD* and *Factor Transfer + KD* make it better than that.
+- **Few labels for the teacher, too**: with 600 labels, the images without labels help each method as well. With *KD* or
+  the sum, the student becomes better than the large teacher that has the same labels. With 3,000 labels, the sum
+  reaches its teacher, and the images without labels change it by no more than the seeds do.
+- **More labels**: with 3,000 labels and a teacher that has learned from all, *Factor Transfer + KD* is as good with the
+  labelled images alone. The images without labels change it, *KD* and *AT* by less than the seeds do.
+- **Factor Transfer alone** is better without the images that have no labels, but for the cases of 600 labels. Its term
+  teaches the features alone, and the classifier learns from the few labelled images of each batch. So combine it with a
+  term of the logits, such as `factor+kd`, where most images have no labels.
 
     python studies/unlabelled/study.py run --fashion-mnist FOLDER --cifar10 FOLDER    # trains what this page shows
     python studies/unlabelled/study.py report                                         # writes it from the records

@@ -22,23 +22,21 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that its own modules come before those of other studies
 
 import torch
-from cases import CASES, DATA_SETS, Case, DataSet, given_teacher, missing, record_of
+from cases import CASES, DATA_SETS, Case, DataSet, given_teacher
 from filelock import FileLock
+from record import add_run, missing
 from results import write_report
 from rich.console import Console
 
-from factor_transfer.commands.compare import ThisProcess, comparison_of, figures_of, score
+from factor_transfer.commands.compare import ThisProcess, score
 from factor_transfer.config.read import read_recipe
 from factor_transfer.errors import Interrupted
 from factor_transfer.export.record import machine
-from factor_transfer.files import read_json, write_json
 from factor_transfer.pipeline.artefact import WEIGHTS
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.teacher import make_teacher
@@ -69,22 +67,7 @@ def run_student(
     device = {"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     WORK.mkdir(parents=True, exist_ok=True)
     with FileLock(WORK / f".{case.name}.lock"):  # other methods may end at the same time
-        _add(case, experiment, new, {"precision": experiment.precision, "machine": machine(), **device})
-
-
-def _add(case: Case, experiment: Experiment, new: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Add a student's figures, and the machine that it was trained on, to the record of its case."""
-    record = read_json(record_of(case)) if record_of(case).exists() else {"settings": case.settings, **here, "runs": []}
-    order = list(product(case.methods, range(case.data.seeds)))
-    runs = sorted([*record["runs"], {**new, **here}], key=lambda run: order.index((run["method"], run["seed"])))
-    seeds = Counter(run["method"] for run in runs)
-    complete = [method for method in case.methods if seeds[method] == case.data.seeds]
-    # The teacher is the same on all machines, so it is tested once.
-    teacher = record.get("teacher") or figures_of(experiment, make_teacher(experiment))
-    record |= {"runs": runs, "teacher": teacher, "methods": {}}
-    if complete:
-        record |= comparison_of(runs, complete, teacher, len(experiment.data.classes))
-    write_json(record_of(case), record)
+        add_run(case, experiment, new, {"precision": experiment.precision, "machine": machine(), **device})
 
 
 def _provided_teacher(case: Case, folder: Path, work: Path, console: Console) -> Path:
