@@ -5,14 +5,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+
 import record
 from cases import CASES, FASHION_MNIST, Case, given_teacher
-from results import made_from
-
 from conftest import ROOT
 from factor_transfer.commands.compare import comparison_of
 from factor_transfer.config.read import read_recipe
 from factor_transfer.files import read_json, write_json
+from results import made_from
 
 STUDY = ROOT / "studies" / "unlabelled"
 

@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cifar10"))
 
 import record as unlabelled
 from cases import CASES
-
 from runner import WORK, missing, record_of
 from study import chosen
 

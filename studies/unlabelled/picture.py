@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cases import Case
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cases import Case
 from factor_transfer.report.confidence import as_estimate
 from factor_transfer.report.names import name_of
 from factor_transfer.report.plot import picture

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from cases import Case
-
 from factor_transfer.commands.compare import comparison_of, figures_of
 from factor_transfer.files import read_json, write_json
 from factor_transfer.pipeline.experiment import Experiment

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cases import DATA_SETS, Case, DataSet
-from picture import draw
-
 from factor_transfer.files import read_json
 from factor_transfer.report.confidence import as_estimate, estimate
 from factor_transfer.report.names import name_of
+from picture import draw
 
 HERE = Path(__file__).parent
 PICTURE = "unlabelled.svg"

@@ -27,12 +27,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # so that its own modules come before those of other studies
 
 import torch
-from cases import CASES, DATA_SETS, Case, DataSet, given_teacher
 from filelock import FileLock
-from record import add_run, missing
-from results import write_report
 from rich.console import Console
 
+from cases import CASES, DATA_SETS, Case, DataSet, given_teacher
 from factor_transfer.commands.compare import ThisProcess, score
 from factor_transfer.config.read import read_recipe
 from factor_transfer.errors import Interrupted
@@ -40,6 +38,8 @@ from factor_transfer.export.record import machine
 from factor_transfer.pipeline.artefact import WEIGHTS
 from factor_transfer.pipeline.experiment import Experiment
 from factor_transfer.pipeline.stages.teacher import make_teacher
+from record import add_run, missing
+from results import write_report
 
 TEACHERS = Path(__file__).parent / "teachers"
 WORK = Path("runs/unlabelled")
