@@ -26,18 +26,19 @@ class Diverged(InputError):
 
 
 class Interrupted(BaseException):
-    """A stop that the user or the system requested. The message states what was saved and how to resume.
+    """A stop that the user or the system requested.
 
     It does not derive from ``Exception``, so that handlers of errors do not catch it.
 
     Args:
-        message: the message for the user.
+        saved: what was saved.
         signal: the number of the signal that requested the stop.
+        remedy: how to resume.
     """
 
-    def __init__(self, message: str, signal: int = 2) -> None:
-        super().__init__(message)
-        self.signal = signal
+    def __init__(self, saved: str, signal: int = 2, remedy: str = "The same command resumes from there") -> None:
+        super().__init__(f"{saved}\n{remedy}".rstrip())
+        self.saved, self.signal = saved, signal
 
 
 def first_line(error: Exception) -> str:

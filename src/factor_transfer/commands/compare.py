@@ -1,6 +1,8 @@
 """The comparison of methods: one teacher and one paraphraser for all, and the same batches for all in each seed."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import fsum
+from statistics import fmean
 from typing import Any, Protocol
 
 from factor_transfer.config.recipe import ALONE, parse_method
@@ -15,7 +17,7 @@ from factor_transfer.pipeline.stages.stage import in_work_dir
 from factor_transfer.pipeline.stages.student import make_students, preflight
 from factor_transfer.pipeline.stages.teacher import make_teacher
 from factor_transfer.pipeline.weights.initial import check_networks
-from factor_transfer.report.confidence import CONFIDENCE, estimate, holm, p_value
+from factor_transfer.report.confidence import CONFIDENCE, estimate, holm, mean_of_known, p_value
 from factor_transfer.report.html.write import try_report
 from factor_transfer.report.plot import plot_comparison
 from factor_transfer.training.evaluate import top
@@ -237,23 +239,25 @@ def summarize(
     result: dict[str, Any] = {}
     for method in methods:
         own = top1[method]
+        of_method = [run for run in runs if run["method"] == method]
         figures: dict[str, Any] = dict.fromkeys(_FIGURES)
         if own:
             figures["mean"], figures["interval"] = estimate(list(own.values()))
-            figures["top1_last"], figures["top1_kept"] = figures["mean"], _mean(runs, method, "top1_kept")
-            figures["validation_top1"] = _mean(runs, method, "validation_top1")
+            figures["top1_last"] = figures["mean"]
+            for figure in ("top1_kept", "validation_top1"):
+                figures[figure] = mean_of_known(run.get(figure) for run in of_method)
         both = sorted(own.keys() & alone.keys())
         if both:
-            figures["cost"] = sum(seconds[method][s] for s in both) / sum(seconds[ALONE][s] for s in both)
+            figures["cost"] = fsum(seconds[method][s] for s in both) / fsum(seconds[ALONE][s] for s in both)
         if both and method != ALONE and teacher is not None:
-            gap = teacher - sum(alone[seed] for seed in both) / len(both)
-            gained = sum(own[seed] - alone[seed] for seed in both) / len(both)
+            gap = teacher - fmean(alone[seed] for seed in both)
+            gained = fmean(own[seed] - alone[seed] for seed in both)
             figures["gap_closed"] = gained / gap if gap >= _LEAST_GAP else None
         differences = _differences(own, top1[against])
         if differences and method != against:
             figures["difference"], figures["difference_interval"] = estimate(differences)
             figures["p"] = p_value(differences)
-        failed = sum(run["method"] == method for run in runs) - len(own)
+        failed = len(of_method) - len(own)
         result[method] = {**figures, "failed": failed}
     for figures, corrected in zip(result.values(), holm([one["p"] for one in result.values()]), strict=True):
         figures["p_holm"] = corrected
@@ -290,12 +294,6 @@ def _by_seed(runs: Sequence[Mapping[str, Any]], methods: Sequence[str], figure: 
     """One figure of all runs that did not fail, by method and seed."""
     good = [run for run in runs if run["top1"] is not None]
     return {method: {run["seed"]: run[figure] for run in good if run["method"] == method} for method in methods}
-
-
-def _mean(runs: Sequence[Mapping[str, Any]], method: str, figure: str) -> float | None:
-    """The mean of a figure that older records lack."""
-    known = [run[figure] for run in runs if run["method"] == method and run.get(figure) is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _differences(own: Mapping[int, float], other: Mapping[int, float]) -> list[float]:

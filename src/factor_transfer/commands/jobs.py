@@ -29,7 +29,6 @@ from factor_transfer.pipeline.stages.paraphraser import make_paraphraser
 from factor_transfer.pipeline.stages.student import fill_cache, make_students
 from factor_transfer.pipeline.stages.teacher import make_teacher
 from factor_transfer.training.log import Display
-from factor_transfer.training.loop import RESUMES
 
 # The memory of a process with PyTorch and one training of small networks; images need additional memory.
 _PROCESS_BYTES = 2**30
@@ -220,9 +219,8 @@ class _Pool:
                     worker.connection.close()  # ends a process that waits for a task
                     worker.process.join()
         if stop.signal:
-            lines = [line for text in stopped for line in text.splitlines() if line != RESUMES]
-            saved = [*dict.fromkeys(lines), "The same command resumes from there"] if lines else [SAVED]
-            raise Interrupted("\n".join(saved), stop.signal)
+            lines = dict.fromkeys(line for saved in stopped for line in saved.splitlines())
+            raise Interrupted("\n".join(lines) or SAVED, stop.signal)
         return outcomes
 
     def _busy(self) -> list[_Worker]:
@@ -379,7 +377,7 @@ def _outcome(experiment: Experiment, task: Task, score: Callable[..., Any]) -> t
         with raise_on_signals():
             return "done", _run_task(experiment, task, score)
     except Interrupted as error:
-        return "stopped", str(error)
+        return "stopped", error.saved
     except (InputError, OSError) as error:
         return "error", str(error)
     except (RuntimeError, MemoryError) as error:

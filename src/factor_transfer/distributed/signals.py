@@ -15,7 +15,7 @@ from factor_transfer.errors import Interrupted
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 REQUEUE = getattr(signal, "SIGUSR1", 0)  # sent by Slurm before preemption, if the job requests it
 
-SAVED = "all complete work is saved; the same command resumes from there"
+SAVED = "all complete work is saved"
 
 
 class StopRequest:
@@ -44,7 +44,7 @@ def raise_on_signals(restore: bool = True) -> Iterator[None]:
 
     def unraisable(args: "sys.UnraisableHookArgs") -> None:
         if isinstance(args.exc_value, Interrupted):
-            _quit(args.exc_value.signal, SAVED)
+            _quit(args.exc_value.signal, str(args.exc_value))
         former(args)
 
     sys.unraisablehook, _Leaving.now = unraisable, False
@@ -124,7 +124,7 @@ def requeue() -> str:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     if _Leaving.now:
-        _quit(number, SAVED)
+        _quit(number, str(Interrupted(SAVED)))
     if _Leaving.now is not None:
         _Leaving.now = True
     raise Interrupted(SAVED, number)

@@ -1,7 +1,7 @@
 """Confidence intervals and significance tests for results over a few seeds."""
 
-from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, mean, stdev
 from typing import Any, NamedTuple
 
 from scipy.stats import t
@@ -48,6 +48,12 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(values[0], None)
     quantile = float(t.ppf(0.5 + CONFIDENCE / 2, count - 1))
     return Estimate(mean(values), quantile * _spread(values) / count**0.5)
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are not ``None``; ``None`` if there are none."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def p_value(differences: Sequence[float]) -> float | None:

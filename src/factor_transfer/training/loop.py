@@ -14,7 +14,7 @@ from factor_transfer.training.trainer import Trainer
 # The number of steps between the points at which processes on GPUs agree on whether to stop. Each agreement waits for
 # the devices.
 _AGREE_INTERVAL_STEPS = 16
-RESUMES = "The same command, without --fresh, resumes from there"
+_REMEDY = "The same command, without --fresh, resumes from there"
 
 
 def fit(
@@ -161,6 +161,4 @@ def _interrupted(trainers: Sequence[Trainer], signal: int) -> Interrupted:
             lines.append(f"{stage} has completed {done}, which are saved in {trainer.checkpoint}")
         else:
             lines.append(f"{stage} was stopped before its first checkpoint; nothing was saved")
-    if any(trainer.saved for trainer in trainers):
-        lines.append(RESUMES)
-    return Interrupted("\n".join(lines), signal)
+    return Interrupted("\n".join(lines), signal, _REMEDY if any(trainer.saved for trainer in trainers) else "")

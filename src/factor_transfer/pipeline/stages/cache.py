@@ -220,8 +220,7 @@ class Cache:
                 artefact.complete(store.folder, {"stage": "cache", "shapes": store.shapes})
         except (KeyboardInterrupt, Interrupted) as error:
             raise Interrupted(
-                f"the cache has {filled[0].done} of {self.views.count} views, which are saved in {self.folder}\n"
-                "The same command resumes from there",
+                f"the cache has {filled[0].done} of {self.views.count} views, which are saved in {self.folder}",
                 getattr(error, "signal", 2),
             ) from None
 

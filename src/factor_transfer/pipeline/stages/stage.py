@@ -293,7 +293,7 @@ def train(trainings: list[StageTraining]) -> list[Artefact | Exception]:
     except Interrupted as error:
         if error.signal != signals.REQUEUE or not experiment.recipe.checkpoint.requeue:
             raise
-        raise Interrupted(f"{error}\n{collectives.on_rank_zero(signals.requeue)}", error.signal) from None
+        raise Interrupted(str(error), error.signal, collectives.on_rank_zero(signals.requeue)) from None
     experiment.data.check_unchanged()
     if len(trainings) == 1:
         return [trainings[0].deliver(trainers[0])]

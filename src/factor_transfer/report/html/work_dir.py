@@ -1,6 +1,6 @@
 """The content of a work dir that a report shows, read and validated."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -13,6 +13,7 @@ from factor_transfer.pipeline import artefact
 from factor_transfer.pipeline.artefact import Artefact
 from factor_transfer.pipeline.finished_run import folder_name
 from factor_transfer.pipeline.records import Count, Percent, Record, Summary, read_record
+from factor_transfer.report.confidence import mean_of_known
 
 SUMMARY, COMPARISON = "summary.json", "comparison.json"
 
@@ -97,11 +98,11 @@ class Comparison(Record):
 
     def top5(self, method: str) -> float | None:
         """The mean top-5 of a method; ``None`` if all its trainings failed."""
-        return _mean([run.top5 for run in self.runs if run.method == method])
+        return mean_of_known([run.top5 for run in self.runs if run.method == method])
 
     def kept(self, method: str) -> float | None:
         """The mean top-1 of a method's delivered weights; ``None`` if it is unknown."""
-        return _mean([run.kept for run in self.runs if run.method == method])
+        return mean_of_known([run.kept for run in self.runs if run.method == method])
 
     @property
     def best(self) -> str:
@@ -183,11 +184,6 @@ class WorkDir:
         """The classifiers that exist, by role: teacher, student alone and student."""
         artefacts = {"teacher": self.teacher, "baseline": self.baseline, "student": self.student}
         return {name: done for name, done in artefacts.items() if done is not None and done.has_classifier}
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def read_work_dir(folder: Path) -> WorkDir:
