@@ -57,6 +57,7 @@ html_theme_options = {
 def setup(app: Sphinx) -> None:
     """Fill the places of the pages that are made from the code."""
     app.connect("source-read", made.fill)
+    app.connect("env-get-outdated", made.outdated)
     app.connect("autodoc-process-docstring", _without_type, priority=400)  # before napoleon's
 
 

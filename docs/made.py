@@ -41,6 +41,12 @@ def fill(app: Any, name: str, source: list[str]) -> None:
     source[0] = _PLACE.sub(lambda found: PARTS[found[1]](found[2], page.parent), text)
 
 
+def outdated(app: Any, env: Any, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
+    """The pages that have such parts, which are read in each build, since the code may have changed."""
+    names = env.found_docs - added - changed
+    return [name for name in names if _PLACE.search(Path(env.doc2path(name)).read_text(encoding="utf-8"))]
+
+
 # --- The command line
 
 
