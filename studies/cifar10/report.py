@@ -114,12 +114,15 @@ def _methods(records: Mapping[str, Record], group: str) -> str:
 def _differences(records: Mapping[str, Record], group: str) -> str:
     runs = _runs(records, group)
     methods = [method for method in _METHODS if any(run["method"] == method for run in runs)]
-    rivals = [method for method in ("kd", "fitnets", "at", "at+kd") if method in methods]
+    rivals = [method for method in ("kd", "fitnets", "at", "at+kd", "factor") if method in methods]
     factors = [method for method in methods if "factor" in method]
     if not rivals or not factors:
         return "Not run yet.\n"
     matrix = pairwise(runs, methods)
-    lines = [[name_of(method), *(_pair(matrix[method][rival]) for rival in rivals)] for method in factors]
+    lines = [
+        [name_of(method), *(_pair(matrix[method][rival]) if method != rival else "" for rival in rivals)]
+        for method in factors
+    ]
     note = "Top-1 points on the test images, paired by seed, with 95 % intervals; in brackets p, corrected (Holm)."
     return _table(["", *(f"against {name_of(rival)}" for rival in rivals)], lines, note)
 
@@ -153,7 +156,10 @@ def _settings(records: Mapping[str, Record], group: str) -> str:
         seeds = f"{len(reached)}" + (f" ({diverged} diverged)" if diverged else "")
         lines.append([setting, _mean(reached), _signed(difference), error, seeds])
     head = ["", f"{split} top-1 %", "difference", "reconstruction's relative error", "seeds"]
-    note = "Factor Transfer, mean ± 95 % interval over the seeds, paired; bold where the interval excludes zero."
+    note = (
+        "Factor Transfer, mean ± 95 % interval over the seeds, paired; bold where the interval, which is "
+        "not corrected for the number of settings, excludes zero."
+    )
     return _table(head, lines, note)
 
 

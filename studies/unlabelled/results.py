@@ -31,22 +31,24 @@ In words:
 
 - **Few labels and a strong teacher**: with 600 labels of Fashion-MNIST, and a teacher that has learned from all labels,
   the images without labels help each method. *Factor Transfer + KD* makes the student as good as a student alone that
-  has all 60,000 labels. On CIFAR-10 with 5,000 labels, *KD* and *Factor Transfer + KD* make it better than that.
+  has all 60,000 labels. On CIFAR-10 with 5,000 labels, *KD* and *Factor Transfer + KD* make the student better than a
+  student alone that has all 50,000.
 - **Few labels for the teacher, too**: with 600 labels, the images without labels help each method as well. With *KD* or
-  the sum, the student becomes better than the large teacher that has the same labels. With 3,000 labels, the sum
-  reaches its teacher, and the images without labels change it by no more than the seeds do.
+  *Factor Transfer + KD*, the student becomes better than the large teacher, which has the same labels. With 3,000
+  labels, *Factor Transfer + KD* reaches its teacher, with and without the other images.
 - **More labels**: with 3,000 labels and a teacher that has learned from all, *Factor Transfer + KD* is as good with the
-  labelled images alone. The images without labels change it, *KD* and *AT* by less than the seeds do.
-- **Factor Transfer alone** is better without the images that have no labels, but for the cases of 600 labels. Its term
-  teaches the features alone, and the classifier learns from the few labelled images of each batch. So combine it with a
-  term of the logits, such as `factor+kd`, where most images have no labels.
+  labelled images alone. The images without labels make no measurable difference to it, to *KD* and to *AT*.
+- **Factor Transfer alone** gains from the images without labels where there are 600 labels. In the three other cases it
+  loses by them: its term teaches the features alone, and the classifier learns from the few labelled images of each
+  batch. So combine it with KD (`factor+kd`) where most images have no labels.
 
     python studies/unlabelled/study.py run --fashion-mnist FOLDER --cifar10 FOLDER    # trains what this page shows
     python studies/unlabelled/study.py report                                         # writes it from the records
 
 Figures are top-1 in percent on the 10,000 test images: mean and 95 % interval over the seeds. Differences are paired by
 seed. *Gap closed* compares with a student alone that has all labels: 0 % is the student alone with few labels, 100 % is
-the student alone with all of them. All students take about the same number of steps of 128 images. No test image and no
+the student alone with all of them. All students take about the same number of steps of 128 images. The student alone
+never uses images without labels; its two figures are of two trainings on the labelled images. No test image and no
 label of an unlabelled image had any influence on a training or a setting, and no setting was tuned here.
 
 ![Top-1 of each method with and without unlabelled images]({PICTURE})

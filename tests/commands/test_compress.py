@@ -261,8 +261,8 @@ def test_pictures_without_labels_join_the_training(pictures: Path, run: Run, qui
     result = compressed(run, *more)
     for words in (
         "40 unlabelled images (",
-        "(beta = 100), which also uses the 40 pictures without labels",
-        "student-factor-seed0  each batch has ",
+        "Transfer (beta = 100), KD (alpha = 0.5, temperature = 2), which also use the 40 pictures without labels",
+        "student-factor+kd-seed0  each batch has ",
     ):
         assert words in result.out, result.out
     text = Path("compressed/pictures/compress.toml").read_text()
@@ -317,7 +317,9 @@ def test_fewer_images_are_trained_with_a_stronger_weight_decay() -> None:
 
 def test_kd_is_added_for_many_images() -> None:
     assert choose_transfer(1080) == {"factor": {"beta": 100}}
-    assert list(choose_transfer(50_000)) == ["factor", "kd"]
+    assert list(choose_transfer(50_000)) == list(choose_transfer(300, 400)) == ["factor", "kd"]
+    assert list(choose_transfer(300, 300)) == ["factor"]
+    assert choose_transfer(300, 5_000)["factor"] == choose_transfer(5_300)["factor"]
 
 
 def test_the_last_batch_is_as_full_as_can_be() -> None:

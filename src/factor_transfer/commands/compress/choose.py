@@ -53,6 +53,10 @@ _TRANSFERS: tuple[tuple[float, dict[str, dict[str, float]]], ...] = (
     (20_000, {"factor": {"beta": 300}}),
     (math.inf, {"factor": {"beta": 500}, "kd": {"alpha": 0.9, "temperature": 4}}),
 )
+# KD, which is added where most images have no labels, see studies/unlabelled. With 360 labelled images of Fashion-MNIST
+# and 2,600 without labels, it added +0.97 ± 0.60 points to Factor Transfer on 2,500 other training images; an alpha of
+# 0.9 and a temperature of 4 added +0.64 ± 1.38 (three seeds, 95 % intervals).
+_KD = {"alpha": 0.5, "temperature": 2}
 
 # The sizes that images may be scaled to, largest first, by device type.
 _SIZES = {"cpu": (64, 32), "cuda": (224, 128, 64, 32)}
@@ -218,9 +222,15 @@ def choose_batch_size(images: int, device: str) -> int:
     return max(candidates, key=lambda size: ((images % size or size) / size, -size))
 
 
-def choose_transfer(images: int) -> Mapping[str, Mapping[str, float]]:
-    """The terms for a number of training images, and their settings."""
-    return next(terms for limit, terms in _TRANSFERS if images < limit)
+def choose_transfer(labelled: int, unlabelled: int = 0) -> Mapping[str, Mapping[str, float]]:
+    """The terms for a number of training images, and their settings.
+
+    Args:
+        labelled: the number of images with labels.
+        unlabelled: the number of images without labels.
+    """
+    terms = next(terms for limit, terms in _TRANSFERS if labelled + unlabelled < limit)
+    return {**terms, "kd": terms.get("kd", _KD)} if unlabelled > labelled else terms
 
 
 def _with_stem(network: ChosenNetwork, size: int) -> ChosenNetwork:

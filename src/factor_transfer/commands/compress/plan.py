@@ -154,7 +154,7 @@ def make_plan(request: Request, run: str, exporter: Exporter | None, began: floa
     candidates = sizes(pictures, device, teacher)
     for size in candidates:
         networks = choose_networks(size, device, teacher, student)
-        choice = Choice(size, *networks, batch_size, choose_transfer(pictures.training + pictures.unlabelled))
+        choice = Choice(size, *networks, batch_size, choose_transfer(pictures.training, pictures.unlabelled))
         draft = recipe_text(request.command(), [], pictures, choice, _ONE, shifted=True, device=device)
         measured = measuring.measure(draft, pictures, exporter)
         spent_s = time.perf_counter() - began
@@ -195,7 +195,8 @@ def _lines(
         f"{name_of(term)} ({', '.join(f'{key} = {value:g}' for key, value in settings.items())})"
         for term, settings in choice.transfer.items()
     )
-    also = f", which also uses the {pictures.unlabelled:,} pictures without labels" if pictures.unlabelled else ""
+    use = "use" if len(choice.transfer) > 1 else "uses"
+    also = f", which also {use} the {pictures.unlabelled:,} pictures without labels" if pictures.unlabelled else ""
     seconds = {name: value for name, value in epochs.seconds(costs).items() if value}
     planned = f"{(spent_s + sum(seconds.values())) / 60:.1f}"
     counts = {"teacher": epochs.teacher, "paraphraser": epochs.paraphraser}
