@@ -13,6 +13,7 @@ import report
 import runner
 import study
 from cifar_files import write_cifar10
+from factor_transfer.config.presets import PRESETS
 from factor_transfer.config.read import read_recipe
 from factor_transfer.files import sha256
 from factor_transfer.pipeline.weights import zoo
@@ -58,6 +59,18 @@ def test_a_piece_is_a_valid_recipe(name: str) -> None:
         assert recipe.teacher.epochs is None
     if piece.start:
         assert getattr(recipe, piece.stage).epochs
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_other_implementations_train_the_paraphraser_as_their_preset_does(preset: str, tmp_path: Path) -> None:
+    path = tmp_path / "of-the-preset.toml"
+    networks = '[teacher]\nmodel = "resnet20"\nepochs = 1\n[student]\nmodel = "resnet8"\n'
+    path.write_text(f'preset = "{preset}"\n[data]\nname = "cifar10"\n{networks}')
+    piece = PLAN[f"implementations/{preset}-seed0"]
+    found = read_recipe(piece.recipe, runner.settings(piece)).paraphraser
+    expected = read_recipe(path).paraphraser
+    same = ("optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "epochs", "reconstruction")
+    assert [getattr(found, key) for key in same] == [getattr(expected, key) for key in same]
 
 
 def test_settings_are_compared_on_validation_images_alone() -> None:

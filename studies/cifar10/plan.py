@@ -166,7 +166,9 @@ def _implementations() -> Iterator[Piece]:
 
     for name in ("authors", "torchdistill", "repdistiller", "mmrazor"):
         preset = PRESETS[name]
-        changes = [f"paraphraser.{key}={_toml(value)}" for key, value in preset.get("paraphraser", {}).items()]
+        # What a preset leaves out has its usual default there; this recipe has other values.
+        changes = ["paraphraser.optimizer=sgd", "paraphraser.weight_decay=5e-4", "paraphraser.schedule=constant"]
+        changes += [f"paraphraser.{key}={_toml(value)}" for key, value in preset.get("paraphraser", {}).items()]
         changes += [f"transfer.factor.{key}={_toml(value)}" for key, value in preset["transfer"]["factor"].items()]
         sides = [side for side in ("teacher", "student") if "tap" in preset.get(side, {})]
         changes += [f"{side}.tap={preset[side]['tap']}" for side in sides]
