@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import shares
 from cases import DATA_SETS, Case, DataSet
 from factor_transfer.files import read_json
 from factor_transfer.report.confidence import as_estimate, estimate
@@ -81,6 +82,7 @@ def made_from(cases: Sequence[Case], records: Path = HERE / "records") -> dict[P
             sections.append(_reference(data, reference))
         sections += [_section(group, found, reference) for group in ordered]
         groups += ordered
+    sections.append(shares.section())
     by_name = {case.name: case for case in cases}
 
     def filled(place: re.Match[str]) -> str:
