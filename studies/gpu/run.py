@@ -26,11 +26,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unlabelled"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar10"))
-
 
 import record as unlabelled
 from cases import CASES
@@ -137,14 +137,10 @@ def train(out: Path, find: Callable[[], Iterable[Task]], minutes: float, jobs: i
     running: dict[Task, subprocess.Popen[bytes]] = {}
     with shared_gpu() as service:
         while True:
-            for task in [task for task, process in running.items() if process.poll() is not None]:
-                code = running.pop(task).returncode
-                print(f"{time.monotonic() - began:4.0f} s  {task.name}: exit code {code}", flush=True)
-                collect(out / "results.tar")
             left = minutes - (time.monotonic() - began) / 60
             # A task is started only if there is time to train something.
-            found = [task for task in find() if task.name not in started] if left > 0.5 and len(running) < jobs else []
-            for task in found[: jobs - len(running)]:
+            found = (task for task in find() if task.name not in started) if left > 0.5 else iter(())
+            for task in islice(found, jobs - len(running)):
                 started.add(task.name)
                 words = [sys.executable, *task.words, "--minutes", str(left)]
                 environment = os.environ | service | {"OMP_NUM_THREADS": "2"}
@@ -152,7 +148,13 @@ def train(out: Path, find: Callable[[], Iterable[Task]], minutes: float, jobs: i
                     running[task] = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=environment)
             if not running:
                 break
-            time.sleep(1)
+            # Until a task ends, no place becomes free, and no other task can be run.
+            while not (ended := [task for task, process in running.items() if process.poll() is not None]):
+                time.sleep(1)
+            for task in ended:
+                code = running.pop(task).returncode
+                print(f"{time.monotonic() - began:4.0f} s  {task.name}: exit code {code}", flush=True)
+            collect(out / "results.tar")
 
 
 @contextmanager

@@ -4,10 +4,11 @@ import csv
 from pathlib import Path
 
 from factor_transfer.report.confidence import estimate
+from factor_transfer.report.names import name_of
 
 RECORDS = Path(__file__).parent / "records" / "shares"
 
-_METHODS = {"factor": "Factor Transfer", "factor+kd": "Factor Transfer + KD"}
+_METHODS = ("factor", "factor+kd")
 _HEAD = """## How many images of a batch have labels
 
 By default, labelled and unlabelled images have the shares of a batch that they have of all images, but at least 8
@@ -24,15 +25,15 @@ This is the row of 2,700 labels and 8 images per batch. The others have `data.la
 `student.unlabelled_share=0.5 student.epochs=2`. *Factor Transfer*, whose classifier learns from labelled images alone,
 has higher means with half. For *Factor Transfer + KD*, it makes no measurable difference.
 
-| labels | labelled images per batch of 128 | seeds | Factor Transfer | Factor Transfer + KD |
-| ---: | ---: | ---: | ---: | ---: |
 """
 
 
 def section() -> str:
     """The section with its table; each file has the name ``<labels>-<labelled images per batch>.csv``."""
     found = sorted(RECORDS.glob("*.csv"), key=lambda path: [int(number) for number in path.stem.split("-")])
-    return _HEAD + "".join(f"{_row(path)}\n" for path in found)
+    columns = ["labels", "labelled images per batch of 128", "seeds", *map(name_of, _METHODS)]
+    lines = [f"| {' | '.join(columns)} |", f"|{' ---: |' * len(columns)}", *map(_row, found)]
+    return _HEAD + "".join(f"{line}\n" for line in lines)
 
 
 def _row(path: Path) -> str:
